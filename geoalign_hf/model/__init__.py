@@ -1,0 +1,1 @@
+"""The room that ships: these files are copied beside the weights and need torch and transformers alone."""

@@ -1,0 +1,368 @@
+# Copyright 2026 The geoalign_hf authors. Licensed under the Apache License, Version 2.0.
+"""All arithmetic on regions: convert between forms, check, weigh the patches, pool.
+
+A region is an axis-aligned box, an oriented box (four corners) or a mask. Whatever its form, it
+becomes one row of non-negative weights over the h x w patches that sums to 1, and its features are
+that row times the patch features: one matrix product for all regions of all images.
+
+Frames: `boxes` and `quads` are pixels of the image as given; `region_boxes`, `region_quads` and
+`region_coverage` are shares of `pixel_values`. Origin top left, y downward, half open.
+"""
+
+import math
+
+import torch
+
+SMALLEST_SIDE = 1e-6  # of the image: a side that float32 rounding has closed is opened again to this
+
+
+def xywh_to_xyxy(boxes: torch.Tensor) -> torch.Tensor:
+    """Convert COCO's x, y, width, height into two corners.
+
+    Args:
+        boxes: (..., 4).
+
+    Returns:
+        (..., 4), xyxy.
+
+    Example:
+        >>> xywh_to_xyxy(torch.tensor([10.0, 20.0, 30.0, 5.0]))
+        tensor([10., 20., 40., 25.])
+    """
+    return torch.cat([boxes[..., :2], boxes[..., :2] + boxes[..., 2:]], dim=-1)
+
+
+def xyxy_to_quads(boxes: torch.Tensor) -> torch.Tensor:
+    """Write a box as its four corners, clockwise from the top left.
+
+    Args:
+        boxes: (..., 4), xyxy.
+
+    Returns:
+        (..., 4, 2), each corner x, y.
+
+    Example:
+        >>> xyxy_to_quads(torch.tensor([0, 0, 2, 1])).tolist()
+        [[0, 0], [2, 0], [2, 1], [0, 1]]
+    """
+    return boxes[..., [0, 1, 2, 1, 2, 3, 0, 3]].unflatten(-1, (4, 2))
+
+
+def quads_to_xyxy(quads: torch.Tensor) -> torch.Tensor:
+    """Take the smallest axis-aligned box round four corners.
+
+    Args:
+        quads: (..., 4, 2).
+
+    Returns:
+        (..., 4), xyxy.
+
+    Example:
+        >>> quads_to_xyxy(torch.tensor([[1, 0], [2, 1], [1, 2], [0, 1]])).tolist()
+        [0, 0, 2, 2]
+    """
+    return torch.cat([quads.amin(dim=-2), quads.amax(dim=-2)], dim=-1)
+
+
+def check_boxes(
+    boxes: torch.Tensor, width: int, height: int, name: str = "boxes", clip: bool = True
+) -> torch.Tensor:
+    """Refuse boxes that are no boxes of this image, and cut the rest at its edge.
+
+    Args:
+        boxes: (R, 4), xyxy pixels of the image.
+        width: of the image, in pixels.
+        height: of the image, in pixels.
+        name: what to call the boxes in a message.
+        clip: cut a box that is partly outside; False refuses it.
+
+    Returns:
+        (R, 4), float64, inside the image.
+
+    Raises:
+        ValueError: if a box is not finite, empty, wholly outside or (`clip=False`) partly outside.
+
+    Example:
+        >>> check_boxes(torch.tensor([[-5.0, 0.0, 10.0, 10.0]]), width=20, height=20).tolist()
+        [[0.0, 0.0, 10.0, 10.0]]
+    """
+    boxes = boxes.double()
+    limit = torch.tensor([width, height, width, height], dtype=torch.float64)
+    inside = torch.minimum(boxes.clamp(min=0), limit)
+    for r, (box, cut) in enumerate(zip(boxes.tolist(), inside.tolist(), strict=True)):
+        place = f"{name}[{r}] = {box}"
+        if not all(map(math.isfinite, box)):
+            raise ValueError(
+                f"{place} is not finite. Boxes are four numbers, xyxy pixels; leave this one out."
+            )
+        for low, high, axis in ((0, 2, "x"), (1, 3, "y")):
+            if box[high] <= box[low]:
+                raise ValueError(
+                    f"{place} has {axis}1 <= {axis}0. Boxes are xyxy pixels of the image as given; "
+                    "convert COCO boxes with xywh_to_xyxy first."
+                )
+            if cut[high] <= cut[low]:
+                raise ValueError(
+                    f"{place} lies wholly outside its image of {width} x {height} pixels (width x height). "
+                    "Boxes are xyxy pixels of the image as given, before any resizing; leave this one out."
+                )
+        if not clip and box != cut:
+            raise ValueError(
+                f"{place} reaches outside its image of {width} x {height} pixels (width x height). "
+                "Cut it, or allow cutting with clip=True."
+            )
+    return inside
+
+
+def check_quads(
+    quads: torch.Tensor, width: int, height: int, name: str = "quads", clip: bool = True
+) -> torch.Tensor:
+    """Refuse quads that are no oriented boxes of this image.
+
+    A quad partly outside stays as it is: only what is inside the image is weighed.
+
+    Args:
+        quads: (R, 4, 2), pixels of the image, corners going round in either sense.
+        width: of the image, in pixels.
+        height: of the image, in pixels.
+        name: what to call the quads in a message.
+        clip: allow a quad to be partly outside; False refuses it.
+
+    Returns:
+        (R, 4, 2), float64.
+
+    Raises:
+        ValueError: if a quad is not finite, its sides cross, it has no area, or it is outside the image.
+
+    Example:
+        >>> square = torch.tensor([[[0, 0], [4, 0], [4, 4], [0, 4]]])
+        >>> check_quads(square, width=8, height=8).shape
+        torch.Size([1, 4, 2])
+    """
+    quads = quads.double()
+    for r, quad in enumerate(quads.tolist()):
+        place = f"{name}[{r}] = {quad}"
+        if not all(math.isfinite(number) for corner in quad for number in corner):
+            raise ValueError(
+                f"{place} is not finite. Quads are four corners x, y in pixels; leave this one out."
+            )
+        if not _is_simple(quad):
+            raise ValueError(
+                f"{place} has no area or sides that cross. "
+                "Quads are four corners x, y in pixels, going round."
+            )
+    check_boxes(quads_to_xyxy(quads), width, height, f"the box round {name}", clip)
+    scaled = quads / torch.tensor([width, height], dtype=torch.float64)
+    for r, share in enumerate(_cover_by_quads(scaled, (1, 1)).flatten().tolist()):
+        if share <= 0:
+            raise ValueError(
+                f"{name}[{r}] = {quads[r].tolist()} lies wholly outside its image of "
+                f"{width} x {height} pixels (width x height), though the box round it does not. Leave it out."
+            )
+    return quads
+
+
+def _is_simple(quad: list[list[float]]) -> bool:
+    def turn(a, b, c):
+        return (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])
+
+    def cross(a, b, c, d):
+        return turn(a, b, c) * turn(a, b, d) < 0 and turn(c, d, a) * turn(c, d, b) < 0
+
+    a, b, c, d = quad
+    area = turn(a, b, c) + turn(a, c, d)
+    longest = max(max(numbers) - min(numbers) for numbers in zip(*quad, strict=True))
+    # Thinner than this is a line but for rounding.
+    return abs(area) > SMALLEST_SIDE * longest**2 and not cross(a, b, c, d) and not cross(b, c, d, a)
+
+
+def weigh_boxes(region_boxes: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """Give the weights whose product with the patch features is their mean over each box.
+
+    The patch features are read as a bilinear surface through the patches' centres, held constant
+    from the outermost centres to the edge, and averaged over the box exactly: what RoIAlign with one
+    bin tends to for many samples. The integral is separable: weights in y times weights in x. A box
+    smaller than a patch therefore still gets features of its own.
+
+    Args:
+        region_boxes: (..., 4), xyxy in [0, 1]. Padding rows may hold any valid box.
+        grid: (h, w), the number of patches down and across.
+
+    Returns:
+        (..., h * w), float32 or float64, non-negative, each row sums to 1.
+
+    Source:
+        RoIAlign, https://arxiv.org/abs/1703.06870, section 3, in the limit of many samples.
+
+    Example:
+        >>> weigh_boxes(torch.tensor([[0.0, 0.0, 0.5, 1.0]]), grid=(1, 2))
+        tensor([[0.8750, 0.1250]])
+    """
+    x0, y0, x1, y1 = _float(region_boxes).unbind(-1)
+    down = _weigh_intervals(y0, y1, grid[0])  # (..., h)
+    across = _weigh_intervals(x0, x1, grid[1])  # (..., w)
+    return (down.unsqueeze(-1) * across.unsqueeze(-2)).flatten(-2)
+
+
+def _weigh_intervals(start: torch.Tensor, stop: torch.Tensor, num_patches: int) -> torch.Tensor:
+    """Integrate the hat function of each patch over [start, stop], divided by the length."""
+    middle, half = (start + stop) / 2, ((stop - start) / 2).clamp(min=SMALLEST_SIDE / 2)
+    start, stop = (middle - half) * num_patches, (middle + half) * num_patches
+    start, stop = start.unsqueeze(-1), stop.unsqueeze(-1)  # (..., 1)
+    # One patch more on either side, which later adds its weight to the outermost real one.
+    centers = torch.arange(-1, num_patches + 1, dtype=start.dtype, device=start.device) + 0.5
+    weights = 0
+    for low, high in ((centers - 1, centers), (centers, centers + 1)):  # the hat's rise and its fall
+        left, right = torch.maximum(start, low), torch.minimum(stop, high)
+        # A linear function's integral is its value in the middle times the length: no cancellation.
+        weights = weights + (right - left).clamp(min=0) * (1 - ((left + right) / 2 - centers).abs())
+    weights = weights / (stop - start)
+    inner = weights[..., 1:-1].clone()
+    inner[..., 0] += weights[..., 0]
+    inner[..., -1] += weights[..., -1]
+    return inner
+
+
+def weigh_quads(region_quads: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """Give each patch's share of the area of an oriented box, in closed form.
+
+    Any four corners that go round without crossing are allowed, in either sense, also partly outside.
+
+    Args:
+        region_quads: (..., 4, 2), corners x, y in [0, 1].
+        grid: (h, w), the number of patches down and across.
+
+    Returns:
+        (..., h * w), float32 or float64, non-negative, each row sums to 1.
+
+    Source:
+        Green's theorem: the area of a polygon below Y is the signed sum over its edges of the
+        integral of min(y, Y) over x.
+
+    Example:
+        >>> diamond = torch.tensor([[[0.5, 0.0], [1.0, 0.5], [0.5, 1.0], [0.0, 0.5]]])
+        >>> weigh_quads(diamond, grid=(2, 2))
+        tensor([[0.2500, 0.2500, 0.2500, 0.2500]])
+    """
+    quads = _float(region_quads)
+    cover = _cover_by_quads(quads, grid)
+    # Where float32 rounding has left no area inside the image, the box round the quad stands in for it.
+    is_closed = cover.sum(dim=-1, keepdim=True) <= 0
+    around = weigh_boxes(quads_to_xyxy(quads).clamp(0, 1), grid)
+    return torch.where(is_closed, around, _normalize_weights(cover))
+
+
+def _cover_by_quads(region_quads: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """Area of every grid cell inside each quad, in cells: (..., h * w)."""
+    h, w = grid
+    corners = region_quads * torch.tensor([w, h], dtype=region_quads.dtype, device=region_quads.device)
+    column = torch.arange(w, dtype=corners.dtype, device=corners.device)
+    row = torch.arange(h, dtype=corners.dtype, device=corners.device).unsqueeze(-1)  # (h, 1)
+    signed = 0
+    for k in range(4):  # edge by edge: the same in one tensor takes twice as long
+        x0, y0 = corners[..., k, :, None].unbind(-2)  # (..., 1)
+        x1, y1 = corners[..., (k + 1) % 4, :, None].unbind(-2)
+        left, right = x0.clamp(column, column + 1), x1.clamp(column, column + 1)  # (..., w)
+        # A vertical edge has no extent in x and adds nothing.
+        slope = (y1 - y0) / torch.where(x0 == x1, 1, x1 - x0)
+        y_left, y_right = y0 + (left - x0) * slope, y0 + (right - x0) * slope
+        low = torch.minimum(y_left, y_right).unsqueeze(-2) - row  # (..., h, w), seen from each row's top
+        high = torch.maximum(y_left, y_right).unsqueeze(-2) - row
+        # How far the edge's piece lies below the top of the row on average, between 0 and 1.
+        signed = signed + _mean_clamped(low, high) * (right - left).unsqueeze(-2)
+    return signed.sum(dim=(-2, -1), keepdim=True).sign().mul(signed).clamp(min=0).flatten(-2)
+
+
+def _mean_clamped(low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+    """Mean of clamp(y, 0, 1) for y spread evenly over [low, high]."""
+    span = (high - low).clamp(min=torch.finfo(low.dtype).tiny)
+    inner_low, inner_high = low.clamp(0, 1), high.clamp(0, 1)
+    # Where the span is nothing the piece is level and all of it lies at `low`.
+    inside = (inner_high - inner_low) / span
+    above = (high - 1).clamp(min=0).minimum(span) / span
+    level = high - low < 1e-12
+    return torch.where(level, inner_low, inside * (inner_low + inner_high) / 2 + above)
+
+
+def weigh_masks(region_coverage: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """Give each patch's share of a mask.
+
+    Args:
+        region_coverage: (..., H, W), how much of each pixel of `pixel_values` the region covers, 0 to 1.
+        grid: (h, w), the number of patches down and across; H and W are multiples of them.
+
+    Returns:
+        (..., h * w), float32 or float64, each row sums to 1; an empty mask (padding) gives zeros.
+
+    Example:
+        >>> weigh_masks(torch.tensor([[1.0, 1.0, 0.0, 1.0]]), grid=(1, 2))
+        tensor([0.6667, 0.3333])
+    """
+    coverage = _float(region_coverage)
+    h, w = grid
+    patches = coverage.unflatten(-1, (w, -1)).unflatten(-3, (h, -1))  # (..., h, p, w, p)
+    return _normalize_weights(patches.sum(dim=(-3, -1)).flatten(-2))
+
+
+def masks_to_coverage(masks: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Resample masks to another size by area: how much of each new pixel is covered.
+
+    Args:
+        masks: (R, H, W), bool, pixels of the image.
+        size: (height, width) of the result.
+
+    Returns:
+        (R, height, width), float32 in [0, 1].
+
+    Example:
+        >>> masks_to_coverage(torch.tensor([[[True, False, True]]]), size=(1, 2))
+        tensor([[[0.6667, 0.6667]]])
+    """
+    down = _overlap_pixels(masks.shape[-2], size[0])  # (height, H)
+    across = _overlap_pixels(masks.shape[-1], size[1])  # (width, W)
+    return down @ masks.float() @ across.T
+
+
+def _overlap_pixels(num_old: int, num_new: int) -> torch.Tensor:
+    """Share of each new pixel that each old one fills: (num_new, num_old), rows sum to 1."""
+    old = torch.arange(num_old, dtype=torch.float64)
+    start = torch.arange(num_new, dtype=torch.float64).unsqueeze(-1) * num_old / num_new
+    stop = start + num_old / num_new
+    overlap = (torch.minimum(stop, old + 1) - torch.maximum(start, old)).clamp(min=0)
+    return (overlap / overlap.sum(dim=-1, keepdim=True)).float()
+
+
+def pool_regions(features: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Average patch features inside each region.
+
+    Args:
+        features: (B, h * w, D), one vector per patch, row by row.
+        weights: (B, R, h * w), of `weigh_boxes`, `weigh_quads` or `weigh_masks`.
+
+    Returns:
+        (B, R, D), in the type of `features`, not of unit length.
+
+    Raises:
+        ValueError: if the two differ in the number of images or patches.
+
+    Example:
+        >>> left_dark = torch.tensor([[[0.0], [1.0]]])  # one image, 1 x 2 patches, D = 1
+        >>> halves = weigh_boxes(torch.tensor([[[0.0, 0.0, 0.25, 1.0], [0.75, 0.0, 1.0, 1.0]]]), grid=(1, 2))
+        >>> pool_regions(left_dark, halves)
+        tensor([[[0.],
+                 [1.]]])
+    """
+    if features.shape[0] != weights.shape[0] or features.shape[1] != weights.shape[-1]:
+        raise ValueError(
+            f"features of {features.shape[0]} images with {features.shape[1]} patches do not fit weights for "
+            f"{weights.shape[0]} images with {weights.shape[-1]} patches. Make the weights for this grid."
+        )
+    return weights.to(features.dtype) @ features
+
+
+def _normalize_weights(weights: torch.Tensor) -> torch.Tensor:
+    return weights / weights.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
+
+
+def _float(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()

@@ -1,0 +1,35 @@
+"""GeoAlignCLIPConfig: what the model is."""
+
+import json
+
+import pytest
+from huggingface_hub.errors import StrictDataclassError
+
+from geoalign_hf import GeoAlignCLIPConfig
+
+
+def test_a_saved_config_loads_with_every_field_as_it_was(tmp_path):
+    config = GeoAlignCLIPConfig(dense_mode="value", projection_dim=48, vision_config={"patch_size": 8})
+    config.save_pretrained(tmp_path)
+    loaded = GeoAlignCLIPConfig.from_pretrained(tmp_path)
+    assert loaded.to_dict() == config.to_dict()
+    assert loaded.vision_config.patch_size == 8
+
+
+def test_an_unknown_dense_mode_is_refused_at_construction():
+    message = r"dense_mode is 'first'; it must be one of \('last', 'value'\)\."
+    with pytest.raises(StrictDataclassError, match=message):
+        GeoAlignCLIPConfig(dense_mode="first")
+
+
+@pytest.mark.parametrize("field, value", [("dense_mode", 3), ("initializer_range", "wide")])
+def test_a_field_of_the_wrong_type_is_refused_at_construction(field, value):
+    with pytest.raises(StrictDataclassError, match=field):
+        GeoAlignCLIPConfig(**{field: value})
+
+
+def test_where_the_class_is_installed_no_remote_pipeline_code_is_asked_for(tmp_path):
+    GeoAlignCLIPConfig().save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"custom_pipelines": {"task": {}}}))
+    assert not hasattr(GeoAlignCLIPConfig.from_pretrained(tmp_path), "custom_pipelines")

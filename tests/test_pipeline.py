@@ -1,0 +1,152 @@
+"""The pipelines: ours for regions, and the stock ones on our model."""
+
+import re
+
+import pytest
+import torch
+from transformers import AutoModel, AutoProcessor, CLIPModel, CLIPProcessor, pipeline
+
+TASK = "zero-shot-region-classification"
+CONCEPTS = ["airplane", "ship", "storage tank"]
+
+
+@pytest.fixture(scope="module")
+def classify(folder):
+    """The region pipeline, loaded from the saved folder."""
+    return pipeline(TASK, model=str(folder))
+
+
+def test_scores_are_those_of_the_model_sorted_and_summing_to_one(classify, built, toy_rows):
+    model, processor = built
+    row = toy_rows[0]
+    answers = classify(row["image"], boxes=row["boxes"], candidate_concepts=CONCEPTS)
+    batch = processor(images=row["image"], boxes=[row["boxes"]], return_tensors="pt")
+    with torch.no_grad():
+        concept_embeds = model.embed_concepts(**processor.tokenize_concepts(CONCEPTS))
+        cosines = model.embed_regions(**batch)[0] @ concept_embeds.T
+        expected = (cosines * model.region_scale()).softmax(dim=-1)
+    assert [answer[0]["box"] for answer in answers] == row["boxes"]
+    for answer, scores in zip(answers, expected, strict=True):
+        assert {entry["label"] for entry in answer} == set(CONCEPTS)
+        found = {entry["label"]: entry["score"] for entry in answer}
+        assert [found[concept] for concept in CONCEPTS] == pytest.approx(scores.tolist(), abs=1e-6)
+        assert [entry["score"] for entry in answer] == sorted(found.values(), reverse=True)
+        assert sum(found.values()) == pytest.approx(1)
+
+
+def test_one_image_many_images_batches_and_streams_answer_alike(classify, toy_rows):
+    images = [row["image"] for row in toy_rows[:5]]
+    boxes = [row["boxes"] for row in toy_rows[:4]] + [[]]
+    alone = [
+        classify(image, boxes=image_boxes, candidate_concepts=CONCEPTS)
+        for image, image_boxes in zip(images, boxes, strict=True)
+    ]
+    stream = (
+        {"image": image, "boxes": image_boxes} for image, image_boxes in zip(images, boxes, strict=True)
+    )
+    ways = {
+        "list": classify(images, boxes=boxes, candidate_concepts=CONCEPTS),
+        "batches": classify(images, boxes=boxes, candidate_concepts=CONCEPTS, batch_size=2),
+        "stream": list(classify(stream, candidate_concepts=CONCEPTS, batch_size=3)),
+    }
+    for way, answers in ways.items():
+        assert [len(answer) for answer in answers] == [len(image_boxes) for image_boxes in boxes], way
+        for answer, expected in zip(answers, alone, strict=True):
+            for entries, wanted in zip(answer, expected, strict=True):
+                assert [entry["box"] for entry in entries] == [entry["box"] for entry in wanted]
+                found = {entry["label"]: entry["score"] for entry in entries}
+                assert found == pytest.approx({entry["label"]: entry["score"] for entry in wanted}, abs=1e-5)
+
+
+def test_top_k_keeps_the_best(classify, toy_rows):
+    row = toy_rows[1]
+    inputs = {"boxes": row["boxes"], "candidate_concepts": CONCEPTS}
+    every = classify(row["image"], **inputs)
+    assert classify(row["image"], **inputs, top_k=2) == [answer[:2] for answer in every]
+
+
+def test_templates_change_the_scores(classify, toy_rows):
+    row = toy_rows[0]
+    inputs = {"boxes": row["boxes"][:1], "candidate_concepts": CONCEPTS}
+    usual = classify(row["image"], **inputs)[0]
+    other = classify(row["image"], **inputs, templates=["{}"])[0]
+    assert {entry["score"] for entry in usual} != {entry["score"] for entry in other}
+
+
+def test_concepts_are_embedded_once_for_all_images_and_calls(classify, toy_rows, monkeypatch):
+    calls = []
+    embed_concepts = type(classify.model).embed_concepts
+
+    def count(self, *args, **kwargs):
+        calls.append(kwargs["input_ids"].shape)
+        return embed_concepts(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(classify.model), "embed_concepts", count)
+    images, boxes = [row["image"] for row in toy_rows], [row["boxes"] for row in toy_rows]
+    for _ in range(2):
+        classify(images, boxes=boxes, candidate_concepts=["pier", "road"])
+    assert [shape[0] for shape in calls] == [2]
+
+
+@pytest.mark.parametrize(
+    "inputs, message",
+    [
+        ({}, "no candidate_concepts are given. Pass a list of at least one name."),
+        (
+            {"candidate_concepts": CONCEPTS, "threshold": 1},
+            "unknown arguments ['threshold']. This pipeline takes boxes, candidate_concepts, templates, "
+            "top_k, timeout and batch_size.",
+        ),
+    ],
+)
+def test_a_call_that_cannot_be_answered_is_refused(classify, toy_rows, inputs, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        classify(toy_rows[0]["image"], boxes=toy_rows[0]["boxes"], **inputs)
+
+
+def test_boxes_for_another_number_of_images_are_refused(classify, toy_rows):
+    message = (
+        "boxes are given for 1 images, but there are 2 images. "
+        "Give one list per image, an empty one where there are no regions."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        classify([toy_rows[0]["image"]] * 2, boxes=[[]], candidate_concepts=CONCEPTS)
+
+
+def test_an_image_without_boxes_is_refused(classify, toy_rows):
+    message = (
+        "expected an image with its boxes, found Image. "
+        'Pass boxes=..., or images as {"image": ..., "boxes": [...]}.'
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        classify(toy_rows[0]["image"], candidate_concepts=CONCEPTS)
+
+
+def test_the_stock_zero_shot_pipeline_answers_as_for_clip(folder, built, toy_rows, tmp_path):
+    CLIPModel.from_pretrained(folder).save_pretrained(tmp_path)
+    CLIPProcessor(built[1].image_processor, built[1].tokenizer).save_pretrained(tmp_path)
+    images, labels = [row["image"] for row in toy_rows[:3]], ["airplane", "ship", "road"]
+    ours = pipeline("zero-shot-image-classification", model=str(folder))(images, candidate_labels=labels)
+    clips = pipeline("zero-shot-image-classification", model=str(tmp_path))(images, candidate_labels=labels)
+    for our_answer, clip_answer in zip(ours, clips, strict=True):
+        found = {entry["label"]: entry["score"] for entry in our_answer}
+        assert found == pytest.approx({entry["label"]: entry["score"] for entry in clip_answer}, abs=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_the_stock_feature_pipeline_gives_image_embeddings(folder, built, toy_rows, batch_size):
+    model, processor = built
+    images = [row["image"] for row in toy_rows[:3]]
+    extract = pipeline("image-feature-extraction", model=str(folder), batch_size=batch_size)
+    with torch.no_grad():
+        stock = processor.image_processor(images=images, return_tensors="pt")
+        features = model.get_image_features(**stock).pooler_output
+    embeds = torch.nn.functional.normalize(features, dim=-1)
+    torch.testing.assert_close(torch.tensor(extract(images)).squeeze(1), embeds, atol=1e-6, rtol=1e-5)
+    pooled = torch.tensor(extract(images, pool=True)).squeeze(1)
+    torch.testing.assert_close(pooled, features, atol=1e-6, rtol=1e-5)
+
+
+def test_auto_classes_give_our_classes(folder):
+    assert type(AutoModel.from_pretrained(folder)).__module__.startswith("geoalign_hf.")
+    assert type(AutoProcessor.from_pretrained(folder)).__module__.startswith("geoalign_hf.")

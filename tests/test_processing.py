@@ -1,0 +1,302 @@
+"""GeoAlignCLIPProcessor: images, regions and words to tensors."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import CLIPImageProcessor
+
+from geoalign_hf import GeoAlignCLIPProcessor
+from geoalign_hf.model.processing_geoalign_clip import _resize_by_pil, _resize_by_torch, load_images
+
+
+def draw_image(width: int = 150, height: int = 100, seed: int = 0) -> Image.Image:
+    """Smooth noise: what resizing does to it shows."""
+    noise = np.random.default_rng(seed).integers(0, 255, (7, 9, 3), dtype=np.uint8)
+    return Image.fromarray(noise).resize((width, height), Image.BICUBIC)
+
+
+def refuses(message: str):
+    return pytest.raises(ValueError, match=f"^{re.escape(message)}$")
+
+
+# Regions
+
+
+def test_boxes_become_shares_of_a_non_square_image(processor):
+    batch = processor(images=draw_image(200, 100), boxes=[[[20, 30, 120, 80]]], return_tensors="pt")
+    torch.testing.assert_close(batch["region_boxes"], torch.tensor([[[0.1, 0.3, 0.6, 0.8]]]))
+
+
+def test_image_and_boxes_scaled_together_give_the_same_region_boxes(processor):
+    box = np.array([12.5, 7.25, 60.0, 44.0])
+    small = processor(images=draw_image(), boxes=[[box]], return_tensors="pt")
+    large = processor(images=draw_image(300, 200), boxes=[[2 * box]], return_tensors="pt")
+    torch.testing.assert_close(small["region_boxes"], large["region_boxes"])
+
+
+def test_a_batch_is_padded_to_its_largest_count_or_to_max_regions(processor):
+    images = [draw_image(), draw_image(80, 90), draw_image(64, 64)]
+    boxes = [[[0, 0, 50, 50]], [], [[1, 1, 9, 9], [2, 2, 30, 30]]]
+    batch = processor(images=images, boxes=boxes, return_tensors="pt")
+    assert batch["region_mask"].tolist() == [[True, False], [False, False], [True, True]]
+    assert batch["region_boxes"][1].tolist() == [[0, 0, 1, 1]] * 2
+    fixed = processor(images=images, boxes=boxes, max_regions=5, return_tensors="pt")
+    assert fixed["region_mask"].sum(dim=1).tolist() == [1, 0, 2]
+    assert fixed["region_boxes"].shape == (3, 5, 4)
+
+
+def test_no_regions_at_all_give_tensors_with_no_regions(processor):
+    batch = processor(images=[draw_image()] * 2, boxes=[[], []], return_tensors="pt")
+    assert batch["region_boxes"].shape == (2, 0, 4)
+    assert batch["region_mask"].shape == (2, 0)
+
+
+def test_a_box_partly_outside_is_cut_at_the_edge_unless_that_is_forbidden(processor):
+    inputs = {"images": draw_image(), "boxes": [[[-30, 50, 75, 130]]], "return_tensors": "pt"}
+    torch.testing.assert_close(processor(**inputs)["region_boxes"], torch.tensor([[[0, 0.5, 0.5, 1.0]]]))
+    with refuses(
+        "boxes[0][0] = [-30.0, 50.0, 75.0, 130.0] reaches outside its image of 150 x 100 pixels "
+        "(width x height). Cut it, or allow cutting with clip=True."
+    ):
+        processor(**inputs, clip_boxes=False)
+
+
+def test_quads_become_shares_of_the_image(processor):
+    quads = [[[[15, 0], [30, 10], [15, 20], [0, 10]]]]
+    batch = processor(images=draw_image(), quads=quads, return_tensors="pt")
+    expected = torch.tensor([[[[0.1, 0.0], [0.2, 0.1], [0.1, 0.2], [0.0, 0.1]]]])
+    torch.testing.assert_close(batch["region_quads"], expected)
+
+
+def test_masks_become_the_share_of_each_pixel_that_they_cover(processor):
+    masks = np.zeros((1, 100, 150), dtype=bool)
+    masks[:, :, :75] = True
+    batch = processor(images=draw_image(), masks=[masks], return_tensors="pt")
+    assert batch["region_coverage"].shape == (1, 1, 64, 64)
+    torch.testing.assert_close(batch["region_coverage"][..., :32], torch.ones(1, 1, 64, 32))
+    assert batch["region_coverage"][..., 32:].abs().max() < 1e-6
+
+
+def test_boxes_may_be_given_as_arrays_and_tensors(processor):
+    boxes = [[10, 20, 60, 70], [0, 0, 5, 5]]
+    by_list = processor(images=draw_image(), boxes=[boxes], return_tensors="pt")
+    for given in (np.array([boxes]), torch.tensor([boxes]), [np.array(boxes)], [torch.tensor(boxes).float()]):
+        batch = processor(images=draw_image(), boxes=given, return_tensors="pt")
+        torch.testing.assert_close(batch["region_boxes"], by_list["region_boxes"])
+
+
+# Images
+
+
+@pytest.mark.parametrize("resample", [Image.BICUBIC, Image.BILINEAR])
+@pytest.mark.parametrize("size", [(150, 100), (64, 64), (31, 500), (640, 427)])
+def test_the_fast_way_equals_the_stock_way_within_one_of_255(processor, size, resample):
+    image_processor = CLIPImageProcessor(
+        size={"height": 64, "width": 64}, do_center_crop=False, resample=resample
+    )
+    ours = GeoAlignCLIPProcessor(image_processor, processor.tokenizer)
+    harsh = Image.fromarray(np.random.default_rng(9).integers(0, 255, (90, 75, 3), dtype=np.uint8))
+    images = [draw_image(*size, seed=seed) for seed in range(3)] + [harsh]
+    fast = ours(images=images, return_tensors="pt")["pixel_values"]
+    stock = image_processor(images=images, return_tensors="pt")["pixel_values"]
+    levels = (fast - stock) * torch.tensor(image_processor.image_std).view(3, 1, 1) * 255
+    assert levels.abs().max() < 1.01
+
+
+@pytest.mark.parametrize("size", [(150, 100), (64, 64), (640, 427)])
+def test_torchs_filter_equals_pils_on_smooth_images_of_several_sizes(size):
+    images = [draw_image(*size, seed=1), np.array(draw_image(90, 90, seed=2)), draw_image(*size, seed=3)]
+    by_torch = _resize_by_torch(images, (64, 64), Image.BICUBIC).astype(int)
+    assert abs(by_torch - _resize_by_pil(images, (64, 64), Image.BICUBIC)).max() <= 1
+
+
+def test_settings_that_the_fast_way_does_not_know_take_the_stock_way(processor):
+    image = draw_image()
+    for settings in ({"do_rescale": False, "do_normalize": False}, {"resample": Image.LANCZOS}):
+        ours = processor(images=image, return_tensors="pt", **settings)["pixel_values"]
+        stock = processor.image_processor(images=image, return_tensors="pt", **settings)["pixel_values"]
+        torch.testing.assert_close(ours, stock, rtol=0, atol=0)
+
+
+def test_every_way_to_give_an_image_gives_the_same_pixels(processor, tmp_path):
+    image = draw_image()
+    array = np.array(image)
+    image.save(tmp_path / "image.png")
+    expected = processor(images=image, return_tensors="pt")["pixel_values"]
+    ways = [
+        array,
+        array.transpose(2, 0, 1),
+        torch.tensor(array),
+        torch.tensor(array).permute(2, 0, 1),
+        array[None],
+        [array],
+        tmp_path / "image.png",
+        str(tmp_path / "image.png"),
+        image.convert("RGBA"),
+    ]
+    for way in ways:
+        pixels = processor(images=way, boxes=[[[0, 0, 75, 50]]], return_tensors="pt")
+        torch.testing.assert_close(pixels["pixel_values"], expected, rtol=0, atol=0)
+        torch.testing.assert_close(pixels["region_boxes"], torch.tensor([[[0.0, 0.0, 0.5, 0.5]]]))
+
+
+def test_images_of_several_sizes_keep_their_order(processor):
+    images = [draw_image(150, 100, 1), draw_image(64, 90, 2), draw_image(150, 100, 3), draw_image(64, 64, 4)]
+    together = processor(images=images, return_tensors="pt")["pixel_values"]
+    for image, pixels in zip(images, together, strict=True):
+        alone = processor(images=image, return_tensors="pt")["pixel_values"][0]
+        torch.testing.assert_close(pixels, alone, rtol=0, atol=0)
+
+
+def test_another_size_may_be_asked_for(processor):
+    size = {"height": 128, "width": 128}
+    batch = processor(images=draw_image(), boxes=[[[0, 0, 75, 50]]], size=size, return_tensors="pt")
+    assert batch["pixel_values"].shape == (1, 3, 128, 128)
+    stock = processor.image_processor(images=draw_image(), size=size, return_tensors="pt")["pixel_values"]
+    assert (batch["pixel_values"] - stock).abs().max() < 0.02
+
+
+# Words
+
+
+def test_concepts_are_worded_by_every_template(processor):
+    tokens = processor.tokenize_concepts(["ship", "tennis court"], ["a {}", "{} from above", "two {}s"])
+    assert tokens["input_ids"].shape[:2] == (2, 3)
+    words = processor.tokenizer.batch_decode(tokens["input_ids"][1], skip_special_tokens=True)
+    assert words == ["a tennis court", "tennis court from above", "two tennis courts"]
+
+
+def test_a_saved_processor_prepares_the_same(processor, tmp_path):
+    processor.save_pretrained(tmp_path)
+    loaded = GeoAlignCLIPProcessor.from_pretrained(tmp_path)
+    inputs = {"images": draw_image(), "boxes": [[[0, 0, 9, 9]]], "text": ["a ship"], "return_tensors": "pt"}
+    ours, theirs = processor(**inputs), loaded(**inputs)
+    assert ours.keys() == theirs.keys()
+    for key in ours:
+        assert torch.equal(ours[key], theirs[key]), key
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    "inputs, message",
+    [
+        (
+            {"boxes": [[[5, 5, 3, 9]]]},
+            "boxes[0][0] = [5.0, 5.0, 3.0, 9.0] has x1 <= x0. Boxes are xyxy pixels of the image as given; "
+            "convert COCO boxes with xywh_to_xyxy first.",
+        ),
+        (
+            {"boxes": [[[0, 0, 3, 9], [5, 9, 8, 9]]]},
+            "boxes[0][1] = [5.0, 9.0, 8.0, 9.0] has y1 <= y0. Boxes are xyxy pixels of the image as given; "
+            "convert COCO boxes with xywh_to_xyxy first.",
+        ),
+        (
+            {"boxes": [[[150, 0, 180, 50]]]},
+            "boxes[0][0] = [150.0, 0.0, 180.0, 50.0] lies wholly outside its image of 150 x 100 pixels "
+            "(width x height). Boxes are xyxy pixels of the image as given, before any resizing; "
+            "leave this one out.",
+        ),
+        (
+            {"boxes": [[[0, 0, float("nan"), 50]]]},
+            "boxes[0][0] = [0.0, 0.0, nan, 50.0] is not finite. Boxes are four numbers, xyxy pixels; "
+            "leave this one out.",
+        ),
+        (
+            {"boxes": [[[0, 0, float("inf"), 50]]]},
+            "boxes[0][0] = [0.0, 0.0, inf, 50.0] is not finite. Boxes are four numbers, xyxy pixels; "
+            "leave this one out.",
+        ),
+        (
+            {"boxes": [[], [], []], "images": [draw_image(), draw_image()]},
+            "boxes are given for 3 images, but there are 2 images. "
+            "Give one list per image, an empty one where there are no regions.",
+        ),
+        (
+            {"boxes": [[[0, 0, 5, 5]] * 3], "max_regions": 2},
+            "image 0 has 3 boxes, but max_regions is 2. Raise max_regions, or choose the regions to keep.",
+        ),
+        (
+            {"boxes": [[[0, 0, 5]]]},
+            "boxes[0] has the shape [1, 3]; expected [R, 4]. "
+            "Give a list per image, and in it one entry per region.",
+        ),
+        (
+            {"boxes": [[[0, 0, 5, 5], [0, 0, 5]]]},
+            "boxes[0] holds regions of different shapes; each must be [4].",
+        ),
+        (
+            {"boxes": [[[0, 0, 5, 5]]], "quads": [[[[0, 0], [5, 0], [5, 5], [0, 5]]]]},
+            "regions are given as boxes and quads. Give one form in a call.",
+        ),
+        (
+            {"masks": [np.zeros((1, 100, 150), dtype=bool)]},
+            "masks[0][0] covers no pixel. Leave this region out.",
+        ),
+        (
+            {"masks": [np.ones((1, 150, 100), dtype=bool)]},
+            "masks[0] has the shape [1, 150, 100]; expected [R, 100, 150]. "
+            "Give a list per image, and in it one entry per region.",
+        ),
+        (
+            {"text": ["a ship", " "]},
+            "text[1] is empty. Every text needs at least one word; leave this one out.",
+        ),
+        (
+            {"images": np.zeros((0, 10, 3), dtype=np.uint8)},
+            "image 0 has 10 x 0 pixels (width x height). Leave it out.",
+        ),
+        (
+            {"images": []},
+            "images is empty. Give at least one image.",
+        ),
+        (
+            {"images": None, "boxes": [[[0, 0, 5, 5]]]},
+            "boxes are given without images. Pass the images that they lie in.",
+        ),
+        (
+            {"boxes": [[[0, 0, 5, 5]]], "do_center_crop": True},
+            "this image processor crops (do_center_crop=True), so boxes would point at other pixels. "
+            "Load it with do_center_crop=False and a square size.",
+        ),
+    ],
+)
+def test_what_cannot_be_prepared_is_refused(processor, inputs, message):
+    with refuses(message):
+        processor(**{"images": draw_image(), "return_tensors": "pt"} | inputs)
+
+
+def test_an_image_of_no_pixels_is_refused(processor):
+    with refuses("image 1 has 0 x 5 pixels (width x height). Leave it out."):
+        processor(images=[draw_image(), Image.new("RGB", (0, 5))], return_tensors="pt")
+
+
+def test_an_unreadable_file_is_refused_by_its_path(tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    for name in ("broken.png", "missing.png"):
+        path = tmp_path / name
+        with pytest.raises(ValueError, match=re.escape(f"image 1 cannot be read from {str(path)!r} (")):
+            load_images([draw_image(), path])
+
+
+@pytest.mark.parametrize(
+    "concepts, templates, message",
+    [
+        ([], ["a {}"], "concepts is []; it must be a list of at least one name."),
+        ("ship", ["a {}"], "concepts is 'ship'; it must be a list of at least one name."),
+        (
+            ["ship", ""],
+            ["a {}"],
+            "concepts[1] is empty. Every text needs at least one word; leave this one out.",
+        ),
+        (["ship"], [], "templates is []; it must be a list of at least one sentence with one {}."),
+        (["ship"], ["a {}", "a"], "templates[1] = 'a' must hold one {}, where the concept goes."),
+    ],
+)
+def test_concepts_that_cannot_be_worded_are_refused(processor, concepts, templates, message):
+    with refuses(message):
+        processor.tokenize_concepts(concepts, templates)

@@ -1,0 +1,131 @@
+"""The room that ships: the saved folder works where geoalign_hf is not installed, and gives equal bits."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+REMOTE = """
+import json, sys
+
+class Absent:  # geoalign_hf is installed here; let this process believe that it is not
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "geoalign_hf":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
+import torch
+from transformers import AutoModel, AutoModelForZeroShotImageClassification, AutoProcessor, pipeline
+
+torch.set_num_threads(1)
+folder, inputs, resaved = sys.argv[1:]
+model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
+processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+assert type(model).__module__.startswith("transformers_modules."), type(model)
+assert type(processor).__name__ == "GeoAlignCLIPProcessor", type(processor)
+given = torch.load(inputs, weights_only=False)
+batch = processor(**given["call"], return_tensors="pt", padding=True)
+with torch.no_grad():
+    output = model(**batch)
+    concepts = model.embed_concepts(**processor.tokenize_concepts(["ship", "road"]))
+names = ("image_embeds", "region_embeds", "text_embeds", "logits_per_region", "logits_per_image")
+found = {name: getattr(output, name) for name in names} | {"concepts": concepts, **batch}
+classify = pipeline("zero-shot-region-classification", model=folder, trust_remote_code=True)
+found["answers"] = classify(
+    given["call"]["images"][0], boxes=given["call"]["boxes"][0], candidate_concepts=["ship", "road"]
+)
+inferred = pipeline(model=folder, trust_remote_code=True)
+found["inferred"] = inferred.task
+scene = pipeline("zero-shot-image-classification", model=folder, trust_remote_code=True)
+found["scene"] = scene(given["call"]["images"][0], candidate_labels=["a ship", "a road"])
+model.save_pretrained(resaved)
+processor.save_pretrained(resaved)
+torch.save(found, inputs + ".out")
+"""
+
+
+@pytest.fixture(scope="module")
+def remote(folder, toy_rows, tmp_path_factory):
+    """What a process without geoalign_hf makes of the folder."""
+    path = tmp_path_factory.mktemp("remote")
+    call = {
+        "images": [row["image"] for row in toy_rows[:2]],
+        "boxes": [row["boxes"] for row in toy_rows[:2]],
+        "text": ["a ship", "a storage tank at a road"],
+    }
+    torch.save({"call": call}, path / "inputs")
+    command = [sys.executable, "-c", REMOTE, str(folder), str(path / "inputs"), str(path / "resaved")]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=path, timeout=300)
+    assert result.returncode == 0, result.stderr
+    return call, torch.load(path / "inputs.out", weights_only=False), path / "resaved"
+
+
+def test_the_folder_holds_the_code_and_names_every_way_in(folder):
+    assert sorted(path.name for path in folder.glob("*.py")) == [
+        "configuration_geoalign_clip.py",
+        "modeling_geoalign_clip.py",
+        "pipeline_geoalign_clip.py",
+        "processing_geoalign_clip.py",
+        "regions_geoalign_clip.py",
+    ]
+    config = json.loads((folder / "config.json").read_text())
+    assert config["auto_map"] == {
+        "AutoConfig": "configuration_geoalign_clip.GeoAlignCLIPConfig",
+        "AutoModel": "modeling_geoalign_clip.GeoAlignCLIPModel",
+        "AutoModelForZeroShotImageClassification": "modeling_geoalign_clip.GeoAlignCLIPModel",
+    }
+    assert config["custom_pipelines"] == {
+        "zero-shot-region-classification": {
+            "impl": "pipeline_geoalign_clip.ZeroShotRegionClassificationPipeline",
+            "pt": ["AutoModel"],
+            "type": "multimodal",
+        }
+    }
+
+
+def test_without_the_package_every_tensor_has_equal_bits(built, remote):
+    model, processor = built
+    call, found, _ = remote
+    batch = processor(**call, return_tensors="pt", padding=True)
+    with torch.no_grad():
+        output = model(**batch)
+        concepts = model.embed_concepts(**processor.tokenize_concepts(["ship", "road"]))
+    for name in batch:
+        assert torch.equal(found[name], batch[name]), name
+    for name in ("image_embeds", "region_embeds", "text_embeds", "logits_per_region", "logits_per_image"):
+        assert torch.equal(found[name], getattr(output, name)), name
+    assert torch.equal(found["concepts"], concepts)
+
+
+def test_without_the_package_the_pipelines_answer_alike(folder, remote):
+    from transformers import pipeline
+
+    call, found, _ = remote
+    classify = pipeline("zero-shot-region-classification", model=str(folder))
+    image, boxes = call["images"][0], call["boxes"][0]
+    assert found["answers"] == classify(image, boxes=boxes, candidate_concepts=["ship", "road"])
+    assert found["inferred"] == "zero-shot-region-classification"
+    scene = pipeline("zero-shot-image-classification", model=str(folder))
+    assert found["scene"] == scene(image, candidate_labels=["a ship", "a road"])
+
+
+def test_saved_again_from_there_the_code_is_carried_along(folder, remote):
+    *_, resaved = remote
+    names = sorted(path.name for path in folder.iterdir() if path.name != "config.json")
+    assert sorted(path.name for path in resaved.iterdir() if path.name != "config.json") == names
+    for name in set(names) - {"tokenizer.json", "tokenizer_config.json"}:  # they remember how they were read
+        assert (resaved / name).read_bytes() == (folder / name).read_bytes(), name
+
+
+def test_without_trust_nothing_of_the_folder_is_run(folder):
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; from transformers import AutoModel; AutoModel.from_pretrained(sys.argv[1])",
+        str(folder),
+    ]
+    result = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=120)
+    assert result.returncode != 0
+    assert "trust_remote_code=True" in result.stderr
