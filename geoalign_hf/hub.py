@@ -7,7 +7,6 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from .model.pipeline_geoalign_clip import ZeroShotRegionClassificationPipeline
 
 TEMPLATE = Path(__file__).parent / "model_card.md"
-LIBRARY = "transformers"
 
 
 def write_card(folder: str | Path, metrics: dict[str, dict], settings: dict | None = None) -> ModelCard:
@@ -44,7 +43,7 @@ def write_card(folder: str | Path, metrics: dict[str, dict], settings: dict | No
     data = ModelCardData(
         language="en",
         license="apache-2.0",
-        library_name=LIBRARY,
+        library_name="transformers",
         pipeline_tag="zero-shot-image-classification",
         tags=["remote-sensing", "clip", "region", "geoalign_clip", "custom_code"],
         model_name=name,

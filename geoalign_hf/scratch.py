@@ -7,6 +7,7 @@ For tests, quick trials and machines without a Hub. Where a pretrained CLIP can 
 import json
 from collections.abc import Iterable
 
+import torch
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPImageProcessor, CLIPTokenizer
 
@@ -100,4 +101,34 @@ def build_model(
     config = GeoAlignCLIPConfig(text_config=text, vision_config=vision, projection_dim=embed_dim)
     size = {"height": image_size, "width": image_size}
     image_processor = CLIPImageProcessor(size=size, do_center_crop=False)
-    return GeoAlignCLIPModel(config), GeoAlignCLIPProcessor(image_processor, tokenizer)
+    model = GeoAlignCLIPModel(config)
+    positions = model.vision_model.embeddings.position_embedding.weight
+    with torch.no_grad():  # the class token's position stays as it is
+        positions[1:] = encode_grid(image_size // patch_size, width)
+    return model, GeoAlignCLIPProcessor(image_processor, tokenizer)
+
+
+def encode_grid(side: int, width: int) -> torch.Tensor:
+    """Write the place of every patch in sines and cosines of its x and y.
+
+    As the first values of learnt positions these let a small vision tower see from the start what lies beside
+    what; CLIP's own random ones it would first have to sort, which takes more data than there is here.
+
+    Args:
+        side: patches along each side.
+        width: of the vision tower, a multiple of 4.
+
+    Returns:
+        (side * side, width), in [-1, 1], row by row.
+
+    Source:
+        Better plain ViT baselines for ImageNet-1k, https://arxiv.org/abs/2205.01580.
+
+    Example:
+        >>> encode_grid(2, 4)[:, 0].tolist() == [0.0, torch.tensor(1.0).sin().item()] * 2
+        True
+    """
+    y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    frequencies = 10_000.0 ** -torch.linspace(0, 1, width // 4)
+    angles = [place.flatten().unsqueeze(-1) * frequencies for place in (x, y)]  # (side * side, width / 4)
+    return torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=-1)
