@@ -134,7 +134,7 @@ def test_importing_the_package_imports_nothing_heavy():
 def test_in_whatever_order_things_are_imported_our_classes_are_registered(first):
     code = f"""
 {first}
-from transformers import AutoConfig, AutoModel, AutoProcessor, AutoTokenizer, AutoImageProcessor
+from transformers import AutoConfig, AutoModel, AutoProcessor, AutoTokenizer
 from transformers import AutoModelForZeroShotImageClassification
 from transformers.pipelines import PIPELINE_REGISTRY
 import geoalign_hf
