@@ -131,7 +131,7 @@ def test_the_training_settings_are_on_the_card(text):
 def test_the_card_says_that_it_is_a_reconstruction(metrics, tmp_path, is_empty):
     text = write_card(tmp_path, {} if is_empty else metrics).text
     assert "**This is a reconstruction.**" in text
-    assert "No number here is\nthe paper's." in text
+    assert "No number here is the paper's." in text
     assert "https://arxiv.org/abs/2603.09566" in text
 
 
