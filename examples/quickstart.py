@@ -45,7 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/quickstart"))
     parser.add_argument("--num_rows", type=int, default=600, help="scenes to train on")
-    parser.add_argument("--num_epochs", type=int, default=16)
+    parser.add_argument("--num_epochs", type=int, default=12)
     arguments = parser.parse_args()
 
     # 1. Scenes that differ in ground, size, colour and heading; the test scenes come from another seed. Left

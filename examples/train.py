@@ -38,7 +38,7 @@ class ScriptArguments:
     model: str | None = field(default=None, metadata={"help": "checkpoint to start from; default: fresh"})
     image_size: int = field(default=192, metadata={"help": "fresh model: side of pixel_values"})
     patch_size: int = field(default=16, metadata={"help": "fresh model: side of a patch"})
-    width: int = field(default=256, metadata={"help": "fresh model: of the vision tower"})
+    width: int = field(default=192, metadata={"help": "fresh model: of the vision tower"})
     depth: int = field(default=4, metadata={"help": "fresh model: blocks of the vision tower"})
 
 
