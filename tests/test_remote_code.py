@@ -66,6 +66,7 @@ def test_the_folder_holds_the_code_and_names_every_way_in(folder):
     assert sorted(path.name for path in folder.glob("*.py")) == [
         "configuration_geoalign_clip.py",
         "modeling_geoalign_clip.py",
+        "packing_geoalign_clip.py",
         "pipeline_geoalign_clip.py",
         "processing_geoalign_clip.py",
         "regions_geoalign_clip.py",

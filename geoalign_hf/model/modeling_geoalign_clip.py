@@ -16,7 +16,8 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .configuration_geoalign_clip import DENSE_MODES, GeoAlignCLIPConfig
-from .regions_geoalign_clip import pool_regions, weigh_boxes, weigh_masks, weigh_quads
+from .packing_geoalign_clip import locate_texts
+from .regions_geoalign_clip import pool_regions, weigh_regions
 
 MAX_LOGIT_SCALE = 100.0  # CLIP, https://arxiv.org/abs/2103.00020, section 2.5
 
@@ -150,9 +151,8 @@ class GeoAlignCLIPModel(CLIPModel):
         Raises:
             ValueError: if `dense_mode` is unknown.
         """
-        output, features = self._encode_pixels(pixel_values, dense_mode, interpolate_pos_encoding)
-        grid = self._grid(pixel_values)
-        return self.visual_projection(features).transpose(1, 2).unflatten(-1, grid)
+        _, features = self._encode_pixels(pixel_values, dense_mode, interpolate_pos_encoding)
+        return self.visual_projection(features).transpose(1, 2).unflatten(-1, self._grid(pixel_values))
 
     def _encode_pixels(self, pixel_values, dense_mode=None, interpolate_pos_encoding=False, **kwargs):
         """Run the vision tower once: its output, and the patch features (B, h * w, hidden)."""
@@ -192,28 +192,6 @@ class GeoAlignCLIPModel(CLIPModel):
                 f"regions would be pooled from shifted ground. Resize to a multiple of {patch}."
             )
         return height // patch, width // patch
-
-    def _weigh_patches(self, pixel_values, region_boxes, region_quads, region_coverage, region_mask):
-        """Turn whichever form of regions was given into weights (B, R, h * w); zeros for padding."""
-        forms = {
-            "region_boxes": region_boxes,
-            "region_quads": region_quads,
-            "region_coverage": region_coverage,
-        }
-        given = [name for name, regions in forms.items() if regions is not None]
-        if len(given) > 1:
-            raise ValueError(f"regions are given as {' and '.join(given)}. Give one form in a call.")
-        weigh = {"region_boxes": weigh_boxes, "region_quads": weigh_quads, "region_coverage": weigh_masks}
-        regions = forms[given[0]]
-        if regions.shape[0] != pixel_values.shape[0]:
-            raise ValueError(
-                f"{given[0]} is for {regions.shape[0]} images, but there are {pixel_values.shape[0]} images. "
-                "Give one list of regions per image, an empty one where there are none."
-            )
-        weights = weigh[given[0]](regions, self._grid(pixel_values))
-        if region_mask is not None:
-            weights = weights * region_mask.unsqueeze(-1)
-        return weights
 
     def embed_images(
         self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False
@@ -257,9 +235,8 @@ class GeoAlignCLIPModel(CLIPModel):
         Raises:
             ValueError: if no form or several are given, or the number of images differs.
         """
-        if region_boxes is None and region_quads is None and region_coverage is None:
-            raise ValueError("no regions are given. Give region_boxes, region_quads or region_coverage.")
-        weights = self._weigh_patches(pixel_values, region_boxes, region_quads, region_coverage, region_mask)
+        regions = (region_boxes, region_quads, region_coverage, region_mask)
+        weights = weigh_regions(len(pixel_values), self._grid(pixel_values), *regions)
         _, features = self._encode_pixels(pixel_values, dense_mode, interpolate_pos_encoding)
         return self._embed_weighted(features, weights)
 
@@ -279,6 +256,24 @@ class GeoAlignCLIPModel(CLIPModel):
         """
         features = self.get_text_features(input_ids, attention_mask=attention_mask)
         return nn.functional.normalize(features.pooler_output, dim=-1)
+
+    def _encode_packed(self, input_ids: torch.Tensor, text_ids: torch.Tensor, **kwargs):
+        """Run the text tower on texts that share rows; `pooler_output` is (N, D), a row per text."""
+        position_ids, attention_mask, ends = locate_texts(text_ids)
+        attention = self.text_model.config._attn_implementation
+        if attention not in ("sdpa", "eager"):
+            raise ValueError(
+                f"packed texts need the attention sdpa or eager, but the text tower has {attention!r}. "
+                'Load the model with attn_implementation={"text_config": "sdpa"}.'
+            )
+        if attention == "eager":  # which adds its mask
+            dtype = self.text_model.dtype
+            attention_mask = (~attention_mask).to(dtype) * torch.finfo(dtype).min
+        output = self.text_model(
+            input_ids, attention_mask=attention_mask, position_ids=position_ids, return_dict=True, **kwargs
+        )
+        output.pooler_output = self.text_projection(output.last_hidden_state.flatten(0, 1)[ends])
+        return output
 
     def embed_concepts(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
@@ -307,7 +302,9 @@ class GeoAlignCLIPModel(CLIPModel):
         region_quads: torch.FloatTensor | None = None,
         region_coverage: torch.FloatTensor | None = None,
         region_mask: torch.BoolTensor | None = None,
+        text_ids: torch.LongTensor | None = None,
         return_loss: bool | None = None,
+        return_logits: bool = True,
         interpolate_pos_encoding: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> GeoAlignCLIPOutput:
@@ -322,7 +319,9 @@ class GeoAlignCLIPModel(CLIPModel):
             region_quads: (B, R, 4, 2), corners in the same frame, in place of boxes.
             region_coverage: (B, R, H, W), share of each pixel covered, in place of boxes.
             region_mask: (B, R), True for real regions.
+            text_ids: (M, L), for N texts packed by `pack_texts`: which text each of `input_ids` belongs to.
             return_loss: also give CLIP's loss, for which B and N must be equal.
+            return_logits: also compare everything with all texts; training has no use for that.
             interpolate_pos_encoding: allow another size than the one trained at.
             **kwargs: for both towers, such as `output_hidden_states`.
 
@@ -338,7 +337,8 @@ class GeoAlignCLIPModel(CLIPModel):
             raise ValueError("neither input_ids nor pixel_values is given. Pass texts, images or both.")
         if return_loss and (input_ids is None or pixel_values is None):
             raise ValueError("return_loss compares images with texts. Pass both input_ids and pixel_values.")
-        has_regions = any(regions is not None for regions in (region_boxes, region_quads, region_coverage))
+        regions = (region_boxes, region_quads, region_coverage)
+        has_regions = any(form is not None for form in regions)
         if has_regions and pixel_values is None:
             raise ValueError("regions are given without pixel_values. Pass the images that they lie in.")
 
@@ -349,9 +349,7 @@ class GeoAlignCLIPModel(CLIPModel):
         vision_output = text_output = image_embeds = region_embeds = text_embeds = None
         logits_per_image = logits_per_text = logits_per_region = pooler_output = loss = None
         if has_regions:
-            weights = self._weigh_patches(
-                pixel_values, region_boxes, region_quads, region_coverage, region_mask
-            )
+            weights = weigh_regions(len(pixel_values), self._grid(pixel_values), *regions, region_mask)
             vision_output, patch_features = self._encode_pixels(
                 pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
             )
@@ -364,17 +362,20 @@ class GeoAlignCLIPModel(CLIPModel):
         if pixel_values is not None:
             image_embeds = nn.functional.normalize(vision_output.pooler_output, dim=-1)
         if input_ids is not None:
-            text_output = self.get_text_features(
-                input_ids,
-                attention_mask=attention_mask,
-                position_ids=position_ids,
-                return_dict=True,
-                **kwargs,
-            )
+            if text_ids is not None:
+                text_output = self._encode_packed(input_ids, text_ids, **kwargs)
+            else:
+                text_output = self.get_text_features(
+                    input_ids,
+                    attention_mask=attention_mask,
+                    position_ids=position_ids,
+                    return_dict=True,
+                    **kwargs,
+                )
             text_embeds = nn.functional.normalize(text_output.pooler_output, dim=-1)
         else:
             pooler_output = vision_output.pooler_output
-        if has_both:
+        if has_both and (return_logits or return_loss):
             logits_per_text = text_embeds @ image_embeds.T * logit_scale
             logits_per_image = logits_per_text.T
             if has_regions:

@@ -332,6 +332,35 @@ def _overlap_pixels(num_old: int, num_new: int) -> torch.Tensor:
     return (overlap / overlap.sum(dim=-1, keepdim=True)).float()
 
 
+def weigh_regions(
+    num_images: int,
+    grid: tuple[int, int],
+    region_boxes: torch.Tensor | None = None,
+    region_quads: torch.Tensor | None = None,
+    region_coverage: torch.Tensor | None = None,
+    region_mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Turn whichever form of regions is given into weights (B, R, h * w); zeros for padding."""
+    forms = {
+        "region_boxes": (region_boxes, weigh_boxes),
+        "region_quads": (region_quads, weigh_quads),
+        "region_coverage": (region_coverage, weigh_masks),
+    }
+    given = [name for name, (regions, _) in forms.items() if regions is not None]
+    if not given:
+        raise ValueError("no regions are given. Give region_boxes, region_quads or region_coverage.")
+    if len(given) > 1:
+        raise ValueError(f"regions are given as {' and '.join(given)}. Give one form in a call.")
+    regions, weigh = forms[given[0]]
+    if len(regions) != num_images:
+        raise ValueError(
+            f"{given[0]} is for {len(regions)} images, but there are {num_images} images. "
+            "Give one list of regions per image, an empty one where there are none."
+        )
+    weights = weigh(regions, grid)
+    return weights if region_mask is None else weights * region_mask.unsqueeze(-1)
+
+
 def pool_regions(features: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Average patch features inside each region.
 
