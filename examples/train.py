@@ -2,16 +2,18 @@
 
     python examples/train.py --coco train.json --images images/ --eval_coco test.json \
         --output_dir outputs/train --num_epochs 100 --mixed_precision bf16
-    accelerate launch examples/train.py ...              # on GPUs, as `accelerate config` says
+    accelerate launch --config_file examples/accelerate_configs/ddp.yaml examples/train.py ...
     ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 examples/train.py ...
 
 Starts from `--model` (a GeoAlignCLIP, or made of a CLIP by `python -m geoalign_hf.convert`), or from a small
-model with fresh weights. Prints the region accuracy before and after, and leaves in the output folder
-`final/` (weights, code, processor, card), `args.json` and `metrics.json`.
+model with fresh weights. `--preset` chooses the weights of the loss terms, and each can be given by its name.
+Prints the region accuracy before and after, and leaves in the output folder `final/` and `best/` (weights,
+code, processor, card), checkpoints, `args.json`, `metrics.json`, `history.jsonl` and `curves.png`.
 """
 
 import json
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,7 +23,7 @@ from transformers import AutoModel, AutoProcessor, HfArgumentParser
 from geoalign_hf.augment import Augmentation
 from geoalign_hf.evaluation import classify_regions
 from geoalign_hf.hub import write_card
-from geoalign_hf.losses import LossWeights
+from geoalign_hf.losses import PRESETS, LossWeights
 from geoalign_hf.model.processing_geoalign_clip import CONCEPT_TEMPLATES
 from geoalign_hf.rows import from_coco, list_concepts
 from geoalign_hf.scratch import build_model
@@ -35,6 +37,9 @@ class ScriptArguments:
     coco: str = field(metadata={"help": "COCO annotation file to train on"})
     images: str = field(metadata={"help": "folder of the images"})
     eval_coco: str | None = field(default=None, metadata={"help": "COCO annotation file to evaluate on"})
+    preset: str = field(
+        default="geoalign", metadata={"help": "objective to start from", "choices": list(PRESETS)}
+    )
     model: str | None = field(default=None, metadata={"help": "checkpoint to start from; default: fresh"})
     image_size: int = field(default=192, metadata={"help": "fresh model: side of pixel_values"})
     patch_size: int = field(default=16, metadata={"help": "fresh model: side of a patch"})
@@ -45,8 +50,8 @@ class ScriptArguments:
 def main() -> None:
     """Read, train, evaluate, write."""
     parser = HfArgumentParser((ScriptArguments, LossWeights, TrainingConfig, Augmentation))
+    parser.set_defaults(**asdict(PRESETS[parser.parse_known_args()[0].preset]))
     arguments, weights, config, augment = parser.parse_args_into_dataclasses()
-    state = PartialState()
 
     # 1. Rows.
     rows = from_coco(arguments.coco, arguments.images)
@@ -64,30 +69,31 @@ def main() -> None:
         model, processor = build_model(
             texts, arguments.image_size, arguments.patch_size, arguments.width, arguments.depth
         )
-    metrics = {}
-    if eval_rows is not None and state.is_main_process:
-        metrics["before"] = classify_regions(model.to(state.device), processor, eval_rows)
 
-    # 3. Training.
-    folder = train(model, processor, rows, weights, config, augment)
+    # 3. Training, with evaluation before, on the way and after.
+    evaluate = partial(classify_regions, processor=processor, rows=eval_rows) if eval_rows else None
+    folder = train(model, processor, rows, weights, config, augment, evaluate=evaluate)
 
-    # 4. Evaluation, each number with its protocol.
+    # 4. What came of it, each number with its protocol.
+    state = PartialState()
     if not state.is_main_process:
         return
-    if eval_rows is not None:
+    output_dir, metrics = Path(config.output_dir), {}
+    if evaluate:
+        metrics = json.loads((output_dir / "metrics.json").read_text())
         model = AutoModel.from_pretrained(folder).to(state.device)
-        metrics["image"] = classify_regions(model, processor, eval_rows)
-        metrics["window"] = classify_regions(model, processor, eval_rows, region_source="window")
+        metrics["final, by windows"] = evaluate(model, region_source="window")
         for name, scores in metrics.items():
             print(
-                f"{name:>8}: region top-1 micro {scores['top1_micro']:.4f}, macro {scores['top1_macro']:.4f} "
-                f"on {scores['num_regions']} boxes of {scores['protocol']['num_images']} images"
+                f"{name:>18}: region top-1 micro {scores['top1_micro']:.4f}, macro "
+                f"{scores['top1_macro']:.4f} on {scores['num_regions']} boxes of {len(eval_rows)} images"
             )
-    output_dir = Path(config.output_dir)
     (output_dir / "metrics.json").write_text(json.dumps(metrics, indent=2))
     settings = {"script": asdict(arguments)} | json.loads((output_dir / "args.json").read_text())
     (output_dir / "args.json").write_text(json.dumps(settings, indent=2))
-    write_card(folder, metrics, settings)
+    write_card(folder, {name: scores for name, scores in metrics.items() if name != "best"}, settings)
+    if evaluate:
+        write_card(output_dir / "best", {"best": metrics["best"]}, settings)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,10 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 2000, max_length: in
     # As special tokens the characters that end a word get ids in this order, else in that of a hash map,
     # and equally frequent pairs would be merged in another order by every process.
     learnt = build([]).train_new_from_iterator(
-        texts, vocab_size=max(vocab_size, len(characters) + 2), new_special_tokens=characters[256:]
+        texts,
+        vocab_size=max(vocab_size, len(characters) + 2),
+        new_special_tokens=characters[256:],
+        show_progress=False,
     )
     merges = json.loads(learnt.backend_tokenizer.to_str())["model"]["merges"]
     return build([tuple(merge) for merge in merges])

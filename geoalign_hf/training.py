@@ -1,137 +1,106 @@
 """The Accelerate loop: step, log, evaluate, save, resume. One way to train, on one process or many.
 
-What enters are a model, its processor and rows; what leaves is a folder of checkpoints, each of which
-can be loaded by `from_pretrained`, resumed from, and pushed to the Hub as it is.
+What enters are a model, its processor and rows; what leaves is a folder: `final/` and `best/`, models that
+load by `from_pretrained` and can be pushed as they are; checkpoints that a run goes on from; what happened:
+`args.json`, `history.jsonl`, `metrics.json`, `curves.png`.
 """
 
 import json
 import math
 import os
-import shutil
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
-from torch.utils.data import DataLoader, Dataset, Sampler
+from accelerate import Accelerator, DistributedType
+from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
+from torch.utils.data import DataLoader
 from transformers.utils import logging
 
-from .collator import LOSS_KEYS, RowCollator
-from .losses import LossWeights, compute_losses
+from .checkpoints import (
+    find_newest_checkpoint,
+    no_progress_bars,
+    remove_partial_folders,
+    save_checkpoint,
+    save_model,
+    write_whole,
+)
+from .collator import RowCollator
+from .distributed import gather
+from .history import History, draw_curves, read_records
+from .losses import LossWeights
 from .model.processing_geoalign_clip import CONCEPT_TEMPLATES
 from .rows import check_columns
+from .sampling import EpochSampler, TrainingRows
+from .steps import TEACHERS, Teacher, compute_gradients
 
 logger = logging.get_logger(__name__)
+
+EMBEDDING_METHODS = ("embed_images", "embed_regions", "embed_text", "embed_concepts", "get_patch_features")
+
+
+def _option(default, what: str):
+    return field(default=default, metadata={"help": what})
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How to train.
+    """How to train. Every field says in its help what it is.
 
-    Args:
-        output_dir: where checkpoints and the final model go.
-        num_epochs: passes over the rows.
-        batch_size: rows per process and step.
-        learning_rate: at its highest.
-        weight_decay: of matrices; vectors and scales have none.
-        warmup_share: of all steps, over which the learning rate rises; a cosine to 0 follows.
-        max_grad_norm: gradients are cut to it.
-        max_regions: regions per row and step; of a row with more as many are drawn anew each time. None: all.
-        mixed_precision: no, bf16 or fp16.
-        num_workers: processes that prepare rows.
-        save_every: steps between checkpoints; 0 saves only the final model.
-        keep_checkpoints: how many of the newest to keep.
-        resume: go on from the newest checkpoint in `output_dir`, if there is one.
-        report_to: a tracker of Accelerate's, such as tensorboard.
-        seed: of everything random.
+    Raises:
+        ValueError: if `teacher` is unknown, or `chunk_size` or `max_crops` is below 0.
     """
 
-    output_dir: str = "outputs/train"
-    num_epochs: int = field(default=10, metadata={"help": "passes over the rows"})
-    batch_size: int = field(default=32, metadata={"help": "rows per process and step"})
-    learning_rate: float = field(default=5e-4, metadata={"help": "at its highest"})
-    weight_decay: float = field(default=0.05, metadata={"help": "of matrices"})
-    warmup_share: float = field(default=0.05, metadata={"help": "of all steps"})
-    max_grad_norm: float = field(default=1.0, metadata={"help": "gradients are cut to it"})
-    max_regions: int | None = field(default=None, metadata={"help": "regions per row and step; default: all"})
-    mixed_precision: str = field(default="no", metadata={"help": "no, bf16 or fp16"})
-    num_workers: int = field(default=0, metadata={"help": "processes that prepare rows"})
-    save_every: int = field(default=0, metadata={"help": "steps between checkpoints; 0: none"})
-    keep_checkpoints: int = field(default=2, metadata={"help": "how many of the newest to keep"})
-    resume: bool = field(default=False, metadata={"help": "go on from the newest checkpoint"})
-    report_to: str | None = field(default=None, metadata={"help": "a tracker, such as tensorboard"})
-    seed: int = field(default=0, metadata={"help": "of everything random"})
+    output_dir: str = _option("outputs/train", "where checkpoints and the final model go")
+    num_epochs: int = _option(10, "passes over the rows")
+    batch_size: int = _option(32, "rows per process and step; all of them are negatives of each other")
+    chunk_size: int = _option(0, "rows encoded at once, for batches beyond the memory; 0: all of the batch")
+    learning_rate: float = _option(5e-4, "at its highest")
+    weight_decay: float = _option(0.05, "of matrices; vectors and scales have none")
+    warmup_share: float = _option(0.05, "of all steps; the learning rate rises, then falls as a cosine")
+    max_grad_norm: float = _option(1.0, "gradients are cut to it")
+    max_regions: int | None = _option(None, "regions per row and step, drawn anew each time; default: all")
+    max_negatives: int = _option(10, "hard negatives per region and step, drawn anew each time")
+    max_crops: int = _option(2, "regions per row and step that are also seen in a crop of their own")
+    teacher: str = _option("self", "who gives the target of crops: self, ema or frozen")
+    teacher_decay: float = _option(0.999, "of the teacher ema, per step")
+    mixed_precision: str | None = _option(
+        None, "no, bf16 or fp16, default: as accelerate config says; weights and losses stay float32"
+    )
+    gradient_checkpointing: bool = _option(False, "compute activations twice instead of keeping them")
+    num_workers: int = _option(0, "processes that prepare rows")
+    save_every: int = _option(0, "steps between checkpoints; 0: none")
+    keep_checkpoints: int = _option(2, "how many of the newest to keep")
+    eval_every: int = _option(0, "steps between evaluations; 0: only at the end")
+    best_metric: str = _option("top1_macro", "number of the evaluation whose best model is kept")
+    resume: bool = _option(False, "go on from the newest whole checkpoint")
+    report_to: str | None = _option(None, "a tracker of Accelerate's, such as tensorboard")
+    seed: int = _option(0, "of everything random")
 
-
-class TrainingRows(Dataset):
-    """Rows as training sees them: augmented, with one of their captions and at most R regions.
-
-    What is random depends on the seed, the epoch and the row's index alone, so a resumed run, whatever its
-    number of workers, sees what an unbroken one would have seen.
-
-    Args:
-        rows: a dataset of rows.
-        augment: changes a row, given a generator; None leaves it.
-        max_regions: R.
-        seed: of the run.
-    """
-
-    def __init__(self, rows, augment: Callable | None, max_regions: int, seed: int):
-        self.rows, self.augment, self.max_regions, self.seed = rows, augment, max_regions, seed
-        self.epoch = 0
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> dict:
-        generator = torch.Generator().manual_seed(hash((self.seed, self.epoch, index)) % 2**63)
-        row = dict(self.rows[index])
-        if self.augment is not None:
-            row = self.augment(row, generator)
-        if row.get("captions"):
-            row["captions"] = [
-                row["captions"][int(torch.randint(len(row["captions"]), (1,), generator=generator))]
-            ]
-        if len(row["boxes"]) > self.max_regions:
-            chosen = (
-                torch.randperm(len(row["boxes"]), generator=generator)[: self.max_regions]
-                .sort()
-                .values.tolist()
-            )
-            for name in ("boxes", "quads", "phrases", "concepts", "hard_negatives"):
-                if row.get(name):
-                    row[name] = [row[name][r] for r in chosen]
-        return row
-
-
-class EpochSampler(Sampler):
-    """Shuffles by the seed and the epoch alone."""
-
-    def __init__(self, num_rows: int, seed: int):
-        self.num_rows, self.seed, self.epoch = num_rows, seed, 0
-
-    def __len__(self) -> int:
-        return self.num_rows
-
-    def __iter__(self):
-        generator = torch.Generator().manual_seed(hash((self.seed, self.epoch)) % 2**63)
-        return iter(torch.randperm(self.num_rows, generator=generator).tolist())
+    def __post_init__(self):
+        if self.teacher not in TEACHERS:
+            raise ValueError(f"teacher is {self.teacher!r}; it must be one of {TEACHERS}.")
+        for name in ("chunk_size", "max_crops", "max_negatives"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0.")
 
 
 class Progress:
-    """Where the run stands; saved and restored with each checkpoint."""
+    """Where the run stands, and how good it has been; saved and restored with each checkpoint."""
 
     def __init__(self):
         self.step = 0
+        self.scores = {}  # of the model at the start, at the end, and at its best
 
     def state_dict(self) -> dict:
         """Give what a checkpoint keeps."""
-        return {"step": self.step}
+        return {"step": self.step, "scores": self.scores}
 
     def load_state_dict(self, state: dict):
         """Take up what a checkpoint kept."""
-        self.step = state["step"]
+        self.step, self.scores = state["step"], state["scores"]
 
 
 def train(
@@ -142,6 +111,7 @@ def train(
     config: TrainingConfig | None = None,
     augment: Callable | None = None,
     templates: tuple[str, ...] = CONCEPT_TEMPLATES,
+    evaluate: Callable[[torch.nn.Module], dict] | None = None,
 ) -> Path:
     """Train a model on rows.
 
@@ -153,32 +123,39 @@ def train(
         config: how to train.
         augment: changes a row, given a generator; see `Augmentation`.
         templates: sentences that word a concept.
+        evaluate: gives the scores of a model, as `classify_regions` does, before the first step, after
+            the last and every `eval_every` steps; its numbers are logged, and the model with the highest
+            `best_metric` is kept in `best/`. Every process calls it.
 
     Returns:
         The folder of the trained model.
 
     Raises:
-        ValueError: if the rows lack columns or are fewer than one batch, or the loss is not finite.
-        RuntimeError: if fewer processes came up than were launched.
+        ValueError: if the rows lack columns or are fewer than one batch, the loss is not finite, or the
+            scores have no `best_metric`.
+        RuntimeError: if fewer processes came up than were launched, or the output cannot be written.
     """
     weights, config = weights or LossWeights(), config or TrainingConfig()
     check_columns(rows)
-    output_dir = Path(config.output_dir)
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision, log_with=config.report_to, project_dir=config.output_dir
     )
     check_processes(accelerator.num_processes)
+    output_dir = Path(config.output_dir)
+    if accelerator.is_main_process:
+        prepare_output(output_dir)
 
     # 1. Data: the order and the augmentation follow from seed, epoch and index alone.
     largest = max(map(len, rows["boxes"]))
     max_regions = max(1, min(config.max_regions or largest, largest))
-    training_rows = TrainingRows(rows, augment, max_regions, config.seed)
+    max_crops = config.max_crops if weights.reads_crops else None
+    training_rows = TrainingRows(rows, augment, max_regions, config.seed, config.max_negatives, max_crops)
     sampler = EpochSampler(len(rows), config.seed)
     loader = DataLoader(
         training_rows,
         batch_size=config.batch_size,
         sampler=sampler,
-        collate_fn=RowCollator(processor, max_regions, templates),
+        collate_fn=RowCollator(processor, max_regions, templates, weights.text_kinds),
         num_workers=config.num_workers,
         generator=torch.Generator().manual_seed(config.seed),
         drop_last=True,
@@ -193,6 +170,8 @@ def train(
     num_steps = steps_per_epoch * config.num_epochs
 
     # 2. Model and optimiser.
+    prepare_model(model, config, accelerator)
+    teacher = Teacher(config.teacher if weights.crop_consistency else "self", model, config.teacher_decay)
     optimizer = torch.optim.AdamW(
         group_parameters(model, config.weight_decay), config.learning_rate, betas=(0.9, 0.98)
     )
@@ -200,92 +179,192 @@ def train(
         optimizer, lambda step: warmup_cosine(step, num_steps, config)
     )
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    if isinstance(model, FSDPModule):  # so that these, too, collect the sharded weights
+        for name in EMBEDDING_METHODS:
+            register_fsdp_forward_method(model, name)
+    teacher.move_to(accelerator.device)
     progress = Progress()
-    accelerator.register_for_checkpointing(progress, scheduler)
+    accelerator.register_for_checkpointing(progress, scheduler, teacher)
     if config.resume and (newest := find_newest_checkpoint(output_dir)):
         accelerator.load_state(newest / "state")
         logger.warning(f"resuming from {newest}")
+    arguments = {
+        "training": asdict(config),
+        "loss_weights": asdict(weights),
+        "templates": list(templates),
+        "augment": asdict(augment) if hasattr(augment, "__dataclass_fields__") else repr(augment),
+        "num_rows": len(rows),
+        "num_steps": num_steps,
+        "num_processes": accelerator.num_processes,
+    }
     if accelerator.is_main_process:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        arguments = {
-            "training": asdict(config),
-            "loss_weights": asdict(weights),
-            "templates": list(templates),
-        }
-        arguments |= {
-            "augment": asdict(augment) if hasattr(augment, "__dataclass_fields__") else repr(augment)
-        }
-        arguments |= {
-            "num_rows": len(rows),
-            "num_steps": num_steps,
-            "num_processes": accelerator.num_processes,
-        }
         (output_dir / "args.json").write_text(json.dumps(arguments, indent=2))
+    history = History(output_dir / "history.jsonl", progress.step, accelerator.is_main_process)
     if config.report_to:
-        accelerator.init_trackers("geoalign_clip", config={**asdict(weights), **asdict(config)})
+        flat = {**asdict(weights), **asdict(config)}
+        accelerator.init_trackers(
+            "geoalign_clip", {name: flat[name] for name in flat if flat[name] is not None}
+        )
+
+    def record(numbers: dict[str, float]):
+        history.add(progress.step, numbers)
+        if config.report_to:
+            accelerator.log(numbers, step=progress.step)
 
     # 3. Steps.
+    if evaluate and "start" not in progress.scores:
+        record(evaluate_step(accelerator, model, processor, evaluate, config, progress, "start"))
     model.train()
+    num_chunks = -(-config.batch_size // config.chunk_size) if config.chunk_size else 1
     bar = logging.tqdm(
-        total=num_steps, initial=progress.step, desc="training", disable=not accelerator.is_main_process
+        total=num_steps * global_batch,
+        initial=progress.step * global_batch,
+        desc="training",
+        unit=" images",
+        disable=not accelerator.is_main_process,
     )
+    start = time.perf_counter()
     for epoch in range(progress.step // steps_per_epoch, config.num_epochs):
         training_rows.epoch = sampler.epoch = epoch
         num_done = progress.step - epoch * steps_per_epoch
         for batch in accelerator.skip_first_batches(loader, num_done) if num_done else loader:
-            terms = take_step(accelerator, model, optimizer, scheduler, batch, weights, config)
+            terms = compute_gradients(accelerator, model, batch, weights, teacher, num_chunks)
+            norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+            numbers = read_numbers(terms | {"grad_norm": norm})
+            check_finite(numbers, batch, accelerator)
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+            teacher.follow(accelerator.unwrap_model(model))
             progress.step += 1
-            bar.update()
-            bar.set_postfix({name: f"{term:.3f}" for name, term in terms.items()}, refresh=False)
-            if config.report_to:
-                accelerator.log({f"train/{name}": term for name, term in terms.items()}, step=progress.step)
+            bar.update(global_batch)
+            bar.set_postfix({name: f"{numbers[name]:.3f}" for name in terms}, refresh=False)
+            numbers |= {"learning_rate": scheduler.get_last_lr()[0]}
+            numbers |= {"images_per_second": global_batch / (time.perf_counter() - start)}
+            record(numbers)
+            if (
+                evaluate
+                and config.eval_every
+                and progress.step % config.eval_every == 0 < num_steps - progress.step
+            ):
+                record(evaluate_step(accelerator, model, processor, evaluate, config, progress))
             if config.save_every and progress.step % config.save_every == 0 and progress.step < num_steps:
                 save_checkpoint(
                     accelerator, model, processor, output_dir, progress.step, config.keep_checkpoints
                 )
+            start = time.perf_counter()
     bar.close()
-    accelerator.end_training()
 
-    # 4. The trained model.
-    final = output_dir / "final"
+    # 4. The trained model, and what is to be said of it.
+    if evaluate:
+        record(evaluate_step(accelerator, model, processor, evaluate, config, progress))
+        if accelerator.is_main_process:
+            (output_dir / "metrics.json").write_text(json.dumps(progress.scores, indent=2))
+    with write_whole(accelerator, output_dir / "final") as folder:
+        save_model(accelerator, model, processor, folder)
     if accelerator.is_main_process:
-        save_folder(accelerator.unwrap_model(model), processor, final)
-    accelerator.wait_for_everyone()
-    return final
+        draw_curves(read_records(history.path), output_dir / "curves.png")
+    accelerator.end_training()
+    return output_dir / "final"
 
 
-def take_step(accelerator, model, optimizer, scheduler, batch, weights, config) -> dict[str, float]:
-    """Do one step of training: forward once, loss over all processes, backward, update."""
-    inputs = {key: tensor for key, tensor in batch.items() if key not in LOSS_KEYS}
-    with accelerator.autocast():
-        output = model(**inputs)
-    terms = compute_losses(output, batch, weights)
-    if not torch.isfinite(terms["loss"]):
-        found = {name: term.item() for name, term in terms.items()}
+def evaluate_step(accelerator, model, processor, evaluate, config, progress, name: str = "final") -> dict:
+    """Evaluate the model of this step, keep it if it is the best so far, and give the numbers to log."""
+    with no_progress_bars():
+        scores = evaluate(accelerator.unwrap_model(model)) | {"step": progress.step}
+    model.train()
+    numbers = {name: score for name, score in scores.items() if isinstance(score, float)}
+    if config.best_metric not in numbers:
         raise ValueError(
-            f"the loss is not finite: {found}. Lower learning_rate, or train with mixed_precision bf16."
+            f"best_metric is {config.best_metric!r}, but the evaluation gives {sorted(numbers)}."
         )
-    accelerator.backward(terms["loss"])
-    accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-    optimizer.step()
-    scheduler.step()
-    optimizer.zero_grad()
-    return {name: term.item() for name, term in terms.items()}
+    progress.scores[name] = scores
+    best = progress.scores.get("best")
+    if best is None or scores[config.best_metric] > best[config.best_metric]:
+        progress.scores["best"] = scores
+        with write_whole(accelerator, Path(config.output_dir) / "best") as folder:
+            save_model(accelerator, model, processor, folder)
+    return {f"eval_{name}": number for name, number in numbers.items()}
+
+
+def read_numbers(tensors: dict[str, torch.Tensor]) -> dict[str, float]:
+    """Bring scalars from the device to numbers, all at once."""
+    values = [
+        tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor for tensor in tensors.values()
+    ]
+    return dict(zip(tensors, torch.stack([value.detach().float() for value in values]).tolist(), strict=True))
+
+
+def check_finite(numbers: dict[str, float], batch: dict, accelerator: Accelerator) -> None:
+    """Stop a run before a step that would spoil its weights.
+
+    Raises:
+        ValueError: if the loss is not finite, or the gradient where no scaler looks after it.
+    """
+    checked = dict(numbers)
+    if accelerator.scaler is not None:  # fp16: it leaves out a step whose gradient overflows
+        del checked["grad_norm"]
+    if not all(map(math.isfinite, checked.values())):
+        row_ids = sorted(gather(batch["row_ids"]).tolist())
+        raise ValueError(
+            f"the loss is not finite: {checked}, in the batch of the rows {row_ids}. Look at those rows, "
+            "lower learning_rate, or train with mixed_precision bf16. The last checkpoint is as it was."
+        )
 
 
 def check_processes(num_processes: int) -> None:
     """Refuse to train alone where several processes were launched.
 
     Raises:
-        RuntimeError: if Accelerate came up with another number of processes than WORLD_SIZE.
+        RuntimeError: if Accelerate came up with another number of processes than were asked for.
     """
-    launched = int(os.environ.get("WORLD_SIZE", 1))
-    if launched != num_processes:
+    launched = os.environ.get("WORLD_SIZE")
+    if launched is not None and int(launched) != num_processes:
         raise RuntimeError(
             f"WORLD_SIZE is {launched} but Accelerate started {num_processes} process, so each would train "
             "alone on a part of the negatives. On CPUs start with: "
             f"ACCELERATE_USE_CPU=true torchrun --nproc_per_node {launched} examples/train.py ..."
         )
+    # What `accelerate launch --cpu --num_processes N` leaves behind for N > 1, before it starts one process.
+    if launched is None and num_processes == 1 and {"ACCELERATE_USE_CPU", "MASTER_PORT"} <= os.environ.keys():
+        raise RuntimeError(
+            "accelerate launch was asked for several processes on CPUs and started one. Start them with: "
+            "ACCELERATE_USE_CPU=true torchrun --nproc_per_node N examples/train.py ..."
+        )
+
+
+def prepare_output(output_dir: Path) -> None:
+    """Make the folder, see that it can be written, and clear away what killed runs left unfinished.
+
+    Raises:
+        RuntimeError: if it cannot be written.
+    """
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        (output_dir / "args.json").touch()
+        remove_partial_folders(output_dir)
+    except OSError as error:
+        raise RuntimeError(
+            f"output_dir {output_dir} cannot be written ({error}). Give a folder that can."
+        ) from error
+
+
+def prepare_model(model: torch.nn.Module, config: TrainingConfig, accelerator: Accelerator) -> None:
+    """Give the model float32 weights to train, and the forms that its wrappers ask for."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:  # a checkpoint may have come in half precision
+            parameter.data = parameter.data.float()
+    if config.gradient_checkpointing:
+        # its name before transformers 5.23
+        old = getattr(model, "gradient_checkpointing_enable", None)
+        getattr(model, "activation_checkpointing_enable", old)({"use_reentrant": False})
+    if accelerator.distributed_type == DistributedType.FSDP:
+        prepare_for_fsdp(model)
+
+
+def prepare_for_fsdp(model: torch.nn.Module) -> None:
+    """Give CLIP's scale an axis, since FSDP shards no scalars; it is saved without."""
+    model.logit_scale = torch.nn.Parameter(model.logit_scale.detach().reshape(1))
 
 
 def group_parameters(model: torch.nn.Module, weight_decay: float) -> list[dict]:
@@ -306,34 +385,3 @@ def warmup_cosine(step: int, num_steps: int, config: TrainingConfig) -> float:
     if step < num_warmup:
         return (step + 1) / num_warmup
     return 0.5 * (1 + math.cos(math.pi * (step - num_warmup) / max(1, num_steps - num_warmup)))
-
-
-def save_folder(model, processor, folder: Path) -> None:
-    """Save weights, code and processor together: a folder that can be loaded and published as it is."""
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-
-
-def save_checkpoint(accelerator, model, processor, output_dir: Path, step: int, keep: int) -> None:
-    """Write a checkpoint under a temporary name and rename it when it is whole, then drop the oldest."""
-    final, partial = output_dir / f"checkpoint-{step}", output_dir / f"partial-{step}"
-    if accelerator.is_main_process:
-        shutil.rmtree(partial, ignore_errors=True)
-    accelerator.wait_for_everyone()
-    accelerator.save_state(partial / "state")
-    if accelerator.is_main_process:
-        save_folder(accelerator.unwrap_model(model), processor, partial)
-        partial.rename(final)
-        for old in _list_checkpoints(output_dir)[:-keep]:
-            shutil.rmtree(old)
-    accelerator.wait_for_everyone()
-
-
-def find_newest_checkpoint(output_dir: Path) -> Path | None:
-    """Find the whole checkpoint with the most steps."""
-    return next(reversed(_list_checkpoints(output_dir)), None)
-
-
-def _list_checkpoints(output_dir: Path) -> list[Path]:
-    folders = [path for path in Path(output_dir).glob("checkpoint-*") if path.name.split("-")[1].isdigit()]
-    return sorted(folders, key=lambda path: int(path.name.split("-")[1]))

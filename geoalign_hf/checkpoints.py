@@ -1,0 +1,104 @@
+"""Checkpoints: folders that are whole or not there, found again, and no more of them than asked for.
+
+A folder is written under a temporary name and gets its own when everything in it is. Each holds the model as
+`from_pretrained` loads it, its processor and the code that ships with both; a checkpoint also the `state`
+that a run goes on from.
+"""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from transformers.utils import logging
+
+PARTIAL = "partial-"
+
+
+@contextmanager
+def write_whole(accelerator, folder: Path) -> Iterator[Path]:
+    """Give a temporary folder to write into; it becomes `folder`, in place of an older one, when all is well.
+
+    Raises:
+        RuntimeError: if something could not be written; what had been written of it is removed.
+    """
+    partial = folder.with_name(PARTIAL + folder.name)
+    try:
+        if accelerator.is_main_process:
+            remove_folder(partial)
+            partial.mkdir(parents=True)
+        accelerator.wait_for_everyone()
+        with no_progress_bars():
+            yield partial
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            remove_folder(folder)
+            partial.rename(folder)
+        accelerator.wait_for_everyone()
+    except Exception as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        newest = find_newest_checkpoint(folder.parent)
+        raise RuntimeError(
+            f"{folder} could not be written ({type(error).__name__}: {error}). Free space on the disk or "
+            f"give another output_dir; the newest whole checkpoint is {newest or 'none'}."
+        ) from error
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Let the library draw no bar of its own, where another one is already there."""
+    was_enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            logging.enable_progress_bar()
+
+
+def save_model(accelerator, model, processor, folder: Path) -> None:
+    """Save weights, code and processor together: a folder that can be loaded and published as it is."""
+    # Every process takes part in collecting weights that are sharded over them.
+    state = accelerator.get_state_dict(model)
+    if accelerator.is_main_process:
+        if "logit_scale" in state:
+            state["logit_scale"] = state["logit_scale"].reshape(())  # as in CLIP, see `prepare_for_fsdp`
+        accelerator.unwrap_model(model).save_pretrained(folder, state_dict=state)
+        processor.save_pretrained(folder)
+
+
+def save_checkpoint(accelerator, model, processor, output_dir: Path, step: int, keep: int) -> None:
+    """Write the checkpoint of a step, then drop the oldest beyond `keep`."""
+    with write_whole(accelerator, output_dir / f"checkpoint-{step}") as folder:
+        accelerator.save_state(folder / "state")
+        save_model(accelerator, model, processor, folder)
+    if accelerator.is_main_process:
+        for old in list_checkpoints(output_dir)[:-keep]:
+            remove_folder(old)
+
+
+def find_newest_checkpoint(output_dir: Path) -> Path | None:
+    """Find the whole checkpoint with the most steps."""
+    return next(reversed(list_checkpoints(output_dir)), None)
+
+
+def list_checkpoints(output_dir: Path) -> list[Path]:
+    """List the whole checkpoints, the newest last."""
+    folders = [path for path in Path(output_dir).glob("checkpoint-*") if path.name.split("-")[1].isdigit()]
+    return sorted(folders, key=lambda path: int(path.name.split("-")[1]))
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder, if it is there, so that even half removed it is never taken for a whole one."""
+    partial = folder if folder.name.startswith(PARTIAL) else folder.with_name(f"{PARTIAL}old-{folder.name}")
+    if folder != partial and folder.exists():
+        shutil.rmtree(partial, ignore_errors=True)
+        folder.rename(partial)
+    if partial.exists():
+        shutil.rmtree(partial)
+
+
+def remove_partial_folders(output_dir: Path) -> None:
+    """Clear away what killed runs left unfinished."""
+    for folder in Path(output_dir).glob(f"{PARTIAL}*"):
+        remove_folder(folder)
