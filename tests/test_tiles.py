@@ -8,8 +8,10 @@ from geoalign_hf.report import Report
 from geoalign_hf.tiles import cut_tiles, list_windows
 
 
-@pytest.mark.parametrize(("width", "height", "side", "overlap"), [(25, 8, 10, 2), (10, 10, 10, 0), (101, 67, 20, 7),
-                                                                  (5, 90, 30, 29), (31, 30, 30, 10)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("width", "height", "side", "overlap"),
+    [(25, 8, 10, 2), (10, 10, 10, 0), (101, 67, 20, 7), (5, 90, 30, 29), (31, 30, 30, 10)],
+)
 def test_windows_cover_the_picture_and_share_the_overlap(width, height, side, overlap):
     windows = list_windows(width, height, side, overlap)
     seen = np.zeros((height, width), dtype=int)
@@ -83,8 +85,8 @@ def test_regions_that_no_tile_keeps_are_told(row):
     assert report.entries == [
         {
             "kind": "cut region",
-            "message": "scene.png: region 2, ship at [25.0, 26.0, 45.0, 38.0], is in no tile with a share of 0.9 "
-            "or more.",
+            "message": "scene.png: region 2, ship at [25.0, 26.0, 45.0, 38.0], is in no tile with a share "
+            "of 0.9 or more.",
         }
     ]
 
