@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
-from transformers import set_seed
 
 from .facts import Facts
 from .report import Report
@@ -263,7 +263,7 @@ def ask_model(
             open_requests = [request for request in requests if _is_open(answers.get(request.key), attempt)]
             for start in range(0, len(open_requests), batch_size):
                 batch = open_requests[start : start + batch_size]
-                set_seed(seed + attempt)
+                torch.manual_seed(seed + attempt)
                 chats = [request.make_chat() for request in batch]
                 settings = {"max_new_tokens": 300, "do_sample": attempt > 0} | generation
                 outputs = ask(

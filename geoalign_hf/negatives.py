@@ -112,11 +112,13 @@ def list_changes(phrase: str, r: int, facts: Facts, absent: list[str]) -> Iterat
     if concept in facts.uncounted:  # there may be one of which anything is true
         return
     if parts["colour"]:
-        for colour in set(COLOURS).difference(*(facts.possible_colours[s] for s in kind)):
-            yield "colour", _exchange(phrase, match.span("colour"), colour)
+        for colour in COLOURS:
+            if not any(colour in facts.possible_colours[s] for s in kind):
+                yield "colour", _exchange(phrase, match.span("colour"), colour)
     if parts["size"]:
-        for size in set(SIZES).difference({parts["size"]}, (facts.sizes[s] for s in kind)):
-            yield "size", _exchange(phrase, match.span("size"), size)
+        for size in SIZES:
+            if size not in [parts["size"], *(facts.sizes[s] for s in kind)]:
+                yield "size", _exchange(phrase, match.span("size"), size)
     if is_plural:
         # More than there are: of fewer one might say that they are there, too.
         for number in range(len(kind) + 1, min(len(kind) + 4, len(NUMBERS))):

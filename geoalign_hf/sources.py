@@ -147,7 +147,9 @@ def read_size(image: Path, report: Report) -> tuple[int, int] | None:
     try:
         with Image.open(image) as opened:
             width, height = opened.size
-            is_turned = opened.getexif().get(EXIF_ORIENTATION, 1) >= 5
+            # For Exif data that may come late a PNG would be decoded whole.
+            has_exif = opened.format != "PNG" or "exif" in opened.info
+            is_turned = has_exif and opened.getexif().get(EXIF_ORIENTATION, 1) >= 5
     except (OSError, SyntaxError, ValueError) as error:
         report.refuse(
             "bad image", f"{image} cannot be read as an image ({error}). Replace or drop it.", error
