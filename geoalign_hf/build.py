@@ -111,6 +111,7 @@ def build(config: BuildConfig) -> dict:
     _check_folder(config, rows)
     if (output / "report.jsonl").exists():
         logger.warning(f"{output} is complete; nothing is left to do.")
+        shutil.rmtree(output / ".build")
         return json.loads((output / "statistics.json").read_text(encoding="utf-8"))
 
     # 2. The shards that are not there yet.
@@ -193,13 +194,14 @@ def _check_folder(config: BuildConfig, rows: list[dict]) -> None:
                 f"{output} holds a build with other settings: {changed} differ. "
                 "Give another --output, or delete the folder."
             )
-    elif output.exists() and any(output.iterdir()):
+    elif output.exists() and any(entry.suffix != ".partial" for entry in output.iterdir()):
         raise ValueError(f"{output} is not empty and holds no build. Give another --output.")
-    (output / "data").mkdir(parents=True, exist_ok=True)
-    (output / ".build").mkdir(exist_ok=True)
+    output.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(settings, indent=2))  # first: now the folder is known for what it is
     for partial in output.rglob("*.partial"):
         partial.unlink()
-    write_text(path, json.dumps(settings, indent=2))
+    (output / "data").mkdir(exist_ok=True)
+    (output / ".build").mkdir(exist_ok=True)
 
 
 def _draw_sheet(dataset, num_rows: int, config: BuildConfig) -> None:

@@ -256,6 +256,7 @@ def ask_model(
         The rows with the model's words; a caption comes before those that the row has.
     """
     path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     answers = _read_answers(path)
     requests = [request for row in rows for request in _list_requests(row, questions)]
     with path.open("a", encoding="utf-8") as file:

@@ -125,9 +125,12 @@ def write_rows(rows: list[dict], path: Path) -> None:
     """
     checked = [_check_row(i, row) for i, row in enumerate(rows)]
     columns = {name: [row[name] for row in checked] for name in FEATURES}
+    # As an Image() datasets would drop bytes whose path happens to be a file here, and write the path alone.
+    plain = Features(FEATURES | {"image": {"bytes": Value("binary"), "path": Value("string")}})
+    dataset = Dataset.from_dict(columns, features=plain)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     with partial.open("wb") as file, _without_bars():
-        Dataset.from_dict(columns, features=FEATURES).to_parquet(file)
+        dataset.cast(FEATURES).to_parquet(file)
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)

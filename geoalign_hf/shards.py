@@ -141,7 +141,7 @@ def build_shard(job: Job, index: int, ask: Callable | None = None) -> int:
             facts = find_facts(tile)
             tile = describe_row(tile, facts, rng)
             if ask:
-                answers = job.locate_note(index).with_suffix(".answers.jsonl")
+                answers = job.output / "answers" / f"{index:05d}.jsonl"
                 (tile,) = ask_model([tile], ask, answers, seed=job.seed, report=report)
             tile = _drop_leaks(tile, job, report, overlaps)
             if tile["phrases"] or tile["captions"]:
@@ -163,9 +163,11 @@ def _open_tiles(row: dict, job: Job, report: Report, overlaps: list[dict]) -> It
         return
     # The plain caption of a reader makes room for better ones; those of people stay.
     row = row | {"image": image, "encoded": encoded, "captions": [] if row["boxes"] else row["captions"]}
+    if _is_evaluated_on(row, job, report, overlaps):
+        return
     tiles = cut_tiles(row, job.tile, job.overlap, job.min_visible, report) if job.tile else [row]
     for tile in tiles:
-        if not _is_evaluated_on(tile, job, report, overlaps):
+        if not tile.get("window") or not _is_evaluated_on(tile, job, report, overlaps):
             yield tile
 
 

@@ -160,6 +160,23 @@ def test_large_pictures_become_tiles_that_name_their_window(config, drawn):
     assert num_empty and len(rows) + num_empty > 14
 
 
+def test_a_model_words_the_rows_and_its_raw_answers_stay(drawn, tiny_pipeline, tmp_path):
+    (tmp_path / "source").mkdir()
+    coco = write_coco(tmp_path / "source", [row for row in drawn if len(row["boxes"]) == 1][:1])
+    tiny_pipeline.model.save_pretrained(tmp_path / "model")
+    tiny_pipeline.processor.save_pretrained(tmp_path / "model")
+    output = tmp_path / "rows"
+    statistics = build(BuildConfig(output=str(output), coco=str(coco), model=str(tmp_path / "model")))
+    answers = [json.loads(line) for line in (output / "answers" / "00000.jsonl").read_text().splitlines()]
+    assert {entry["granularity"] for entry in answers} == {"caption", "description", "phrase"}
+    assert all(entry["raw"] for entry in answers)
+    last = {entry["granularity"]: entry["answer"] for entry in answers}
+    (row,) = load_rows(output)
+    assert (row["captions"][0] == last["caption"]) == (last["caption"] is not None)
+    assert statistics["left_out"].get("no usable answer", 0) == list(last.values()).count(None)
+    assert f"by the model {tmp_path / 'model'}" in (output / "README.md").read_text()
+
+
 # Processes and kills
 
 

@@ -9,7 +9,6 @@ import time
 import pytest
 from PIL import Image
 
-from geoalign_hf.captions import list_captions, read_captions
 from geoalign_hf.readers import read_coco, read_dota, read_names, read_voc, read_yolo
 from geoalign_hf.report import Report
 from geoalign_hf.rows import FEATURES, build_rows, from_coco
@@ -598,67 +597,3 @@ def test_names_come_from_yaml_lists_and_lines(tmp_path):
         "from 0. Mend the file."
     ):
         read_names(tmp_path / "b.yaml")
-
-
-# Captions
-
-
-@pytest.fixture
-def karpathy(tmp_path):
-    content = {
-        "dataset": "tiny",
-        "images": [
-            {
-                "filename": "a.png",
-                "split": "train",
-                "sentences": [{"raw": "a red square ."}, {"raw": "red ."}],
-            },
-            {"filename": "b.png", "split": "test", "sentences": [{"raw": "a blue square ."}]},
-        ],
-    }
-    (tmp_path / "dataset.json").write_text(json.dumps(content))
-    return tmp_path / "dataset.json"
-
-
-def test_captions_are_read_with_their_images(karpathy, images):
-    rows = read_captions(karpathy, images)
-    assert [row["captions"] for row in rows] == [["a red square .", "red ."], ["a blue square ."]]
-    assert build_rows(rows)[1]["image"].getpixel((0, 0)) == (0, 0, 255)
-
-
-def test_a_split_can_be_chosen_and_must_be_there(karpathy, images):
-    assert [row["source"] for row in read_captions(karpathy, images, "test")] == ["b.png"]
-    with refuses(f"{karpathy} has no split 'val'; it has ['test', 'train']. Choose one of them."):
-        read_captions(karpathy, images, "val")
-
-
-def test_json_lines_of_captions_are_read_too(tmp_path):
-    lines = [{"filename": "a.png", "split": "train", "captions": ["one", "two"]}]
-    (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    assert list_captions(tmp_path / "c.jsonl") == lines
-
-
-def test_a_repeated_image_is_refused(karpathy, images):
-    content = json.loads(karpathy.read_text())
-    content["images"].append(content["images"][0])
-    karpathy.write_text(json.dumps(content))
-    with refuses(f"{karpathy} repeats the images ['a.png']. Give every image one entry."):
-        read_captions(karpathy, images)
-
-
-@pytest.mark.parametrize(
-    ("entry", "complaint"),
-    [
-        ({"filename": "c.png"}, "has ['filename']; it needs a `filename` and a list of `sentences`."),
-        (
-            {"filename": "c.png", "sentences": [{"tokens": ["a"]}]},
-            "has a sentence without words. Give each its `raw` words.",
-        ),
-    ],
-)
-def test_an_entry_without_sentences_is_refused(karpathy, images, entry, complaint):
-    content = json.loads(karpathy.read_text())
-    content["images"].append(entry)
-    karpathy.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=f"^{re.escape(f'{karpathy}: images[2] {complaint}')}"):
-        read_captions(karpathy, images)

@@ -1,12 +1,22 @@
 """Laws of the row: what is refused on the way in, and what comes back as it was."""
 
+import io
 import re
 
 import pytest
-from datasets import load_from_disk
+from datasets import Dataset, load_from_disk
 from PIL import Image
 
-from geoalign_hf.rows import FEATURES, REGION_COLUMNS, build_rows, check_columns, list_concepts
+from geoalign_hf.collator import RowCollator
+from geoalign_hf.rows import (
+    FEATURES,
+    REGION_COLUMNS,
+    build_rows,
+    check_columns,
+    list_concepts,
+    load_rows,
+    write_rows,
+)
 
 MINIMAL = {"image": Image.new("RGB", (8, 6)), "boxes": [], "phrases": [], "concepts": []}
 
@@ -96,3 +106,120 @@ def test_a_dataset_without_the_columns_of_a_row_is_refused(rows):
 
 def test_the_concepts_of_rows_are_listed_once_each_by_alphabet(rows):
     assert list_concepts(rows) == ["airplane", "road", "ship", "storage tank", "tennis court"]
+
+
+# Loading
+
+
+def encode(image: Image.Image, name: str) -> dict:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return {"bytes": file.getvalue(), "path": name}
+
+
+@pytest.fixture
+def folder(toy_rows, tmp_path):
+    """Two shards of four rows each; the sixth row's image is cut."""
+    rows = [row | {"image": encode(row["image"], f"{i}.png")} for i, row in enumerate(toy_rows)]
+    rows[5]["image"]["bytes"] = rows[5]["image"]["bytes"][:3000]
+    (tmp_path / "rows" / "data").mkdir(parents=True)
+    for i in range(2):
+        write_rows(rows[4 * i : 4 * i + 4], tmp_path / "rows" / "data" / f"train-0000{i}-of-00002.parquet")
+    return tmp_path / "rows"
+
+
+CUT = re.compile(
+    r"^the image of row '5.png' cannot be decoded \(.*\)\. "
+    r"Replace it, or load with on_bad_image='leave_out'\.$"
+)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_row_is_loaded_as_it_was_written(folder, toy_rows, streaming):
+    rows = iter(load_rows(folder, streaming=streaming))
+    for written in toy_rows[:5]:
+        row = next(rows)
+        assert row["image"].tobytes() == written["image"].tobytes()
+        assert {name: row[name] for name in written if name != "image"} == {
+            name: value for name, value in written.items() if name != "image"
+        }
+    with pytest.raises(ValueError, match=CUT):
+        next(rows)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_bad_image_can_be_left_out_and_is_counted(folder, toy_rows, streaming, caplog):
+    rows = list(load_rows(folder, streaming=streaming, on_bad_image="leave_out"))
+    assert [row["description"] for row in rows] == [
+        row["description"] for i, row in enumerate(toy_rows) if i != 5
+    ]
+    assert rows[5]["image"].tobytes() == toy_rows[6]["image"].tobytes()
+    assert re.match(r"^left out 1 rows .*the image of row '5.png' cannot be decoded", caplog.messages[-1])
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_every_row_goes_to_one_process(folder, toy_rows, streaming):
+    shares = [
+        [row["description"] for row in load_rows(
+            folder, streaming=streaming, on_bad_image="leave_out", rank=rank, num_processes=2)]
+        for rank in range(2)
+    ]  # fmt: skip
+    assert sorted(shares[0] + shares[1]) == sorted(
+        row["description"] for i, row in enumerate(toy_rows) if i != 5
+    )
+    assert all(shares)
+
+
+def test_images_are_decoded_when_their_row_is_read_and_once(folder, monkeypatch):
+    opened = []
+    monkeypatch.setattr(Image, "open", lambda file, open=Image.open: opened.append(file) or open(file))
+    rows = load_rows(folder)
+    assert list_concepts(rows) and len(rows["phrases"][:]) == 8
+    assert opened == []
+    assert rows[0]["image"].size and len(opened) == 1
+
+
+def test_another_way_with_bad_images_is_refused(folder):
+    with refuses("on_error is 'ignore'. Choose 'stop' or 'leave_out'."):
+        load_rows(folder, on_bad_image="ignore")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_folder_that_holds_no_rows_is_refused_on_loading(tmp_path, streaming):
+    Dataset.from_dict({"image": [1], "bbox": [2]}).to_parquet(tmp_path / "train.parquet")
+    with refuses(
+        "the dataset lacks the columns ['boxes', 'phrases', 'concepts']; it has ['bbox', 'image']. "
+        "Rename them, or build rows with geoalign_hf.rows.from_coco or build_rows."
+    ):
+        load_rows(tmp_path, streaming=streaming)
+
+
+def test_rows_are_written_with_the_same_bytes_whole_and_alone(toy_rows, tmp_path):
+    rows = [row | {"image": encode(row["image"], "a.png")} for row in toy_rows[:2]]
+    for name in ("a.parquet", "b.parquet"):
+        write_rows(rows, tmp_path / name)
+    assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.parquet", "b.parquet"]
+
+
+def test_a_written_image_is_in_the_file_also_where_its_name_is_a_file_here(toy_rows, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    toy_rows[0]["image"].save("a.png")
+    write_rows([toy_rows[0] | {"image": encode(toy_rows[0]["image"], "a.png")}], tmp_path / "train.parquet")
+    (tmp_path / "a.png").unlink()
+    assert load_rows(tmp_path)[0]["image"].tobytes() == toy_rows[0]["image"].tobytes()
+
+
+def test_rows_without_a_kind_for_each_negative_are_refused():
+    row = MINIMAL | {"boxes": [[0, 0, 1, 1]], "phrases": ["a ship"], "concepts": ["ship"]}
+    with refuses(
+        "row 0 has 2 hard_negatives of region 0, but 1 negative_kinds. "
+        "Name the kind of each, or leave the column out."
+    ):
+        build_rows([row | {"hard_negatives": [["a car", "a bus"]], "negative_kinds": [["concept"]]}])
+
+
+def test_training_takes_rows_as_they_are_loaded(folder, processor):
+    rows = load_rows(folder, on_bad_image="leave_out")
+    batch = RowCollator(processor, max_regions=6)([rows[0], rows[1]])
+    assert batch["region_mask"].sum() == len(rows[0]["boxes"]) + len(rows[1]["boxes"])
