@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import transformers
 from transformers.utils.logging import get_logger, tqdm
 
@@ -26,11 +27,17 @@ from .hub import write_dataset_card
 from .leakage import collect_sets, write_table
 from .readers import read_coco, read_dota, read_names, read_voc, read_yolo
 from .report import Report
-from .rows import count_rows, load_rows
+from .rows import count_rows, decode_image, load_rows
 from .shards import Job, build_shards, write_text
 
 logger = get_logger(__name__)
 FORMATS = ("coco", "dota", "voc", "yolo", "captions")
+OPTIONS = {  # that go with some of them alone
+    "concepts": ["dota", "voc", "yolo"],
+    "drop_difficult": ["dota", "voc"],
+    "counts_from_one": ["voc"],
+    "caption_split": ["captions"],
+}
 SHARD_SETTINGS = ("split", "images_per_shard", "tile", "overlap", "min_visible", "max_negatives")
 SHARD_SETTINGS += ("leaks", "on_error", "seed")
 
@@ -93,6 +100,7 @@ def build(config: BuildConfig) -> dict:
             `config.on_error` is "stop", or the folder holds a build with other settings.
     """
     _check_config(config)
+    PIL.Image.MAX_IMAGE_PIXELS = None  # a scene that is cut into tiles is meant to be large
     output = Path(config.output)
     report = Report(config.on_error)
 
@@ -129,7 +137,7 @@ def build(config: BuildConfig) -> dict:
     report.entries += [entry for part in parts for entry in part["left_out"]]
     overlaps = [entry for part in parts for entry in part["overlaps"]]
     dataset = load_rows(output, config.split, streaming=True)
-    statistics = count_rows(dataset) | {"left_out": report.count_kinds()}
+    statistics = count_rows(dataset.remove_columns("image")) | {"left_out": report.count_kinds()}
     write_text(output / "statistics.json", json.dumps(statistics, indent=2))
     _draw_sheet(dataset, statistics["num_rows"], config)
     table = write_table(overlaps, sets) if sets else None
@@ -149,6 +157,9 @@ def _check_config(config: BuildConfig) -> None:
         raise ValueError(f"--{given[0]} is given without --images. Give the folder of the images.")
     if config.yolo and not config.concepts:
         raise ValueError("--yolo is given without --concepts. Give data.yaml, or a text of one name a line.")
+    for name, formats in OPTIONS.items():
+        if getattr(config, name) and given[0] not in formats:
+            raise ValueError(f"--{name} says nothing of --{given[0]}; it goes with {formats}. Leave it away.")
     if config.leaks not in ("leave_out", "keep"):
         raise ValueError(f"--leaks is {config.leaks!r}. Choose leave_out or keep.")
     if config.model and config.num_workers > 1:
@@ -162,9 +173,7 @@ def _check_config(config: BuildConfig) -> None:
 
 def _read_source(config: BuildConfig, report: Report) -> list[dict]:
     """Read the annotations that a config names."""
-    names = None
-    if config.concepts:
-        names = read_names(Path(config.concepts))
+    names = read_names(Path(config.concepts)) if config.concepts else None
     if config.coco:
         return read_coco(config.coco, config.images, report)
     if config.dota:
@@ -208,8 +217,9 @@ def _draw_sheet(dataset, num_rows: int, config: BuildConfig) -> None:
     """Draw some rows, chosen by the seed."""
     rng = np.random.default_rng(config.seed)
     chosen = set(rng.choice(num_rows, min(config.sheet_rows, num_rows), replace=False).tolist())
-    rows = [row for i, row in enumerate(dataset) if i in chosen]
+    rows = [row for i, row in enumerate(dataset.decode(False)) if i in chosen]
     if rows:
+        rows = [row | {"image": decode_image(row["image"], Report())} for row in rows]
         draw_contact_sheet(rows).save(Path(config.output) / "contact_sheet.png")
 
 

@@ -161,10 +161,11 @@ def word_description(facts: Facts, rng: np.random.Generator) -> str:
         sentences.append(
             f"There {verb} {words}." if rng.random() < 0.5 else f"{_capitalize(words)} can be seen."
         )
-    said = {r for group in placed for r in group}
+    said, said_places = {r for group in placed for r in group}, set()
     for r in rng.permutation([r for r in range(len(facts)) if r not in said])[:MOST_ASKED].tolist():
         place = facts.find_place([r])
-        if place and len(sentences) < MOST_SENTENCES - 2:
+        if place and (facts.concepts[r], place) not in said_places and len(sentences) < MOST_SENTENCES - 2:
+            said_places.add((facts.concepts[r], place))
             sentences.append(f"{_capitalize(word_noun(facts, [r], rng))} is {word_place(place, rng)}.")
     told = ""
     for r in rng.permutation(len(facts))[:MOST_ASKED].tolist():

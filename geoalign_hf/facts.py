@@ -162,7 +162,9 @@ def find_facts(row: dict) -> Facts:
     extent = np.array([image.width, image.height] * 2, dtype=float)
     pixels = pixels.clip(0, extent)
     quads = np.array(row.get("quads") or _to_quads(pixels), dtype=float).reshape(-1, 4, 2)
-    shares = [measure_colours(image, pixels, r) for r in range(len(pixels))]
+    is_crowd = len(pixels) > MOST_COMPARED
+    unknown = (dict.fromkeys(COLOURS, 1.0), {})  # none is said, all are possible
+    shares = [unknown if is_crowd else measure_colours(image, pixels, r) for r in range(len(pixels))]
     return Facts(
         concepts=concepts,
         boxes=pixels / extent,

@@ -70,7 +70,7 @@ def add_negatives(
         for kind in rng.permutation([kind for kind in KINDS if choices[kind]]):
             found[_choose(choices[kind], rng)] = str(kind)
         spare = [words for words in choices["concept"] if words not in found]
-        wanted = rng.integers(1, max_negatives + 1)
+        wanted = rng.integers(min(1, max_negatives), max_negatives + 1)
         while spare and len(found) < wanted:
             found[spare.pop(int(rng.integers(len(spare))))] = "concept"
         negatives.append(list(found)[:max_negatives])
@@ -115,9 +115,9 @@ def list_changes(phrase: str, r: int, facts: Facts, absent: list[str]) -> Iterat
         for colour in COLOURS:
             if not any(colour in facts.possible_colours[s] for s in kind):
                 yield "colour", _exchange(phrase, match.span("colour"), colour)
-    if parts["size"]:
+    if parts["size"] and parts["size"] == facts.sizes[r]:
         for size in SIZES:
-            if size not in [parts["size"], *(facts.sizes[s] for s in kind)]:
+            if size not in [facts.sizes[s] for s in kind]:
                 yield "size", _exchange(phrase, match.span("size"), size)
     if is_plural:
         # More than there are: of fewer one might say that they are there, too.

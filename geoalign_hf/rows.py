@@ -248,7 +248,7 @@ class NamedImage(Image):
             return super().decode_example(value, token_per_repo_id)
         except Exception as error:  # each format of PIL has errors of its own
             message = f"the image of row {value['path']!r} cannot be decoded ({error})."
-            raise ValueError(f"{message} Replace it, or load with on_bad_image='leave_out'.") from error
+            raise ValueError(f"{message} Replace it or leave it out.") from error
 
 
 def check_columns(dataset: Dataset | IterableDataset) -> None:

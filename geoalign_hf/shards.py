@@ -27,6 +27,8 @@ from .report import Report
 from .rows import decode_image, write_rows
 from .tiles import cut_tiles
 
+PNG_MODES = ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA")
+
 
 @dataclass(frozen=True)
 class Job:
@@ -108,6 +110,7 @@ def build_shards(
 def _start_worker(job: Job) -> None:
     global _job
     _job = job
+    PIL.Image.MAX_IMAGE_PIXELS = None  # as in the process that started this one
     parent = multiprocessing.parent_process()
 
     def end_with_parent():  # who is killed cannot tell the workers to stop
@@ -132,7 +135,6 @@ def build_shard(job: Job, index: int, ask: Callable | None = None) -> int:
     Returns:
         The index.
     """
-    PIL.Image.MAX_IMAGE_PIXELS = None  # a scene that is cut into tiles is meant to be large
     report, overlaps, finished = Report(job.on_error), [], []
     start = index * job.images_per_shard
     for i, row in enumerate(job.rows[start : start + job.images_per_shard], start=start):
@@ -204,7 +206,8 @@ def _encode_image(row: dict) -> dict:
     encoded = row.pop("encoded")
     if row.get("window"):
         file = io.BytesIO()
-        row["image"].save(file, "PNG")
+        image = row["image"] if row["image"].mode in PNG_MODES else row["image"].convert("RGB")
+        image.save(file, "PNG")
         window = "_".join(map(str, row["window"]))
         encoded = {"bytes": file.getvalue(), "path": f"{Path(row['source']).with_suffix('')}_{window}.png"}
     return row | {"image": encoded}

@@ -150,7 +150,7 @@ def read_size(image: Path, report: Report) -> tuple[int, int] | None:
             # For Exif data that may come late a PNG would be decoded whole.
             has_exif = opened.format != "PNG" or "exif" in opened.info
             is_turned = has_exif and opened.getexif().get(EXIF_ORIENTATION, 1) >= 5
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         report.refuse(
             "bad image", f"{image} cannot be read as an image ({error}). Replace or drop it.", error
         )
@@ -263,12 +263,19 @@ def parse_numbers(fields: list[str]) -> list[float] | None:
 
 
 def finish_rows(rows: list[dict | None], source: str | Path, report: Report) -> list[dict]:
-    """Drop the images that were left out, and say what was found.
+    """Drop the images that were left out or come again, and say what was found.
 
     Raises:
-        ValueError: if nothing was.
+        ValueError: if nothing was, or an image comes twice.
     """
-    rows = [row for row in rows if row is not None]
+    by_source = {}
+    for row in filter(None, rows):
+        if row["source"] in by_source:
+            message = f"{source} has the image {row['source']} twice. Give every image one entry."
+            report.refuse("repeated image", message)
+        else:
+            by_source[row["source"]] = row
+    rows = list(by_source.values())
     if not rows:
         raise ValueError(f"{source} has no images that can be used; left out: {report.count_kinds()}.")
     num_regions = sum(len(row["boxes"]) for row in rows)

@@ -63,8 +63,8 @@ def pluralize(noun: str) -> str:
         >>> [pluralize(noun) for noun in ("bus", "ferry", "storage tank", "aircraft")]
         ['buses', 'ferries', 'storage tanks', 'aircraft']
     """
-    if noun.endswith(("craft", "vehicles", "ships", "planes")):
-        return noun
+    if noun.endswith("craft") or (noun.endswith("s") and not noun.endswith(("ss", "us"))):
+        return noun  # "aircraft", and class names that are plurals already
     if noun.endswith(("s", "x", "ch", "sh")):
         return f"{noun}es"
     if noun.endswith("y") and noun[-2:-1] not in "aeiou":

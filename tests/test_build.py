@@ -323,6 +323,8 @@ def test_a_folder_of_something_else_is_refused(config, tmp_path):
         ({"coco": None, "voc": "x"}, "--voc is given without --images. Give the folder of the images."),
         ({"coco": None, "yolo": "x", "images": "x"},
          "--yolo is given without --concepts. Give data.yaml, or a text of one name a line."),
+        ({"drop_difficult": True},
+         "--drop_difficult says nothing of --coco; it goes with ['dota', 'voc']. Leave it away."),
         ({"leaks": "ignore"}, "--leaks is 'ignore'. Choose leave_out or keep."),
         ({"num_workers": 0}, "--num_workers is 0. Give 1 or more."),
         ({"model": "some/model", "num_workers": 2},

@@ -102,7 +102,7 @@ def test_what_boxes_do_not_count_is_not_counted():
     for seed in SEEDS:
         row = draw_scene(seed) | {"unboxed": ["ship"]}
         row = describe_row(row, find_facts(row), np.random.default_rng(seed))
-        words = " ".join([*row["captions"], row["description"], *row["phrases"]])
+        words = ". ".join([*row["captions"], row["description"], *row["phrases"]])
         assert not re.search(rf"\b({'|'.join(NUMBERS[1:])}|many|\d+)( \w+)? ships\b", words)
 
 

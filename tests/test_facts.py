@@ -155,3 +155,4 @@ def test_a_thousand_regions_are_neither_grouped_nor_counted():
     boxes = [(x, y, x + 3, y + 3) for x in range(0, 200, 5) for y in range(0, 200, 5)]
     facts = find_facts(draw(boxes))
     assert len(facts) == 1600 and facts.uncounted == {"tank"} and facts.list_group(5) == [5]
+    assert set(facts.colours) == {None} and set(facts.possible_colours) == {frozenset(COLOURS)}

@@ -278,7 +278,12 @@ def test_the_size_of_an_image_is_the_one_it_is_seen_in(images, read, coco):
 
 def test_a_folder_of_files_is_read_in_their_order(read, coco, images):
     read(coco)
-    (read.path.parent / "d.json").write_text(read.path.read_text().replace('"ship"', '"boat"'))
+    text = read.path.read_text().replace('"ship"', '"boat"')
+    for name in "ab":
+        text = text.replace(f"{name}.png", f"other_{name}.png")
+        (images / f"{name}.png").rename(images / f"other_{name}.png")
+        Image.new("RGB", (20, 10)).save(images / f"{name}.png")
+    (read.path.parent / "d.json").write_text(text)
     rows = read_coco(read.path.parent, images)
     assert [row["concepts"] for row in rows] == [
         ["ship", "airport", "ship"],
@@ -297,6 +302,12 @@ def test_what_is_wrong_is_left_out_and_told_where_that_is_asked_for(read, coco, 
     rows = read_coco(read.path, images, report)
     assert [row["concepts"] for row in rows] == [["ship"]]
     assert report.count_kinds() == {"unknown concept": 1, "bad region": 1, "no image": 1}
+
+
+def test_an_image_that_comes_twice_is_refused(read, coco):
+    coco["images"][1]["file_name"] = "a.png"
+    with refuses(f"{read.path} has the image a.png twice. Give every image one entry."):
+        read(coco)
 
 
 def test_a_region_that_is_repeated_counts_once(read, coco, images):

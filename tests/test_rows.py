@@ -130,7 +130,7 @@ def folder(toy_rows, tmp_path):
 
 CUT = re.compile(
     r"^the image of row '5.png' cannot be decoded \(.*\)\. "
-    r"Replace it, or load with on_bad_image='leave_out'\.$"
+    r"Replace it or leave it out\.$"
 )
 
 
