@@ -38,7 +38,8 @@ def test_only_a_vowel_takes_the_article_an():
 @pytest.mark.parametrize(
     ("noun", "plural"),
     [("ship", "ships"), ("bus", "buses"), ("ferry", "ferries"), ("quay", "quays"), ("bench", "benches"),
-     ("aircraft", "aircraft"), ("storage tanks", "storage tanks"), ("overpass", "overpasses"), ("box", "boxes")],
+     ("aircraft", "aircraft"), ("storage tanks", "storage tanks"), ("overpass", "overpasses"),
+     ("box", "boxes")],
 )  # fmt: skip
 def test_a_noun_has_its_plural(noun, plural):
     assert pluralize(noun) == plural
