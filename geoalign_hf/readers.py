@@ -64,7 +64,7 @@ def read_coco(
     rows = []
     for path in list_files(annotations, ".json"):
         coco = _read_coco(path)
-        categories = {category["id"]: str(category["name"]) for category in coco["categories"]}
+        categories = {category["id"]: category["name"] for category in coco["categories"]}
         regions = {entry["id"]: [] for entry in coco["images"]}
         crowds = {entry["id"]: [] for entry in coco["images"]}
         for annotation in coco["annotations"]:
@@ -75,7 +75,7 @@ def read_coco(
                 report.refuse("unknown image", f"{message} Add it or drop the box.")
                 continue
             if category_id not in categories:
-                message = f"{place} names the category {category_id}; the file has {sorted(categories)}."
+                message = f"{place} names the category {category_id}; the file has {list(categories)}."
                 report.refuse("unknown concept", f"{message} Add it or drop the box.")
                 continue
             bbox = annotation["bbox"]
@@ -257,9 +257,9 @@ def read_yolo(
 def _read_coco(path: Path) -> dict:
     coco = parse_json(path, read_text(path), "a COCO annotation file")
     expected = {
-        "images": {"id", "file_name", "width", "height"},
-        "annotations": {"id", "image_id", "category_id", "bbox"},
-        "categories": {"id", "name"},
+        "images": {"id": (int, str), "file_name": str, "width": (int, float), "height": (int, float)},
+        "annotations": {"id": (int, str), "image_id": (int, str), "category_id": (int, str), "bbox": object},
+        "categories": {"id": (int, str), "name": str},
     }
     if not isinstance(coco, dict) or expected.keys() - coco.keys():
         found = sorted(coco) if isinstance(coco, dict) else type(coco).__name__
@@ -270,14 +270,17 @@ def _read_coco(path: Path) -> dict:
         if not isinstance(coco[key], list):
             raise ValueError(f"{path}: {key} is {coco[key]!r:.50}, not a list. Give a detection file.")
         for i, entry in enumerate(coco[key]):
+            place = f"{path}: {key}[{i}]"
             if not isinstance(entry, dict):
-                raise ValueError(
-                    f"{path}: {key}[{i}] is {entry!r:.50}; it needs {sorted(fields)}. Mend the file."
-                )
-            if missing := sorted(fields - entry.keys()):
-                raise ValueError(f"{path}: {key}[{i}] lacks {missing}; it has {sorted(entry)}.")
+                raise ValueError(f"{place} is {entry!r:.50}; it needs {sorted(fields)}. Mend the file.")
+            if missing := sorted(fields.keys() - entry.keys()):
+                raise ValueError(f"{place} lacks {missing}; it has {sorted(entry)}.")
+            for field, kind in fields.items():
+                if not isinstance(entry[field], kind):
+                    found = f"{place}: {field} is {entry[field]!r:.50}, a {type(entry[field]).__name__}."
+                    raise ValueError(f"{found} Ids are numbers or strings, sizes numbers, names strings.")
         ids = Counter(entry["id"] for entry in coco[key])
-        if repeated := sorted(key_id for key_id, count in ids.items() if count > 1):
+        if repeated := [key_id for key_id, count in ids.items() if count > 1]:
             raise ValueError(
                 f"{path}: {key} repeats the ids {repeated[:5]}. Give every entry an id of its own."
             )

@@ -259,6 +259,21 @@ def test_lists_and_entries_of_another_form_are_refused(read, content, complaint)
         read(content)
 
 
+@pytest.mark.parametrize(
+    ("key", "field", "value", "kind"),
+    [("images", "id", [7], "list"), ("images", "width", "20", "str"),
+     ("images", "file_name", None, "NoneType"),
+     ("annotations", "image_id", None, "NoneType"), ("categories", "name", 3, "int")],
+)  # fmt: skip
+def test_a_field_of_another_type_is_refused(read, coco, key, field, value, kind):
+    coco[key][0][field] = value
+    with refuses(
+        f"{read.path}: {key}[0]: {field} is {value!r}, a {kind}. "
+        "Ids are numbers or strings, sizes numbers, names strings."
+    ):
+        read(coco)
+
+
 def test_an_image_of_another_size_than_stated_is_refused(read, coco, images):
     coco["images"][0]["width"] = 40
     with refuses(
