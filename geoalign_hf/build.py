@@ -29,6 +29,7 @@ from .readers import read_coco, read_dota, read_names, read_voc, read_yolo
 from .report import Report
 from .rows import count_rows, decode_image, load_rows
 from .shards import Job, build_shards, write_text
+from .tiles import list_windows
 
 logger = get_logger(__name__)
 FORMATS = ("coco", "dota", "voc", "yolo", "captions")
@@ -160,6 +161,8 @@ def _check_config(config: BuildConfig) -> None:
     for name, formats in OPTIONS.items():
         if getattr(config, name) and given[0] not in formats:
             raise ValueError(f"--{name} says nothing of --{given[0]}; it goes with {formats}. Leave it away.")
+    if config.tile:
+        list_windows(1, 1, config.tile, config.overlap)  # refuses an overlap as wide as a tile
     if config.leaks not in ("leave_out", "keep"):
         raise ValueError(f"--leaks is {config.leaks!r}. Choose leave_out or keep.")
     if config.model and config.num_workers > 1:
@@ -191,7 +194,7 @@ def _check_folder(config: BuildConfig, rows: list[dict]) -> None:
     """Make the folder, or refuse one of another build; take away what a killed process has left half done."""
     output = Path(config.output)
     settings = asdict(config)
-    for name in ("output", "num_workers", "sheet_rows"):
+    for name in ("output", "num_workers", "sheet_rows", "on_error"):  # of these no shard depends
         del settings[name]
     told = [{name: value for name, value in row.items() if name != "image"} for row in rows]
     settings["annotations"] = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()

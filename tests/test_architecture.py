@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "leakage": {"captions", "readers", "rows", "sources"},
     "contact_sheet": set(),
     "shards": {"describe", "facts", "leakage", "negatives", "report", "rows", "tiles"},
-    "build": {"captions", "contact_sheet", "hub", "leakage", "readers", "report", "rows", "shards"},
+    "build": {"captions", "contact_sheet", "hub", "leakage", "readers", "report", "rows", "shards", "tiles"},
     "collator": {"processing"},
     "losses": {"distributed"},
     "concepts": {"modeling", "processing"},

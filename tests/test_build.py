@@ -256,6 +256,8 @@ def test_a_corrupt_image_stops_the_build_by_name(config, coco):
 def test_a_corrupt_image_is_left_out_and_told_where_that_is_asked_for(config, coco):
     path = coco.parent / "5.png"
     path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(ValueError, match="'5.png' cannot be decoded"):
+        build(config)  # and then goes on
     statistics = build(replace(config, on_error="leave_out"))
     assert statistics["num_rows"] == 13 and statistics["left_out"] == {"bad image": 1}
     (entry,) = [json.loads(line) for line in Path(config.output, "report.jsonl").read_text().splitlines()]
@@ -325,6 +327,7 @@ def test_a_folder_of_something_else_is_refused(config, tmp_path):
          "--yolo is given without --concepts. Give data.yaml, or a text of one name a line."),
         ({"drop_difficult": True},
          "--drop_difficult says nothing of --coco; it goes with ['dota', 'voc']. Leave it away."),
+        ({"tile": 100}, "overlap is 128, but tiles have 100 pixels a side. Choose 0 <= overlap < side."),
         ({"leaks": "ignore"}, "--leaks is 'ignore'. Choose leave_out or keep."),
         ({"num_workers": 0}, "--num_workers is 0. Give 1 or more."),
         ({"model": "some/model", "num_workers": 2},
