@@ -266,13 +266,13 @@ def compose_phrase(size: str, colour: str, concept: str) -> str:
     return " ".join(filter(None, ("a", size, colour, concept)))
 
 
-def compose_hard_negatives(region: Region, rng: np.random.Generator) -> list[str]:
-    """Say one to three phrases, each with another size, colour or concept than the region's."""
-    choices, phrases = (("small", "large"), tuple(COLOURS), CONCEPTS), []
+def compose_hard_negatives(region: Region, rng: np.random.Generator) -> dict[str, str]:
+    """Say one to three phrases, each with another size, colour or concept than the region's, by that kind."""
+    choices, phrases = (("small", "large"), tuple(COLOURS), CONCEPTS), {}
     for i in rng.permutation(3)[: rng.integers(1, 4)]:
         words = [region.size, region.colour, region.concept]
         words[i] = str(rng.choice([word for word in choices[i] if word != words[i]]))
-        phrases.append(compose_phrase(*words))
+        phrases[("size", "colour", "concept")[i]] = compose_phrase(*words)
     return phrases
 
 
@@ -316,6 +316,7 @@ def draw_row(index: int, seed: int, size: tuple[int, int]) -> dict:
     canvas = draw_ground(GROUNDS[ground_name], width, height, rng)
     regions = place_regions(GROUNDS[ground_name], width, height, rng)
     captions, description = compose_words(ground_name, regions, width, height)
+    negatives = [compose_hard_negatives(region, rng) for region in regions]
     return {
         "image": draw_scene(canvas, regions, rng),
         "captions": rng.permutation(captions)[: rng.integers(1, 3)].tolist(),
@@ -324,7 +325,8 @@ def draw_row(index: int, seed: int, size: tuple[int, int]) -> dict:
         "quads": [region.quad.round(2).tolist() for region in regions],
         "phrases": [compose_phrase(region.size, region.colour, region.concept) for region in regions],
         "concepts": [region.concept for region in regions],
-        "hard_negatives": [compose_hard_negatives(region, rng) for region in regions],
+        "hard_negatives": [list(phrases.values()) for phrases in negatives],
+        "negative_kinds": [list(phrases) for phrases in negatives],
     }
 
 
@@ -339,8 +341,8 @@ def draw_rows(num_rows: int, seed: int = 0, size: tuple[int, int] = (256, 192)) 
     Returns:
         Rows with `image`, `captions`, `description` and, for each of 1 to 6 regions, an entry in `boxes`
         (xyxy pixels, tight), `quads` (four [x, y] pixels going round; a tilted airplane or ship leaves its
-        corners empty, so there the quad's envelope exceeds the box), `phrases`, `concepts` and
-        `hard_negatives`.
+        corners empty, so there the quad's envelope exceeds the box), `phrases`, `concepts`,
+        `hard_negatives` and `negative_kinds`.
 
     Example:
         >>> draw_rows(4)[3] == draw_rows(10)[3]

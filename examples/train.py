@@ -1,6 +1,6 @@
 """Train a GeoAlignCLIP on images with boxes, on one process or many.
 
-    python examples/train.py --coco train.json --images images/ --eval_coco test.json \
+    python examples/train.py --dataset outputs/rows --eval_dataset test.json --images images/ \
         --output_dir outputs/train --num_epochs 100 --mixed_precision bf16
     accelerate launch --config_file examples/accelerate_configs/ddp.yaml examples/train.py ...
     ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 examples/train.py ...
@@ -25,7 +25,7 @@ from geoalign_hf.evaluation import classify_regions
 from geoalign_hf.hub import write_card
 from geoalign_hf.losses import PRESETS, LossWeights
 from geoalign_hf.model.processing_geoalign_clip import CONCEPT_TEMPLATES
-from geoalign_hf.rows import from_coco, list_concepts
+from geoalign_hf.rows import from_coco, list_concepts, load_rows
 from geoalign_hf.scratch import build_model
 from geoalign_hf.training import TrainingConfig, train
 
@@ -34,9 +34,15 @@ from geoalign_hf.training import TrainingConfig, train
 class ScriptArguments:
     """What to train on, and from what."""
 
-    coco: str = field(metadata={"help": "COCO annotation file to train on"})
-    images: str = field(metadata={"help": "folder of the images"})
-    eval_coco: str | None = field(default=None, metadata={"help": "COCO annotation file to evaluate on"})
+    dataset: str = field(
+        metadata={
+            "help": "to train on: a folder of geoalign_hf.build, a Hub repository, or a COCO .json file"
+        }
+    )
+    eval_dataset: str | None = field(
+        default=None, metadata={"help": "likewise, to evaluate on; of a folder or repository the split test"}
+    )
+    images: str | None = field(default=None, metadata={"help": "folder of the images of a COCO file"})
     preset: str = field(
         default="geoalign", metadata={"help": "objective to start from", "choices": list(PRESETS)}
     )
@@ -47,6 +53,11 @@ class ScriptArguments:
     depth: int = field(default=4, metadata={"help": "fresh model: blocks of the vision tower"})
 
 
+def read_rows(source: str, images: str | None, split: str):
+    """Read rows from whatever they are in."""
+    return from_coco(source, images) if source.endswith(".json") else load_rows(source, split)
+
+
 def main() -> None:
     """Read, train, evaluate, write."""
     parser = HfArgumentParser((ScriptArguments, LossWeights, TrainingConfig, Augmentation))
@@ -54,8 +65,9 @@ def main() -> None:
     arguments, weights, config, augment = parser.parse_args_into_dataclasses()
 
     # 1. Rows.
-    rows = from_coco(arguments.coco, arguments.images)
-    eval_rows = from_coco(arguments.eval_coco, arguments.images) if arguments.eval_coco else None
+    rows, eval_rows = read_rows(arguments.dataset, arguments.images, "train"), None
+    if arguments.eval_dataset:
+        eval_rows = read_rows(arguments.eval_dataset, arguments.images, "test")
 
     # 2. The model: a checkpoint, or fresh weights and a tokenizer learnt from the words of the rows.
     if arguments.model:
@@ -63,7 +75,8 @@ def main() -> None:
         processor = AutoProcessor.from_pretrained(arguments.model)
     else:
         words = rows.remove_columns("image")
-        texts = [text for row in words for text in row["captions"] + row["phrases"]]
+        texts = [text for row in words for text in [*row["captions"], *row["phrases"]]]
+        texts += [row["description"] for row in words if row["description"]]
         texts += [template.format(name) for template in CONCEPT_TEMPLATES for name in list_concepts(rows)]
         torch.manual_seed(config.seed)
         model, processor = build_model(

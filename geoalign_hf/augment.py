@@ -12,6 +12,7 @@ import torch
 from PIL import Image, ImageEnhance
 
 from .rows import REGION_COLUMNS
+from .words import CONTEXT, add_article
 
 DIRECTIONS = re.compile(
     r"\b(left|right|top|bottom|upper|lower|above|below|north\w*|south\w*|east\w*|west\w*)\b", re.IGNORECASE
@@ -87,33 +88,97 @@ class Augmentation:
 def cut_window(row: dict, window: tuple[int, int, int, int], min_visible: float = 0.5) -> dict:
     """Cut a row to a window of its image.
 
+    Words that tell of the whole image do not outlive the cut: a phrase becomes its concept with an article,
+    its hard negatives go, captions and description are dropped, also where a region was left out.
+
     Args:
         row: with a PIL image.
         window: xyxy whole pixels, inside the image.
-        min_visible: a region of which less than this share of its box is in the window is left out.
+        min_visible: a region of which less than this share of its area is in the window is left out. The area
+            of a region with a quad is that of the quad.
 
     Returns:
-        The row of the window. Boxes are cut at its edge, quads are kept whole. Captions and description
-        are dropped if a region was left out, since they may speak of it.
+        The row of the window. Boxes are cut at its edge, quads are kept whole. `unboxed` gains the concepts
+        of regions that are left out and yet in sight.
     """
     left, top, right, bottom = window
-    kept, boxes = [], []
-    for r, (x0, y0, x1, y1) in enumerate(row["boxes"]):
-        cut = [max(x0, left), max(y0, top), min(x1, right), min(y1, bottom)]
-        visible = max(0.0, cut[2] - cut[0]) * max(0.0, cut[3] - cut[1])
-        if visible > 0 and visible >= min_visible * (x1 - x0) * (y1 - y0):
-            kept.append(r)
-            boxes.append([cut[0] - left, cut[1] - top, cut[2] - left, cut[3] - top])
+    shares = measure_visible(row, window)
+    kept = [r for r, share in enumerate(shares) if share > 0 and share >= min_visible]
     result = row | {"image": row["image"].crop(window)}
     for name in REGION_COLUMNS:
         if row.get(name):
             result[name] = [row[name][r] for r in kept]
-    result["boxes"] = boxes
+    result["boxes"] = [
+        [max(x0, left) - left, max(y0, top) - top, min(x1, right) - left, min(y1, bottom) - top]
+        for x0, y0, x1, y1 in result["boxes"]
+    ]
     if row.get("quads"):
         result["quads"] = [[[x - left, y - top] for x, y in quad] for quad in result["quads"]]
-    if len(kept) < len(row["boxes"]):
-        result |= {"captions": [], "description": None}
-    return result
+    hidden = {row["concepts"][r] for r, share in enumerate(shares) if share > 0 and r not in kept}
+    if hidden or row.get("unboxed"):
+        result["unboxed"] = sorted(hidden.union(row.get("unboxed") or []))
+    return result if window == (0, 0, *row["image"].size) else _drop_context(result, len(kept) < len(shares))
+
+
+def measure_visible(row: dict, window: tuple[int, int, int, int]) -> list[float]:
+    """Give the share of each region's area that lies in a window: of its quad, or of its box.
+
+    Example:
+        >>> measure_visible({"boxes": [[0, 0, 4, 4]]}, (0, 0, 3, 2))
+        [0.375]
+        >>> diamond = [[2, 0], [4, 2], [2, 4], [0, 2]]
+        >>> measure_visible({"boxes": [[0, 0, 4, 4]], "quads": [diamond]}, (0, 0, 1, 4))
+        [0.125]
+    """
+    quads = row.get("quads") or [[(x0, y0), (x1, y0), (x1, y1), (x0, y1)] for x0, y0, x1, y1 in row["boxes"]]
+    shares = []
+    for quad, (x0, y0, x1, y1) in zip(quads, row["boxes"], strict=True):
+        is_seen = min(x1, window[2]) > max(x0, window[0]) and min(y1, window[3]) > max(y0, window[1])
+        shares.append(_measure_area(_clip_polygon(quad, window)) / _measure_area(quad) if is_seen else 0.0)
+    return shares
+
+
+def _clip_polygon(polygon: list, window: tuple[int, int, int, int]) -> list:
+    """Cut a convex polygon with the four sides of a window, one after the other (Sutherland and Hodgman)."""
+    for axis, limit, sign in ((0, window[0], 1), (1, window[1], 1), (0, window[2], -1), (1, window[3], -1)):
+        clipped = []
+        for start, stop in zip(polygon, polygon[1:] + polygon[:1], strict=True):
+            before, after = sign * (start[axis] - limit), sign * (stop[axis] - limit)
+            if before >= 0:
+                clipped.append(start)
+            if before * after < 0:
+                t = before / (before - after)
+                clipped.append([start[k] + t * (stop[k] - start[k]) for k in (0, 1)])
+        polygon = clipped
+    return polygon
+
+
+def _measure_area(polygon: list) -> float:
+    return (
+        abs(sum(a[0] * b[1] - b[0] * a[1] for a, b in zip(polygon, polygon[1:] + polygon[:1], strict=True)))
+        / 2
+    )
+
+
+def _drop_context(row: dict, has_lost_regions: bool) -> dict:
+    """Take back the words that may be untrue of a part of the image."""
+    row = dict(row)
+    scene = [*(row.get("captions") or []), row.get("description") or ""]
+    if has_lost_regions or CONTEXT.search(" ".join(scene)):
+        row |= {"captions": [], "description": None}
+    negatives = row.get("hard_negatives") or [[] for _ in row["phrases"]]
+    told = {
+        r
+        for r, (phrase, others) in enumerate(zip(row["phrases"], negatives, strict=True))
+        if CONTEXT.search(" ".join([phrase, *others]))
+    }
+    row["phrases"] = [
+        add_article(row["concepts"][r]) if r in told else phrase for r, phrase in enumerate(row["phrases"])
+    ]
+    for name in ("hard_negatives", "negative_kinds"):
+        if row.get(name):
+            row[name] = [[] if r in told else entries for r, entries in enumerate(row[name])]
+    return row
 
 
 def _turn(row: dict, number: int) -> dict:

@@ -1,19 +1,34 @@
-"""The row: one image with its hierarchy of words, and the ways into it from source data.
+"""The row: one image with its hierarchy of words; made, checked, written and loaded here.
 
-What enters are annotations in some format; what leaves is a `datasets.Dataset` with the columns of
-`FEATURES`, after which nobody asks where a row came from.
+What enters are dictionaries of `readers` or of the user, or a built dataset; what leaves is a dataset with
+the columns of `FEATURES`, after which nobody asks where a row came from.
 """
 
-import json
+import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from datasets import Dataset, Features, Image, List, Value
+import PIL.Image
+from datasets import (
+    Dataset,
+    Features,
+    Image,
+    IterableDataset,
+    List,
+    Value,
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+    load_dataset,
+)
+from datasets.distributed import split_dataset_by_node
 from transformers.utils import logging
 
-from .model.regions_geoalign_clip import check_boxes, xywh_to_xyxy
+from .readers import read_coco
+from .report import Report
 
 logger = logging.get_logger(__name__)
 
@@ -29,11 +44,18 @@ FEATURES = Features(
         "phrases": List(Value("string")),
         "concepts": List(Value("string")),
         "hard_negatives": List(List(Value("string"))),  # phrases that are nearly right and wrong
+        "negative_kinds": List(List(Value("string"))),  # what each of them changed
+        "difficult": List(Value("bool")),  # flagged so at the source; [] where it has no flags
+        "unboxed": List(Value("string")),  # concepts that are also in the image, without a region
+        "source": Value("string"),  # the picture that the row was made of, as named at the source, or None
+        "window": List(Value("int64")),  # the part of that picture, xyxy whole pixels; [] for all of it
     }
 )
 
 REQUIRED_COLUMNS = ("image", "boxes", "phrases", "concepts")
-REGION_COLUMNS = ("boxes", "quads", "phrases", "concepts", "hard_negatives")
+REGION_COLUMNS = (
+    "boxes", "quads", "phrases", "concepts", "hard_negatives", "negative_kinds", "difficult"
+)  # fmt: skip
 
 
 def build_rows(rows: Iterable[dict]) -> Dataset:
@@ -41,7 +63,7 @@ def build_rows(rows: Iterable[dict]) -> Dataset:
 
     Args:
         rows: dictionaries with the columns of `FEATURES`; all but `REQUIRED_COLUMNS` may be missing. `image`
-            is a PIL image or a path, which is read when the row is.
+            is a PIL image, a path, which is read when the row is, or the bytes of a file with its `path`.
 
     Returns:
         A dataset with exactly the columns of `FEATURES`.
@@ -49,41 +71,195 @@ def build_rows(rows: Iterable[dict]) -> Dataset:
     Raises:
         ValueError: if a row lacks a column, or its lists differ in length.
     """
-    empty = {"captions": [], "description": None, "quads": [], "hard_negatives": []}
-    checked = []
-    for i, row in enumerate(rows):
-        row = {name: value for name, value in row.items() if value is not None}
-        if missing := [name for name in REQUIRED_COLUMNS if name not in row]:
-            raise ValueError(
-                f"row {i} lacks {missing}; it has {sorted(row)}. Give every row an image and its regions."
-            )
-        if unknown := sorted(row.keys() - FEATURES.keys()):
-            raise ValueError(f"row {i} has the unknown columns {unknown}; a row has {list(FEATURES)}.")
-        row = empty | row
-        for name in REGION_COLUMNS:
-            if name in ("quads", "hard_negatives") and not row[name]:
-                continue
-            if len(row[name]) != len(row["boxes"]):
-                raise ValueError(
-                    f"row {i} has {len(row['boxes'])} boxes, but {len(row[name])} {name}. "
-                    "Give one entry per region, in the same order."
-                )
-        row["image"] = str(row["image"]) if isinstance(row["image"], Path) else row["image"]
-        checked.append(row)
+    checked = [_check_row(i, row) for i, row in enumerate(rows)]
     if not checked:
         raise ValueError("there are no rows. Give at least one.")
     return Dataset.from_list(checked, features=FEATURES)
 
 
-def check_columns(dataset: Dataset) -> None:
+def _check_row(i: int, row: dict) -> dict:
+    row = {name: value for name, value in row.items() if value is not None}
+    if missing := [name for name in REQUIRED_COLUMNS if name not in row]:
+        raise ValueError(
+            f"row {i} lacks {missing}; it has {sorted(row)}. Give every row an image and its regions."
+        )
+    if unknown := sorted(row.keys() - FEATURES.keys()):
+        raise ValueError(f"row {i} has the unknown columns {unknown}; a row has {list(FEATURES)}.")
+    row = {name: None if name in ("description", "source") else [] for name in FEATURES} | row
+    for name in REGION_COLUMNS:
+        is_optional = name not in REQUIRED_COLUMNS
+        if len(row[name]) != len(row["boxes"]) and not (is_optional and not row[name]):
+            raise ValueError(
+                f"row {i} has {len(row['boxes'])} boxes, but {len(row[name])} {name}. "
+                "Give one entry per region, in the same order."
+            )
+    for r, (phrases, kinds) in enumerate(zip(row["hard_negatives"], row["negative_kinds"], strict=False)):
+        if len(phrases) != len(kinds):
+            raise ValueError(
+                f"row {i} has {len(phrases)} hard_negatives of region {r}, but {len(kinds)} negative_kinds. "
+                "Name the kind of each, or leave the column out."
+            )
+    row["image"] = str(row["image"]) if isinstance(row["image"], Path) else row["image"]
+    return row
+
+
+def from_coco(annotations: str | Path, images: str | Path) -> Dataset:
+    """Read COCO detection files into rows, as `readers.read_coco` says.
+
+    Args:
+        annotations: the JSON file, or a folder of such files.
+        images: the folder that `file_name` is relative to, or the one that the files lie in.
+
+    Returns:
+        One row per image, in the file's order; images are read when a row is.
+    """
+    return build_rows(read_coco(annotations, images))
+
+
+def write_rows(rows: list[dict], path: Path) -> None:
+    """Write rows as one Parquet file that is whole or not there, the same bytes for the same rows.
+
+    Args:
+        rows: as `build_rows` takes them, with images as bytes; none at all are allowed here.
+        path: of the file.
+    """
+    checked = [_check_row(i, row) for i, row in enumerate(rows)]
+    columns = {name: [row[name] for row in checked] for name in FEATURES}
+    # As an Image() datasets would drop bytes whose path happens to be a file here, and write the path alone.
+    plain = Features(FEATURES | {"image": {"bytes": Value("binary"), "path": Value("string")}})
+    dataset = Dataset.from_dict(columns, features=plain)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    with partial.open("wb") as file, _without_bars():
+        dataset.cast(FEATURES).to_parquet(file)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    was_off = are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not was_off:
+            enable_progress_bars()
+
+
+def load_rows(
+    source: str | Path,
+    split: str = "train",
+    streaming: bool = False,
+    on_bad_image: str = "stop",
+    rank: int = 0,
+    num_processes: int = 1,
+    **arguments,
+) -> Dataset | IterableDataset:
+    """Load a built dataset from a folder or the Hub; plain `datasets.load_dataset` reads the same rows.
+
+    Images are decoded when a row is read, once, and not at all where only words are asked for.
+
+    Args:
+        source: a folder of `geoalign_hf.build`, or a repository.
+        split: which one.
+        streaming: read rows as they come, without a copy on this disk.
+        on_bad_image: "stop" names the row whose image cannot be decoded; "leave_out" leaves such rows out and
+            logs their number. Without streaming that decodes every image once beforehand.
+        rank: of this process.
+        num_processes: share the rows among so many; every row goes to one of them.
+        **arguments: of `datasets.load_dataset`, such as `revision` or `token`.
+
+    Returns:
+        A dataset; streamed, one to iterate over.
+
+    Raises:
+        ValueError: if a required column is missing, or (when the row is read) an image cannot be decoded.
+    """
+    dataset = load_dataset(str(source), split=split, streaming=streaming, **arguments)
+    check_columns(dataset)
+    if num_processes > 1:
+        dataset = split_dataset_by_node(dataset, rank=rank, world_size=num_processes)
+    return decode_images(dataset, on_bad_image)
+
+
+def decode_images(
+    dataset: Dataset | IterableDataset, on_bad_image: str = "stop"
+) -> Dataset | IterableDataset:
+    """Make a dataset name the row whose image cannot be decoded.
+
+    Args:
+        dataset: of rows.
+        on_bad_image: as for `load_rows`.
+
+    Returns:
+        The same rows; an image that cannot be decoded is an error when it is read, or its row is left out.
+    """
+    report = Report(on_bad_image)
+    if on_bad_image == "stop":
+        return dataset.cast_column("image", NamedImage())
+    encoded = dataset.cast_column("image", Image(decode=False))
+    if isinstance(dataset, IterableDataset):
+        # A batch of one row becomes a batch of one or none.
+        return encoded.map(_leave_out_bad, batched=True, batch_size=1, fn_kwargs={"report": report})
+    images = encoded.select_columns(["image"])
+    whole = [i for i, row in enumerate(images) if decode_image(row["image"], report) is not None]
+    if report.entries:
+        messages = [entry["message"] for entry in report.entries]
+        logger.warning(f"left out {len(messages)} rows of {len(dataset)}; the first: {messages[:3]}")
+    return dataset.select(whole).cast_column("image", NamedImage())
+
+
+def decode_image(encoded: dict, report: Report) -> PIL.Image.Image | None:
+    """Decode {"bytes": ..., "path": ...}; `path` names the row where that cannot be done.
+
+    Returns:
+        The image, or None if it was left out.
+
+    Raises:
+        ValueError: if it cannot be decoded and `report` says to stop.
+    """
+    try:
+        return NamedImage().decode_example(encoded)
+    except ValueError as error:
+        report.refuse("bad image", str(error), error)
+        return None
+
+
+def _leave_out_bad(batch: dict, report: Report) -> dict:
+    image = decode_image(batch["image"][0], report)
+    if image is None:
+        logger.warning(f"left out {len(report.entries)} rows so far: {report.entries[-1]['message']}")
+        return {name: [] for name in batch}
+    return batch | {"image": [image]}
+
+
+@dataclass
+class NamedImage(Image):
+    """The feature of an image that says which image it was that could not be decoded."""
+
+    def decode_example(self, value: dict, token_per_repo_id: dict | None = None) -> PIL.Image.Image:
+        """Decode one image.
+
+        Raises:
+            ValueError: if it cannot be decoded.
+        """
+        try:
+            return super().decode_example(value, token_per_repo_id)
+        except Exception as error:  # each format of PIL has errors of its own
+            message = f"the image of row {value['path']!r} cannot be decoded ({error})."
+            raise ValueError(f"{message} Replace it or leave it out.") from error
+
+
+def check_columns(dataset: Dataset | IterableDataset) -> None:
     """Refuse a dataset that does not hold rows.
 
     Raises:
         ValueError: if a required column is missing.
     """
-    if missing := [name for name in REQUIRED_COLUMNS if name not in dataset.column_names]:
+    if missing := [name for name in REQUIRED_COLUMNS if name not in (dataset.column_names or [])]:
         raise ValueError(
-            f"the dataset lacks the columns {missing}; it has {sorted(dataset.column_names)}. "
+            f"the dataset lacks the columns {missing}; it has {sorted(dataset.column_names or [])}. "
             "Rename them, or build rows with geoalign_hf.rows.from_coco or build_rows."
         )
 
@@ -98,123 +274,42 @@ def list_concepts(dataset: Dataset) -> list[str]:
     return sorted({concept for concepts in dataset["concepts"] for concept in concepts})
 
 
-def from_coco(annotations: str | Path, images: str | Path) -> Dataset:
-    """Read a COCO detection file: boxes and categories become regions, phrases and captions by template.
-
-    A phrase is the category with an article, a caption counts what the boxes show; an image without boxes has
-    neither. Crowd annotations, which are no single region, are left out, and their number is logged.
+def count_rows(rows: Iterable[dict]) -> dict:
+    """Count what a dataset holds.
 
     Args:
-        annotations: the JSON file, with `images`, `annotations` and `categories`.
-        images: the folder that `file_name` is relative to, or the one that the files lie in.
+        rows: of it; their images are not looked at.
 
     Returns:
-        One row per image, in the file's order; images are read when a row is.
-
-    Raises:
-        ValueError: if the file is no COCO file, names an image or category that does not exist, or holds a
-            box that is none.
-    """
-    annotations, images = Path(annotations), Path(images)
-    coco = _read_coco(annotations)
-    categories = {category["id"]: category["name"] for category in coco["categories"]}
-    rows = {}
-    for entry in coco["images"]:
-        path = images / entry["file_name"]
-        if not path.is_file():
-            path = images / Path(entry["file_name"]).name
-        if not path.is_file():
-            raise ValueError(
-                f"{annotations}: image {entry['id']} is missing at {path}. Give the folder it lies in."
-            )
-        rows[entry["id"]] = {"image": str(path), "boxes": [], "concepts": []}
-    sizes = {entry["id"]: (entry["width"], entry["height"]) for entry in coco["images"]}
-    num_crowds = 0
-    for annotation in coco["annotations"]:
-        place = f"{annotations}: annotation {annotation['id']}"
-        image_id, category_id = annotation["image_id"], annotation["category_id"]
-        if image_id not in rows:
-            raise ValueError(
-                f"{place} names the image {image_id}, which is not in the file. Add it or drop the box."
-            )
-        if category_id not in categories:
-            raise ValueError(f"{place} names the category {category_id}; the file has {sorted(categories)}.")
-        if annotation.get("iscrowd"):
-            num_crowds += 1
-            continue
-        bbox = annotation["bbox"]
-        if not (isinstance(bbox, list) and [type(number) in (int, float) for number in bbox] == [True] * 4):
-            raise ValueError(
-                f"{place}: bbox is {bbox!r}; a COCO box is four numbers, x, y, width and height."
-            )
-        boxes = xywh_to_xyxy(torch.tensor([bbox], dtype=torch.float64))
-        check_boxes(boxes, *sizes[image_id], name=f"{place}: bbox {bbox} as xyxy")
-        rows[image_id]["boxes"].append(boxes[0].tolist())
-        rows[image_id]["concepts"].append(categories[category_id])
-    if num_crowds:
-        logger.warning(f"{annotations}: left out {num_crowds} crowd annotations, which are no single region.")
-    for row in rows.values():
-        row["phrases"] = [add_article(concept) for concept in row["concepts"]]
-        row["captions"] = (
-            [f"an aerial image with {count_concepts(row['concepts'])}"] if row["concepts"] else []
-        )
-    return build_rows(rows.values())
-
-
-def _read_coco(path: Path) -> dict:
-    try:
-        coco = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} cannot be read as JSON ({error}). Give a COCO annotation file.") from error
-    expected = {
-        "images": {"id", "file_name", "width", "height"},
-        "annotations": {"id", "image_id", "category_id", "bbox"},
-        "categories": {"id", "name"},
-    }
-    if not isinstance(coco, dict) or (missing := expected.keys() - coco.keys()):
-        found = sorted(coco) if isinstance(coco, dict) else type(coco).__name__
-        raise ValueError(
-            f"{path} has {found}, but a COCO file has {sorted(expected)}. Give a detection file."
-        )
-    for key, fields in expected.items():
-        for i, entry in enumerate(coco[key]):
-            if missing := sorted(fields - entry.keys()):
-                raise ValueError(f"{path}: {key}[{i}] lacks {missing}; it has {sorted(entry)}.")
-        ids = Counter(entry["id"] for entry in coco[key])
-        if repeated := sorted(key_id for key_id, count in ids.items() if count > 1):
-            raise ValueError(
-                f"{path}: {key} repeats the ids {repeated[:5]}. Give every entry an id of its own."
-            )
-    return coco
-
-
-def add_article(concept: str) -> str:
-    """Write a concept as a phrase.
+        `num_rows`, `num_regions`, `num_captions`, `num_descriptions`, `num_hard_negatives`, `num_phrases`
+        (different ones), `rows_without_regions`; the numbers of `concepts` and `negative_kinds`, the
+        commonest first; how many regions are `small`, `medium` and `large` (COCO: below 32 x 32 pixels,
+        below 96 x 96, above).
 
     Example:
-        >>> add_article("airplane")
-        'an airplane'
+        >>> row = {"boxes": [[0, 0, 9, 9]], "concepts": ["ship"], "phrases": ["a ship"], "captions": []}
+        >>> count_rows([row])["concepts"]
+        {'ship': 1}
     """
-    return f"{'an' if concept[0].lower() in 'aeiou' else 'a'} {concept}"
-
-
-def count_concepts(concepts: list[str]) -> str:
-    """Write how many of each concept there are, the commonest first.
-
-    Example:
-        >>> count_concepts(["ship", "bridge", "ship"])
-        '2 ships and a bridge'
-    """
-    words = [
-        add_article(concept) if count == 1 else f"{count} {_pluralize(concept)}"
-        for concept, count in sorted(Counter(concepts).items(), key=lambda pair: (-pair[1], pair[0]))
-    ]
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
-
-
-def _pluralize(noun: str) -> str:
-    if noun.endswith(("s", "x", "ch", "sh")):
-        return f"{noun}es"
-    if noun.endswith("y") and noun[-2:-1] not in "aeiou":
-        return f"{noun[:-1]}ies"
-    return f"{noun}s"
+    totals, concepts, kinds, sizes, phrases = Counter(), Counter(), Counter(), Counter(), set()
+    for row in rows:
+        totals["num_rows"] += 1
+        totals["num_regions"] += len(row["boxes"])
+        totals["num_captions"] += len(row.get("captions") or [])
+        totals["num_descriptions"] += bool(row.get("description"))
+        totals["rows_without_regions"] += not row["boxes"]
+        totals["num_hard_negatives"] += sum(map(len, row.get("hard_negatives") or []))
+        concepts.update(row["concepts"])
+        phrases.update(row["phrases"])
+        for names in row.get("negative_kinds") or []:
+            kinds.update(names)
+        for x0, y0, x1, y1 in row["boxes"]:
+            area = (x1 - x0) * (y1 - y0)
+            sizes["small" if area < 32**2 else "medium" if area < 96**2 else "large"] += 1
+    names = ("num_rows", "num_regions", "num_captions", "num_descriptions", "num_hard_negatives")
+    return (
+        {name: totals[name] for name in (*names, "rows_without_regions")}
+        | {"num_phrases": len(phrases)}
+        | {name: sizes[name] for name in ("small", "medium", "large")}
+        | {"concepts": dict(concepts.most_common()), "negative_kinds": dict(kinds.most_common())}
+    )

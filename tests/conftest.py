@@ -1,4 +1,4 @@
-"""A two-layer model, its processor and eight toy rows, all made in memory."""
+"""A two-layer model, its processor, eight toy rows and a tiny vision-language model, all made in memory."""
 
 import os
 import sys
@@ -63,3 +63,48 @@ def folder(built, tmp_path_factory):
     built[0].save_pretrained(path)
     built[1].save_pretrained(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline():
+    """A vision-language model of one layer with fresh weights, which answers with words of its own."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+    from transformers import (
+        CLIPImageProcessorPil,
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+        LlavaProcessor,
+        PreTrainedTokenizerFast,
+        pipeline,
+    )
+
+    words = ["<pad>", "<s>", "</s>", "<unk>", "<image>", "user", ":"]
+    words += "a white ship at the harbor two storage tanks near an old bridge seen from above".split()
+    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(dict.fromkeys(words))}, "<unk>"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>",
+        additional_special_tokens=["<image>"], padding_side="left",
+    )  # fmt: skip
+    processor = LlavaProcessor(
+        image_processor=CLIPImageProcessorPil(size={"height": 32, "width": 32}, crop_size=32),
+        tokenizer=tokenizer,
+        patch_size=16,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template="{% for part in messages[0]['content'] %}{{ '<image> ' if part['type'] == 'image' "
+        "else part['text'] }}{% endfor %}",
+    )
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(num_hidden_layers=2, image_size=32, patch_size=16, **small),
+        text_config=LlamaConfig(num_hidden_layers=1, vocab_size=len(tokenizer), **small),
+        image_token_index=4,
+    )
+    torch.manual_seed(0)
+    model = LlavaForConditionalGeneration(config).eval()
+    return pipeline("image-text-to-text", model=model, processor=processor)

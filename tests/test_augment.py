@@ -160,6 +160,25 @@ def test_words_of_a_scene_without_regions_stay():
     assert cut_window(make_row(boxes=()), (0, 0, 9, 9))["captions"] == ["many things"]
 
 
+def test_words_that_tell_of_the_whole_image_do_not_outlive_a_cut():
+    row = make_row(boxes=[(2, 2, 8, 8), (10, 2, 20, 8), (22, 2, 30, 8)])
+    row |= {"phrases": ["one of three ships in a row", "a red ship", "a ship"], "concepts": ["ship"] * 3}
+    row |= {"hard_negatives": [["one of five ships in a row"], ["a blue ship"], ["a ship at the left"]]}
+    row |= {"negative_kinds": [["count"], ["colour"], ["position"]], "captions": ["ships at the top"]}
+    cut = cut_window(row, (1, 1, 40, 24))
+    assert cut["phrases"] == ["a ship", "a red ship", "a ship"]
+    assert cut["hard_negatives"] == [[], ["a blue ship"], []]
+    assert cut["negative_kinds"] == [[], ["colour"], []]
+    assert cut["captions"] == [] and cut["description"] is None
+    whole = cut_window(row, (0, 0, 40, 24))
+    assert whole["phrases"] == row["phrases"] and whole["captions"] == row["captions"]
+
+
+def test_what_is_in_sight_without_its_region_stays_known():
+    row = make_row(boxes=[(2, 2, 8, 8), (16, 10, 20, 20), (30, 2, 38, 8)], unboxed=["crane"])
+    assert cut_window(row, (0, 0, 17, 24))["unboxed"] == ["concept 1", "crane"]
+
+
 def test_a_row_that_was_cut_is_itself_unchanged():
     row = make_row(boxes=[(2, 2, 8, 8), (30, 2, 38, 8)])
     before = {name: str(value) for name, value in row.items()}

@@ -39,10 +39,8 @@ def coco(toy_rows, tmp_path_factory):
 
 def test_train_then_evaluate_regions_on_a_coco_file(coco, tmp_path, toy_rows):
     small = ["--image_size", 64, "--width", 64, "--depth", 1, "--num_epochs", 2, "--batch_size", 4]
-    files = ["--coco", coco / "rows.json", "--images", coco]
-    printed = run(
-        "train.py", *files, "--eval_coco", coco / "rows.json", "--output_dir", "out", *small, cwd=tmp_path
-    )
+    files = ["--dataset", coco / "rows.json", "--eval_dataset", coco / "rows.json", "--images", coco]
+    printed = run("train.py", *files, "--output_dir", "out", *small, cwd=tmp_path)
     num_regions = sum(len(row["boxes"]) for row in toy_rows)
     assert f"on {num_regions} boxes of 8 images" in printed
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
@@ -51,14 +49,26 @@ def test_train_then_evaluate_regions_on_a_coco_file(coco, tmp_path, toy_rows):
     assert f"{metrics['final']['top1_micro']:.4f} micro" in card
     assert "`num_epochs=2`" in card
 
+    files = ["--coco", coco / "rows.json", "--images", coco]
     printed = run("evaluate_regions.py", "--model", "out/final", *files, cwd=tmp_path)
     scores = json.loads((tmp_path / "outputs" / "evaluate_regions" / "metrics.json").read_text())
     assert scores | {"step": 4} == metrics["final"]
     assert f"{scores['top1_macro']:.4f}" in printed
 
 
+@pytest.mark.slow
+def test_a_built_dataset_is_trained_on_with_every_term(coco, tmp_path):
+    command = [sys.executable, "-m", "geoalign_hf.build", "--coco", coco / "rows.json", "--output", "rows"]
+    subprocess.run(list(map(str, command)), check=True, capture_output=True, cwd=tmp_path)
+    small = ["--image_size", 64, "--width", 64, "--depth", 1, "--num_epochs", 2, "--batch_size", 4]
+    run("train.py", "--dataset", "rows", "--output_dir", "out", *small, cwd=tmp_path)
+    *_, last = map(json.loads, (tmp_path / "out" / "history.jsonl").read_text().splitlines())
+    for term in ("description", "hard_negative", "crop_consistency", "image_consistency", "text_consistency"):
+        assert last[term] > 0, term
+
+
 def test_training_goes_on_from_a_saved_model(coco, tmp_path, folder):
-    files = ["--coco", coco / "rows.json", "--images", coco, "--model", folder, "--output_dir", "out"]
+    files = ["--dataset", coco / "rows.json", "--images", coco, "--model", folder, "--output_dir", "out"]
     run("train.py", *files, "--num_epochs", 1, "--batch_size", 8, "--learning_rate", 0, cwd=tmp_path)
     from safetensors.torch import load_file
 

@@ -233,7 +233,8 @@ def test_fewer_rows_than_a_batch_are_refused(model, processor, rows, tmp_path):
 def test_a_dataset_that_holds_no_rows_is_refused(model, processor, rows, tmp_path):
     message = (
         "the dataset lacks the columns ['boxes']; it has ['bbox', 'captions', 'concepts', 'description', "
-        "'hard_negatives', 'image', 'phrases', 'quads']. "
+        "'difficult', 'hard_negatives', 'image', 'negative_kinds', 'phrases', 'quads', 'source', 'unboxed', "
+        "'window']. "
         "Rename them, or build rows with geoalign_hf.rows.from_coco or build_rows."
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
