@@ -90,7 +90,7 @@ def main() -> None:
     # 4. What came of it, each number with its protocol.
     state = PartialState()
     if not state.is_main_process:
-        return
+        return state.destroy_process_group()
     output_dir, metrics = Path(config.output_dir), {}
     if evaluate:
         metrics = json.loads((output_dir / "metrics.json").read_text())
@@ -107,6 +107,7 @@ def main() -> None:
     write_card(folder, {name: scores for name, scores in metrics.items() if name != "best"}, settings)
     if evaluate:
         write_card(output_dir / "best", {"best": metrics["best"]}, settings)
+    state.destroy_process_group()
 
 
 if __name__ == "__main__":

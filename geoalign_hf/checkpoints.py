@@ -32,10 +32,13 @@ def write_whole(accelerator, folder: Path) -> Iterator[Path]:
             yield partial
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            remove_folder(folder)
+            old = _set_aside(folder)
             partial.rename(folder)
+            shutil.rmtree(old, ignore_errors=True)
         accelerator.wait_for_everyone()
     except Exception as error:
+        if not accelerator.is_main_process:
+            raise
         shutil.rmtree(partial, ignore_errors=True)
         newest = find_newest_checkpoint(folder.parent)
         raise RuntimeError(
@@ -84,18 +87,25 @@ def find_newest_checkpoint(output_dir: Path) -> Path | None:
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
     """List the whole checkpoints, the newest last."""
-    folders = [path for path in Path(output_dir).glob("checkpoint-*") if path.name.split("-")[1].isdigit()]
-    return sorted(folders, key=lambda path: int(path.name.split("-")[1]))
+    prefix = "checkpoint-"
+    folders = [path for path in Path(output_dir).glob(f"{prefix}*") if path.name[len(prefix) :].isdigit()]
+    return sorted(folders, key=lambda path: int(path.name[len(prefix) :]))
 
 
 def remove_folder(folder: Path) -> None:
     """Remove a folder, if it is there, so that even half removed it is never taken for a whole one."""
-    partial = folder if folder.name.startswith(PARTIAL) else folder.with_name(f"{PARTIAL}old-{folder.name}")
-    if folder != partial and folder.exists():
-        shutil.rmtree(partial, ignore_errors=True)
-        folder.rename(partial)
-    if partial.exists():
-        shutil.rmtree(partial)
+    aside = folder if folder.name.startswith(PARTIAL) else _set_aside(folder)
+    if aside.exists():
+        shutil.rmtree(aside)
+
+
+def _set_aside(folder: Path) -> Path:
+    """Give a folder, if it is there, a name that says it is on its way out."""
+    aside = folder.with_name(f"{PARTIAL}old-{folder.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    if folder.exists():
+        folder.rename(aside)
+    return aside
 
 
 def remove_partial_folders(output_dir: Path) -> None:

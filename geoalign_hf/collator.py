@@ -27,7 +27,7 @@ class RowCollator:
         processor: prepares images, regions and texts. Texts longer than the text tower are cut.
         max_regions: R; every batch is padded to it, so that shapes agree on all processes.
         templates: T sentences that word a concept.
-        text_kinds: which kinds of text to encode; those of the others count as missing.
+        text_kinds: which kinds of text to encode; the others keep their ids, and an index of 0.
     """
 
     def __init__(
@@ -72,10 +72,12 @@ class RowCollator:
         texts: dict[str, int] = {}
 
         def place(name: str, position, words: str | None, wordings: list[str]):
-            if words and name in self.text_kinds:
+            if not words:
+                return
+            ids[name][position] = hash_words(words)
+            if name in self.text_kinds:
                 numbers = [texts.setdefault(wording, len(texts)) for wording in wordings]
                 index[name][position] = torch.tensor(numbers) if name == "concept" else numbers[0]
-                ids[name][position] = hash_words(words)
 
         for i, row in enumerate(rows):
             caption = next(iter(row.get("captions") or []), None)

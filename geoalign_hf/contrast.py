@@ -147,7 +147,8 @@ class _Contrast(torch.autograd.Function):
         if ids is not None:
             is_alike = torch.zeros_like(logits, dtype=torch.bool)
             for i in range(ids.shape[1]):
-                is_alike |= ids[rows, i].unsqueeze(1) == all_ids[:, i]
+                own_ids = ids[rows, i].unsqueeze(1)
+                is_alike |= (own_ids == all_ids[:, i]) & (own_ids >= 0)  # two that have none are not alike
             is_alike.scatter_(1, target.unsqueeze(1), False)
             logits.masked_fill_(is_alike, float("-inf"))
         return logits
@@ -214,11 +215,15 @@ def contrast_negatives(
     # A negative with the phrase's own words is none.
     is_real = (negative_index >= 0) & (negative_index != phrase_index.unsqueeze(-1))
     has_any = is_real.any(dim=-1)
-    is_real, index = is_real[has_any], negative_index[has_any].clamp(min=0)
-    choices = text_embeds[torch.cat([phrase_index[has_any].unsqueeze(-1), index], dim=-1)]  # (n, 1 + K, D)
-    logits = scale * (choices @ region_embeds[has_any].unsqueeze(-1)).squeeze(-1)
-    is_real = torch.nn.functional.pad(is_real, (1, 0), value=True)
-    return share_mean(-log_softmax(logits.masked_fill(~is_real, float("-inf")), dim=-1)[:, 0])
+    is_real = torch.nn.functional.pad(is_real[has_any], (1, 0), value=True)
+    index = torch.cat([phrase_index[has_any].unsqueeze(-1), negative_index[has_any].clamp(min=0)], dim=-1)
+
+    def tell(regions, index, is_real):
+        logits = scale * (text_embeds[index] @ regions.unsqueeze(-1)).squeeze(-1)  # (n, 1 + K)
+        return -log_softmax(logits.masked_fill(~is_real, float("-inf")), dim=-1)[:, 0]
+
+    num_choices = index.shape[1] * region_embeds.shape[-1]
+    return share_mean(_compute_in_blocks(tell, num_choices, region_embeds[has_any], index, is_real))
 
 
 def agree(
@@ -269,12 +274,24 @@ def agree(
         )
         return ((of_whole.exp() - of_parts.exp()) * (of_whole - of_parts)).sum(dim=-1) / 2
 
-    whole, parts, ids = whole[is_real], parts[is_real], ids[is_real]
+    return share_mean(_compute_in_blocks(diverge, len(anchors), whole[is_real], parts[is_real], ids[is_real]))
+
+
+def _compute_in_blocks(compute, size: int, *rows: torch.Tensor) -> torch.Tensor:
+    """Compute one number a row, (n,), a block at a time and again in the backward pass.
+
+    Args:
+        compute: takes a block of each of `rows`.
+        size: numbers that it holds for one row.
+        *rows: (n, ...) each.
+    """
     blocks = [
-        checkpoint(diverge, whole[rows], parts[rows], ids[rows], use_reentrant=False)
-        for rows in _list_blocks(len(whole), len(anchors))
+        checkpoint(
+            compute, *(tensor[block] for tensor in rows), use_reentrant=False, preserve_rng_state=False
+        )
+        for block in _list_blocks(len(rows[0]), size)
     ]
-    return share_mean(torch.cat(blocks) if blocks else (whole + parts).sum(dim=-1))
+    return torch.cat(blocks) if blocks else compute(*rows)
 
 
 def share_mean(row_losses: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,6 @@ from contextlib import nullcontext
 
 import torch
 import torch.distributed
-from torch.distributed.nn.functional import all_gather
 from torch.utils.checkpoint import get_device_states, set_device_states
 
 
@@ -34,13 +33,21 @@ def gather(tensor: torch.Tensor) -> torch.Tensor:
     Returns:
         (W * B, ...); without a process group the tensor itself.
     """
-    if count_processes() == 1:
-        return tensor
-    if tensor.requires_grad:
-        return torch.cat(all_gather(tensor.contiguous()))
-    parts = [torch.empty_like(tensor) for _ in range(count_processes())]
-    torch.distributed.all_gather(parts, tensor.contiguous())
-    return torch.cat(parts)
+    return tensor if count_processes() == 1 else _Gather.apply(tensor.contiguous())
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, tensor):
+        parts = [torch.empty_like(tensor) for _ in range(count_processes())]
+        torch.distributed.all_gather(parts, tensor)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, grad):
+        grad = grad.clone(memory_format=torch.contiguous_format)  # others may read the one given
+        torch.distributed.all_reduce(grad)
+        return grad.chunk(count_processes())[get_rank()]
 
 
 def sum_over_processes(tensor: torch.Tensor) -> torch.Tensor:
@@ -118,8 +125,8 @@ def backward_in_chunks(
 
 
 def _get_random_state(chunk) -> tuple:
-    tensors = chunk.values() if isinstance(chunk, dict) else chunk
-    return torch.get_rng_state(), *get_device_states(*tensors)
+    first = next(iter(chunk.values() if isinstance(chunk, dict) else chunk))
+    return torch.get_rng_state(), *get_device_states(first)
 
 
 def _set_random_state(state: tuple) -> None:

@@ -11,15 +11,18 @@ class History:
 
     Args:
         path: of the file, one JSON object with a `step` a line.
-        resumed_step: records after this step are of a run that was cut off, and are dropped; 0 drops all.
+        resumed_step: records after this step are of a run that was cut off, and are dropped; None drops all.
         is_written: whether this process writes; others keep nothing.
     """
 
-    def __init__(self, path: Path, resumed_step: int, is_written: bool):
+    def __init__(self, path: Path, resumed_step: int | None, is_written: bool):
         self.path, self.is_written = path, is_written
         if is_written:
-            kept = [record for record in read_records(path) if record["step"] <= resumed_step]
-            path.write_text("".join(f"{json.dumps(record)}\n" for record in kept))
+            records = [] if resumed_step is None else read_records(path)
+            kept = [record for record in records if record["step"] <= resumed_step]
+            partial = path.with_suffix(".partial")
+            partial.write_text("".join(f"{json.dumps(record)}\n" for record in kept))
+            partial.replace(path)
 
     def add(self, step: int, numbers: dict[str, float]) -> None:
         """Append one record."""

@@ -132,12 +132,13 @@ def compute_losses(
 
 def _compute_shares(output, batch, weights, crop_embeds, target_embeds) -> tuple[dict, torch.Tensor]:
     """Compute this process's share of every term, and a zero that everything it was given takes part in."""
-    images, regions, texts = (
-        getattr(output, f"{name}_embeds").float() for name in ("image", "region", "text")
+    images, regions, texts = (  # autocast may have left them a little off unit length
+        normalize(getattr(output, f"{name}_embeds").float(), dim=-1) for name in ("image", "region", "text")
     )
     scale, region_scale = output.logit_scale.float(), output.region_logit_scale.float()
     regions_flat, concept_ids = regions.flatten(0, 1), batch["concept_ids"].flatten()
-    concepts = normalize(texts[batch["concept_index"]].mean(dim=-2), dim=-1)  # (B, R, D)
+    if weights.concept + weights.crop_concept + weights.text_consistency:
+        concepts = normalize(texts[batch["concept_index"]].mean(dim=-2), dim=-1)  # (B, R, D)
 
     shares = {}
     if weights.scene:
@@ -159,8 +160,10 @@ def _compute_shares(output, batch, weights, crop_embeds, target_embeds) -> tuple
         ids = torch.full_like(concept_ids, -100).index_copy(0, index, concept_ids[index])
         shares["crop_concept"] = contrast_concepts(crops, concepts.flatten(0, 1), ids, scale)
     if weights.hard_negative:
+        without_phrase = (batch["phrase_ids"] < 0).unsqueeze(-1)
+        negatives = batch["negative_index"].masked_fill(without_phrase, -100)
         shares["hard_negative"] = contrast_negatives(
-            regions, texts, batch["phrase_index"], batch["negative_index"], region_scale
+            regions, texts, batch["phrase_index"], negatives, region_scale
         )
     if weights.crop_consistency:
         cosines = cosine_similarity(regions_flat[batch["crop_index"]], target_embeds.float(), dim=-1)

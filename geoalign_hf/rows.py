@@ -113,7 +113,7 @@ def from_coco(annotations: str | Path, images: str | Path) -> Dataset:
     Returns:
         One row per image, in the file's order; images are read when a row is.
     """
-    return build_rows(read_coco(annotations, images))
+    return decode_images(build_rows(read_coco(annotations, images)))
 
 
 def write_rows(rows: list[dict], path: Path) -> None:

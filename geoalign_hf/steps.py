@@ -6,11 +6,12 @@ too large for the memory is encoded in chunks, with the gradient of the undivide
 """
 
 import copy
+from contextlib import nullcontext
 from functools import partial
 from types import SimpleNamespace
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 
 from .collator import CROP_KEYS, LOSS_KEYS
 from .distributed import backward_in_chunks
@@ -104,7 +105,7 @@ def compute_gradients(
     chunks = split_batch(batch, num_chunks) if num_chunks > 1 else [batch]
     trains_crops = weights.crop_concept > 0
     target_embeds = None
-    # The model's own crops, where they are embedded anyhow, need no second pass.
+    # The model's own crops, where they are embedded anyhow (then with dropout), need no second pass.
     if weights.crop_consistency and not (trains_crops and teacher.kind == "self"):
         student = accelerator.unwrap_model(model)
         with accelerator.autocast():
@@ -119,7 +120,9 @@ def compute_gradients(
         return compute_losses(SimpleNamespace(**embeds), batch, weights, embeds.get("crop_embeds"), targets)
 
     if num_chunks > 1:
-        no_sync = partial(accelerator.no_sync, model)
+        # Under FSDP a gradient that is not yet shared out would be there whole.
+        is_sharded = accelerator.distributed_type == DistributedType.FSDP
+        no_sync = nullcontext if is_sharded else partial(accelerator.no_sync, model)
         return backward_in_chunks(chunks, encode, compute, accelerator.backward, no_sync)
     terms = compute(encode(batch))
     accelerator.backward(terms["loss"])

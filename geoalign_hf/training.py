@@ -7,29 +7,23 @@ load by `from_pretrained` and can be pushed as they are; checkpoints that a run 
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, DistributedType
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from torch.utils.data import DataLoader
 from transformers.utils import logging
 
-from .checkpoints import (
-    find_newest_checkpoint,
-    no_progress_bars,
-    remove_partial_folders,
-    save_checkpoint,
-    save_model,
-    write_whole,
-)
+from .checkpoints import find_newest_checkpoint, no_progress_bars, save_checkpoint, save_model, write_whole
 from .collator import RowCollator
 from .distributed import gather
 from .history import History, draw_curves, read_records
+from .launch import check_processes, group_parameters, prepare_model, prepare_output, warmup_cosine
 from .losses import LossWeights
 from .model.processing_geoalign_clip import CONCEPT_TEMPLATES
 from .rows import check_columns
@@ -50,7 +44,7 @@ class TrainingConfig:
     """How to train. Every field says in its help what it is.
 
     Raises:
-        ValueError: if `teacher` is unknown, or `chunk_size` or `max_crops` is below 0.
+        ValueError: if `teacher` is unknown or a count is too low.
     """
 
     output_dir: str = _option("outputs/train", "where checkpoints and the final model go")
@@ -64,7 +58,7 @@ class TrainingConfig:
     max_regions: int | None = _option(None, "regions per row and step, drawn anew each time; default: all")
     max_negatives: int = _option(10, "hard negatives per region and step, drawn anew each time")
     max_crops: int = _option(2, "regions per row and step that are also seen in a crop of their own")
-    teacher: str = _option("self", "who gives the target of crops: self, ema or frozen")
+    teacher: str = _option("self", "who gives the target of crops: self, or a whole copy: ema, frozen")
     teacher_decay: float = _option(0.999, "of the teacher ema, per step")
     mixed_precision: str | None = _option(
         None, "no, bf16 or fp16, default: as accelerate config says; weights and losses stay float32"
@@ -82,24 +76,36 @@ class TrainingConfig:
     def __post_init__(self):
         if self.teacher not in TEACHERS:
             raise ValueError(f"teacher is {self.teacher!r}; it must be one of {TEACHERS}.")
-        for name in ("chunk_size", "max_crops", "max_negatives"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0.")
+        lowest = dict.fromkeys(("chunk_size", "max_crops", "max_negatives", "save_every", "eval_every"), 0)
+        lowest |= dict.fromkeys(("num_epochs", "batch_size", "max_regions", "keep_checkpoints"), 1)
+        for name, low in lowest.items():
+            if getattr(self, name) is not None and getattr(self, name) < low:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {low}.")
 
 
 class Progress:
     """Where the run stands, and how good it has been; saved and restored with each checkpoint."""
 
-    def __init__(self):
+    def __init__(self, shape: dict[str, int]):
+        self.shape = shape  # what may not change when a run goes on
         self.step = 0
         self.scores = {}  # of the model at the start, at the end, and at its best
 
     def state_dict(self) -> dict:
         """Give what a checkpoint keeps."""
-        return {"step": self.step, "scores": self.scores}
+        return {"step": self.step, "scores": self.scores, "shape": self.shape}
 
     def load_state_dict(self, state: dict):
-        """Take up what a checkpoint kept."""
+        """Take up what a checkpoint kept.
+
+        Raises:
+            ValueError: if it is of a run of another shape.
+        """
+        if state["shape"] != self.shape:
+            raise ValueError(
+                f"the checkpoint is of a run with {state['shape']}, but this one has {self.shape}, so its "
+                "data would come in another order. Resume with the same settings, or start from its weights."
+            )
         self.step, self.scores = state["step"], state["scores"]
 
 
@@ -143,7 +149,7 @@ def train(
     check_processes(accelerator.num_processes)
     output_dir = Path(config.output_dir)
     if accelerator.is_main_process:
-        prepare_output(output_dir)
+        prepare_output(output_dir, config.resume)
 
     # 1. Data: the order and the augmentation follow from seed, epoch and index alone.
     largest = max(map(len, rows["boxes"]))
@@ -159,6 +165,7 @@ def train(
         num_workers=config.num_workers,
         generator=torch.Generator().manual_seed(config.seed),
         drop_last=True,
+        pin_memory=accelerator.device.type == "cuda",
     )
     global_batch = config.batch_size * accelerator.num_processes
     steps_per_epoch = len(rows) // global_batch
@@ -170,24 +177,27 @@ def train(
     num_steps = steps_per_epoch * config.num_epochs
 
     # 2. Model and optimiser.
-    prepare_model(model, config, accelerator)
+    prepare_model(model, config.gradient_checkpointing, accelerator)
     teacher = Teacher(config.teacher if weights.crop_consistency else "self", model, config.teacher_decay)
     optimizer = torch.optim.AdamW(
         group_parameters(model, config.weight_decay), config.learning_rate, betas=(0.9, 0.98)
     )
     scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: warmup_cosine(step, num_steps, config)
+        optimizer, lambda step: warmup_cosine(step, num_steps, config.warmup_share)
     )
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     if isinstance(model, FSDPModule):  # so that these, too, collect the sharded weights
         for name in EMBEDDING_METHODS:
             register_fsdp_forward_method(model, name)
     teacher.move_to(accelerator.device)
-    progress = Progress()
+    shape = {"num_steps": num_steps, "batch": global_batch, "num_processes": accelerator.num_processes}
+    progress = Progress(shape)
     accelerator.register_for_checkpointing(progress, scheduler, teacher)
-    if config.resume and (newest := find_newest_checkpoint(output_dir)):
+    newest = agree_on(find_newest_checkpoint(output_dir) if config.resume else None)
+    if newest:
         accelerator.load_state(newest / "state")
-        logger.warning(f"resuming from {newest}")
+        if accelerator.is_main_process:
+            logger.warning(f"resuming from {newest}")
     arguments = {
         "training": asdict(config),
         "loss_weights": asdict(weights),
@@ -199,7 +209,8 @@ def train(
     }
     if accelerator.is_main_process:
         (output_dir / "args.json").write_text(json.dumps(arguments, indent=2))
-    history = History(output_dir / "history.jsonl", progress.step, accelerator.is_main_process)
+    resumed_step = progress.step if newest else None
+    history = History(output_dir / "history.jsonl", resumed_step, accelerator.is_main_process)
     if config.report_to:
         flat = {**asdict(weights), **asdict(config)}
         accelerator.init_trackers(
@@ -232,6 +243,7 @@ def train(
             norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
             numbers = read_numbers(terms | {"grad_norm": norm})
             check_finite(numbers, batch, accelerator)
+            numbers |= {"learning_rate": scheduler.get_last_lr()[0]}
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad()
@@ -239,7 +251,6 @@ def train(
             progress.step += 1
             bar.update(global_batch)
             bar.set_postfix({name: f"{numbers[name]:.3f}" for name in terms}, refresh=False)
-            numbers |= {"learning_rate": scheduler.get_last_lr()[0]}
             numbers |= {"images_per_second": global_batch / (time.perf_counter() - start)}
             record(numbers)
             if (
@@ -256,22 +267,25 @@ def train(
     bar.close()
 
     # 4. The trained model, and what is to be said of it.
+    with write_whole(accelerator, output_dir / "final") as folder:
+        save_model(accelerator, model, processor, folder)
     if evaluate:
         record(evaluate_step(accelerator, model, processor, evaluate, config, progress))
         if accelerator.is_main_process:
             (output_dir / "metrics.json").write_text(json.dumps(progress.scores, indent=2))
-    with write_whole(accelerator, output_dir / "final") as folder:
-        save_model(accelerator, model, processor, folder)
     if accelerator.is_main_process:
         draw_curves(read_records(history.path), output_dir / "curves.png")
-    accelerator.end_training()
+    for tracker in accelerator.trackers:
+        tracker.finish()
+    accelerator.wait_for_everyone()
     return output_dir / "final"
 
 
 def evaluate_step(accelerator, model, processor, evaluate, config, progress, name: str = "final") -> dict:
     """Evaluate the model of this step, keep it if it is the best so far, and give the numbers to log."""
     with no_progress_bars():
-        scores = evaluate(accelerator.unwrap_model(model)) | {"step": progress.step}
+        # What differs in the last digit between processes must not make them part ways below.
+        scores = agree_on(evaluate(accelerator.unwrap_model(model))) | {"step": progress.step}
     model.train()
     numbers = {name: score for name, score in scores.items() if isinstance(score, float)}
     if config.best_metric not in numbers:
@@ -285,6 +299,11 @@ def evaluate_step(accelerator, model, processor, evaluate, config, progress, nam
         with write_whole(accelerator, Path(config.output_dir) / "best") as folder:
             save_model(accelerator, model, processor, folder)
     return {f"eval_{name}": number for name, number in numbers.items()}
+
+
+def agree_on(thing):
+    """Give the main process's thing to every process."""
+    return broadcast_object_list([thing])[0]
 
 
 def read_numbers(tensors: dict[str, torch.Tensor]) -> dict[str, float]:
@@ -310,78 +329,3 @@ def check_finite(numbers: dict[str, float], batch: dict, accelerator: Accelerato
             f"the loss is not finite: {checked}, in the batch of the rows {row_ids}. Look at those rows, "
             "lower learning_rate, or train with mixed_precision bf16. The last checkpoint is as it was."
         )
-
-
-def check_processes(num_processes: int) -> None:
-    """Refuse to train alone where several processes were launched.
-
-    Raises:
-        RuntimeError: if Accelerate came up with another number of processes than were asked for.
-    """
-    launched = os.environ.get("WORLD_SIZE")
-    if launched is not None and int(launched) != num_processes:
-        raise RuntimeError(
-            f"WORLD_SIZE is {launched} but Accelerate started {num_processes} process, so each would train "
-            "alone on a part of the negatives. On CPUs start with: "
-            f"ACCELERATE_USE_CPU=true torchrun --nproc_per_node {launched} examples/train.py ..."
-        )
-    # What `accelerate launch --cpu --num_processes N` leaves behind for N > 1, before it starts one process.
-    if launched is None and num_processes == 1 and {"ACCELERATE_USE_CPU", "MASTER_PORT"} <= os.environ.keys():
-        raise RuntimeError(
-            "accelerate launch was asked for several processes on CPUs and started one. Start them with: "
-            "ACCELERATE_USE_CPU=true torchrun --nproc_per_node N examples/train.py ..."
-        )
-
-
-def prepare_output(output_dir: Path) -> None:
-    """Make the folder, see that it can be written, and clear away what killed runs left unfinished.
-
-    Raises:
-        RuntimeError: if it cannot be written.
-    """
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        (output_dir / "args.json").touch()
-        remove_partial_folders(output_dir)
-    except OSError as error:
-        raise RuntimeError(
-            f"output_dir {output_dir} cannot be written ({error}). Give a folder that can."
-        ) from error
-
-
-def prepare_model(model: torch.nn.Module, config: TrainingConfig, accelerator: Accelerator) -> None:
-    """Give the model float32 weights to train, and the forms that its wrappers ask for."""
-    for parameter in model.parameters():
-        if parameter.requires_grad:  # a checkpoint may have come in half precision
-            parameter.data = parameter.data.float()
-    if config.gradient_checkpointing:
-        # its name before transformers 5.23
-        old = getattr(model, "gradient_checkpointing_enable", None)
-        getattr(model, "activation_checkpointing_enable", old)({"use_reentrant": False})
-    if accelerator.distributed_type == DistributedType.FSDP:
-        prepare_for_fsdp(model)
-
-
-def prepare_for_fsdp(model: torch.nn.Module) -> None:
-    """Give CLIP's scale an axis, since FSDP shards no scalars; it is saved without."""
-    model.logit_scale = torch.nn.Parameter(model.logit_scale.detach().reshape(1))
-
-
-def group_parameters(model: torch.nn.Module, weight_decay: float) -> list[dict]:
-    """Split parameters into matrices, which decay, and vectors and scales, which do not."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [
-        {
-            "params": [parameter for parameter in parameters if parameter.ndim >= 2],
-            "weight_decay": weight_decay,
-        },
-        {"params": [parameter for parameter in parameters if parameter.ndim < 2], "weight_decay": 0.0},
-    ]
-
-
-def warmup_cosine(step: int, num_steps: int, config: TrainingConfig) -> float:
-    """Give the factor on the learning rate: a line up, then half a cosine down to 0."""
-    num_warmup = max(1, round(config.warmup_share * num_steps))
-    if step < num_warmup:
-        return (step + 1) / num_warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - num_warmup) / max(1, num_steps - num_warmup)))

@@ -1,5 +1,6 @@
 """A two-layer model, its processor, eight toy rows and a tiny vision-language model, all made in memory."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -108,3 +109,23 @@ def tiny_pipeline():
     torch.manual_seed(0)
     model = LlavaForConditionalGeneration(config).eval()
     return pipeline("image-text-to-text", model=model, processor=processor)
+
+
+@pytest.fixture
+def coco_folder(toy_rows, tmp_path):
+    """The toy rows as a COCO file beside its images."""
+    path = tmp_path / "coco"
+    path.mkdir()
+    names = sorted({concept for row in toy_rows for concept in row["concepts"]})
+    categories = [{"id": i, "name": name} for i, name in enumerate(names)]
+    images, annotations = [], []
+    for i, row in enumerate(toy_rows):
+        row["image"].save(path / f"{i}.png")
+        size = {"width": row["image"].width, "height": row["image"].height}
+        images.append({"id": i, "file_name": f"{i}.png"} | size)
+        for (x0, y0, x1, y1), concept in zip(row["boxes"], row["concepts"], strict=True):
+            annotation = {"id": len(annotations), "image_id": i, "bbox": [x0, y0, x1 - x0, y1 - y0]}
+            annotations.append(annotation | {"category_id": names.index(concept)})
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (path / "rows.json").write_text(json.dumps(content))
+    return path

@@ -8,6 +8,7 @@ import resource
 import signal
 import sys
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -20,7 +21,6 @@ from geoalign_hf.checkpoints import (
     find_newest_checkpoint,
     remove_folder,
     remove_partial_folders,
-    save_checkpoint,
     save_model,
     write_whole,
 )
@@ -109,23 +109,24 @@ def wait(child: int) -> int:
 
 def test_a_full_disk_is_a_clear_error_and_spoils_no_checkpoint(model, processor, rows, tmp_path):
     """No file may grow beyond 200 kB, which the weights do; the limit ends with the child process."""
+    config = TrainingConfig(output_dir=str(tmp_path), num_epochs=1, batch_size=4, save_every=1)
+    train(copy.deepcopy(model), processor, rows, config=config)
+    remove_folder(tmp_path / "final")
+    before = load_file(tmp_path / "checkpoint-1" / "model.safetensors")
 
     def run():
-        config = TrainingConfig(output_dir=str(tmp_path / "out"), num_epochs=2, batch_size=4, save_every=1)
-        save_checkpoint(Accelerator(), model, processor, tmp_path / "out", 1, keep=2)
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        train(model, processor, rows, config=config)
+        train(model, processor, rows, config=replace(config, resume=True))
 
     run.report = tmp_path / "report"
     assert wait(fork(run)) == 1
     found = run.report.read_text()
-    assert found.startswith(f"RuntimeError: {tmp_path / 'out' / 'checkpoint-1'} could not be written (")
-    assert "Free space on the disk" in found
-    whole = load_file(tmp_path / "out" / "checkpoint-1" / "model.safetensors")
-    assert all(
-        torch.equal(whole[name], tensor) for name, tensor in model.state_dict().items() if name in whole
-    )
+    assert found.startswith(f"RuntimeError: {tmp_path / 'final'} could not be written (")
+    assert found.endswith(f"the newest whole checkpoint is {tmp_path / 'checkpoint-1'}.")
+    assert not any(tmp_path.glob("partial-*"))
+    after = load_file(tmp_path / "checkpoint-1" / "model.safetensors")
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
 @pytest.mark.slow

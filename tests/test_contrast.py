@@ -67,6 +67,12 @@ def test_any_one_of_several_ids_makes_pairs_alike():
     torch.testing.assert_close(by_second, contrast_pairs(left, right, number([8, 9, 8]), SCALE))
 
 
+def test_pairs_that_lack_an_id_are_not_alike_for_that():
+    left, right = draw(3, 5, seed=1), draw(3, 5, seed=2)
+    lacking = contrast_pairs(left, right, torch.tensor([[1, -100], [2, -100], [3, 7]]), SCALE)
+    torch.testing.assert_close(lacking, contrast_pairs(left, right, number([1, 2, 3]), SCALE))
+
+
 def test_equal_numbers_in_different_places_are_not_alike():
     left, right = draw(2, 5, seed=1), draw(2, 5, seed=2)
     crossed = contrast_pairs(left, right, torch.tensor([[1, 2], [2, 1]]), SCALE)

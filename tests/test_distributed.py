@@ -28,7 +28,7 @@ WORLDS = (2, 3)
 
 
 def leave_regions(row: dict, num: int) -> dict:
-    return row | {name: row[name][:num] for name in REGION_COLUMNS}
+    return row | {name: row[name][:num] for name in REGION_COLUMNS if row.get(name)}
 
 
 def list_rows(toy_rows) -> dict[str, list[dict]]:

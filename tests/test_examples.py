@@ -18,28 +18,16 @@ def run(script: str, *arguments, cwd: Path) -> str:
     return result.stdout
 
 
-@pytest.fixture(scope="module")
-def coco(toy_rows, tmp_path_factory):
-    """The toy rows as a COCO file beside its images."""
-    path = tmp_path_factory.mktemp("coco")
-    names = sorted({concept for row in toy_rows for concept in row["concepts"]})
-    categories = [{"id": i, "name": name} for i, name in enumerate(names)]
-    images, annotations = [], []
-    for i, row in enumerate(toy_rows):
-        row["image"].save(path / f"{i}.png")
-        size = {"width": row["image"].width, "height": row["image"].height}
-        images.append({"id": i, "file_name": f"{i}.png"} | size)
-        for (x0, y0, x1, y1), concept in zip(row["boxes"], row["concepts"], strict=True):
-            annotation = {"id": len(annotations), "image_id": i, "bbox": [x0, y0, x1 - x0, y1 - y0]}
-            annotations.append(annotation | {"category_id": names.index(concept)})
-    content = {"images": images, "annotations": annotations, "categories": categories}
-    (path / "rows.json").write_text(json.dumps(content))
-    return path
-
-
-def test_train_then_evaluate_regions_on_a_coco_file(coco, tmp_path, toy_rows):
+def test_train_then_evaluate_regions_on_a_coco_file(coco_folder, tmp_path, toy_rows):
     small = ["--image_size", 64, "--width", 64, "--depth", 1, "--num_epochs", 2, "--batch_size", 4]
-    files = ["--dataset", coco / "rows.json", "--eval_dataset", coco / "rows.json", "--images", coco]
+    files = [
+        "--dataset",
+        coco_folder / "rows.json",
+        "--eval_dataset",
+        coco_folder / "rows.json",
+        "--images",
+        coco_folder,
+    ]
     printed = run("train.py", *files, "--output_dir", "out", *small, cwd=tmp_path)
     num_regions = sum(len(row["boxes"]) for row in toy_rows)
     assert f"on {num_regions} boxes of 8 images" in printed
@@ -49,7 +37,7 @@ def test_train_then_evaluate_regions_on_a_coco_file(coco, tmp_path, toy_rows):
     assert f"{metrics['final']['top1_micro']:.4f} micro" in card
     assert "`num_epochs=2`" in card
 
-    files = ["--coco", coco / "rows.json", "--images", coco]
+    files = ["--coco", coco_folder / "rows.json", "--images", coco_folder]
     printed = run("evaluate_regions.py", "--model", "out/final", *files, cwd=tmp_path)
     scores = json.loads((tmp_path / "outputs" / "evaluate_regions" / "metrics.json").read_text())
     assert scores | {"step": 4} == metrics["final"]
@@ -57,8 +45,16 @@ def test_train_then_evaluate_regions_on_a_coco_file(coco, tmp_path, toy_rows):
 
 
 @pytest.mark.slow
-def test_a_built_dataset_is_trained_on_with_every_term(coco, tmp_path):
-    command = [sys.executable, "-m", "geoalign_hf.build", "--coco", coco / "rows.json", "--output", "rows"]
+def test_a_built_dataset_is_trained_on_with_every_term(coco_folder, tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "geoalign_hf.build",
+        "--coco",
+        coco_folder / "rows.json",
+        "--output",
+        "rows",
+    ]
     subprocess.run(list(map(str, command)), check=True, capture_output=True, cwd=tmp_path)
     small = ["--image_size", 64, "--width", 64, "--depth", 1, "--num_epochs", 2, "--batch_size", 4]
     run("train.py", "--dataset", "rows", "--output_dir", "out", *small, cwd=tmp_path)
@@ -67,8 +63,17 @@ def test_a_built_dataset_is_trained_on_with_every_term(coco, tmp_path):
         assert last[term] > 0, term
 
 
-def test_training_goes_on_from_a_saved_model(coco, tmp_path, folder):
-    files = ["--dataset", coco / "rows.json", "--images", coco, "--model", folder, "--output_dir", "out"]
+def test_training_goes_on_from_a_saved_model(coco_folder, tmp_path, folder):
+    files = [
+        "--dataset",
+        coco_folder / "rows.json",
+        "--images",
+        coco_folder,
+        "--model",
+        folder,
+        "--output_dir",
+        "out",
+    ]
     run("train.py", *files, "--num_epochs", 1, "--batch_size", 8, "--learning_rate", 0, cwd=tmp_path)
     from safetensors.torch import load_file
 
@@ -97,8 +102,15 @@ def test_toy_rows_draws_a_contact_sheet(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_classical_baseline_runs_on_a_coco_file(coco, tmp_path):
-    rows = ["--train_coco", coco / "rows.json", "--test_coco", coco / "rows.json", "--images", coco]
+def test_the_classical_baseline_runs_on_a_coco_file(coco_folder, tmp_path):
+    rows = [
+        "--train_coco",
+        coco_folder / "rows.json",
+        "--test_coco",
+        coco_folder / "rows.json",
+        "--images",
+        coco_folder,
+    ]
     printed = run("benchmarks/classical_baseline.py", *rows, "--no-box_size", cwd=tmp_path)
     assert "HOG + colour, linear SVM" in printed
 

@@ -6,7 +6,7 @@ from geoalign_hf.history import History, draw_curves, read_records
 
 
 def test_records_are_read_back_in_order(tmp_path):
-    history = History(tmp_path / "history.jsonl", 0, is_written=True)
+    history = History(tmp_path / "history.jsonl", None, is_written=True)
     history.add(1, {"loss": 2.5})
     history.add(2, {"loss": 1.5, "scene": 0.5})
     assert read_records(history.path) == [{"step": 1, "loss": 2.5}, {"step": 2, "loss": 1.5, "scene": 0.5}]
@@ -21,8 +21,15 @@ def test_a_resumed_run_keeps_the_records_up_to_its_checkpoint(tmp_path):
     assert read_records(path) == [{"step": 1}, {"step": 2}, {"step": 3, "loss": 1.0}]
 
 
+def test_another_run_in_the_same_folder_starts_anew(tmp_path):
+    path = tmp_path / "history.jsonl"
+    path.write_text('{"step": 0}\n{"step": 1}\n')
+    History(path, None, is_written=True)
+    assert read_records(path) == []
+
+
 def test_only_the_main_process_writes(tmp_path):
-    History(tmp_path / "history.jsonl", 0, is_written=False).add(1, {})
+    History(tmp_path / "history.jsonl", None, is_written=False).add(1, {})
     assert not (tmp_path / "history.jsonl").exists()
 
 

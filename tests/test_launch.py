@@ -1,7 +1,9 @@
 """What `accelerate launch` and `torchrun` start: real processes, whose run is that of one alone."""
 
 import json
+import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
 
 from geoalign_hf.history import read_records
+from geoalign_hf.launch import check_processes, group_parameters, warmup_cosine
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "examples" / "accelerate_configs"
@@ -175,3 +178,48 @@ def test_accelerate_reads_every_config(path):
     expected = {"single_gpu": ("NO", 1), "ddp": ("MULTI_GPU", 2), "fsdp": ("FSDP", 2)}[path.stem]
     assert (config.distributed_type, config.num_processes, config.mixed_precision) == (*expected, "bf16")
     assert str(path.relative_to(ROOT)) in path.read_text()  # it says how it is used
+
+
+def test_the_learning_rate_rises_in_a_line_and_falls_as_half_a_cosine():
+    factors = [warmup_cosine(step, 100, 0.1) for step in range(101)]
+    assert factors[:10] == pytest.approx([0.1 * step for step in range(1, 11)])
+    assert factors[10] == 1
+    assert factors[55] == pytest.approx(0.5)
+    assert factors[100] == pytest.approx(0)
+    assert factors[33] == pytest.approx(0.5 * (1 + math.cos(math.pi * 23 / 90)))
+
+
+def test_only_matrices_decay_and_every_trainable_parameter_is_in_one_group(model):
+    model.text_model.requires_grad_(False)
+    decayed, others = group_parameters(model, 0.3)
+    assert (decayed["weight_decay"], others["weight_decay"]) == (0.3, 0.0)
+    assert all(parameter.ndim >= 2 for parameter in decayed["params"])
+    assert any(parameter is model.region_scale.logit_scale for parameter in others["params"])
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    assert len(decayed["params"]) + len(others["params"]) == len(trainable)
+
+
+def test_processes_that_did_not_come_up_are_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    message = (
+        "WORLD_SIZE is 4 but Accelerate started 1 process, so each would train alone on a part of the "
+        "negatives. On CPUs start with: "
+        "ACCELERATE_USE_CPU=true torchrun --nproc_per_node 4 examples/train.py ..."
+    )
+    with pytest.raises(RuntimeError, match=f"^{re.escape(message)}$"):
+        check_processes(1)
+
+
+def test_a_launcher_that_started_one_process_of_several_is_refused(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    message = (
+        "accelerate launch was asked for several processes on CPUs and started one. Start them with: "
+        "ACCELERATE_USE_CPU=true torchrun --nproc_per_node N examples/train.py ..."
+    )
+    with pytest.raises(RuntimeError, match=f"^{re.escape(message)}$"):
+        check_processes(1)
+    check_processes(2)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "False")  # as on a GPU, where clusters set MASTER_PORT
+    check_processes(1)

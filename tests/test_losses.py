@@ -285,6 +285,15 @@ def test_a_text_that_is_missing_leaves_its_row_out():
         torch.testing.assert_close(losses[name], expected.detach())
 
 
+def test_a_region_without_a_phrase_has_no_hard_negatives():
+    output, batch, crops, targets = make_case()
+    batch["phrase_ids"][0, 1] = -100
+    losses = compute_losses(output, batch, ALL, crops, targets)
+    batch["negative_index"][0, 1] = -100
+    expected = compute_losses(output, batch, ALL, crops, targets)
+    assert losses["hard_negative"] == expected["hard_negative"]
+
+
 def test_half_precision_outputs_still_give_losses_in_float32():
     output, batch, crops, targets = make_case(dtype=torch.bfloat16)
     losses = compute_losses(output, batch, ALL, crops, targets)
