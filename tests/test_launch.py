@@ -29,7 +29,7 @@ from toy_rows import CONCEPTS, draw_rows
 from geoalign_hf.augment import Augmentation
 from geoalign_hf.evaluation import classify_regions
 from geoalign_hf.model.processing_geoalign_clip import CONCEPT_TEMPLATES
-from geoalign_hf.rows import build_rows
+from geoalign_hf.rows import REGION_COLUMNS, build_rows
 from geoalign_hf.scratch import build_model
 from geoalign_hf.training import TrainingConfig, train
 
@@ -53,7 +53,7 @@ if "--fsdp" in sys.argv:  # Accelerate ignores its plugin on CPUs; the sharding 
 
 drawn = draw_rows(12)
 # One half of the rows has no region: with batches of their own, processes are as uneven as can be.
-nothing = {name: [] for name in ("boxes", "quads", "phrases", "concepts", "hard_negatives")}
+nothing = {name: [] for name in REGION_COLUMNS}
 drawn = [row | nothing if i % 2 else row for i, row in enumerate(drawn)]
 texts = [text for row in drawn for text in [*row["captions"], *row["phrases"], row["description"]]]
 texts += [template.format(concept) for template in CONCEPT_TEMPLATES for concept in CONCEPTS]
