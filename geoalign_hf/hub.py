@@ -1,5 +1,6 @@
 """A folder of weights or of rows to something that can be published: here, its card."""
 
+import json
 from pathlib import Path
 
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
@@ -8,6 +9,14 @@ from .model.pipeline_geoalign_clip import ZeroShotRegionClassificationPipeline
 
 TEMPLATE = Path(__file__).parent / "model_card.md"
 DATASET_TEMPLATE = Path(__file__).parent / "dataset_card.md"
+# What the Hub calls the tasks of the evaluation.
+TASK_TYPES = {
+    "region classification from ground-truth boxes": ZeroShotRegionClassificationPipeline.task_name,
+    "zero-shot scene classification": "zero-shot-image-classification",
+    "retrieval of images and captions": "image-text-retrieval",
+    "retrieval of regions and phrases": "image-text-retrieval",
+    "multiple choice over statements": "visual-question-answering",
+}
 
 
 def write_card(folder: str | Path, metrics: dict[str, dict], settings: dict | None = None) -> ModelCard:
@@ -15,7 +24,8 @@ def write_card(folder: str | Path, metrics: dict[str, dict], settings: dict | No
 
     Args:
         folder: a saved model.
-        metrics: results of `evaluation.py` by name, each with its protocol; all of them are shown.
+        metrics: results of the evaluation by name, of any task, each with its protocol, as `write_metrics`
+            writes them; all of them are shown.
         settings: how it was trained, as in `args.json`.
 
     Returns:
@@ -23,24 +33,21 @@ def write_card(folder: str | Path, metrics: dict[str, dict], settings: dict | No
     """
     folder = Path(folder)
     name = folder.resolve().parent.name if folder.name == "final" else folder.name
-    results = []
-    for title, scores in metrics.items():
-        protocol = scores["protocol"]
-        dataset = f"{scores['num_regions']} boxes of {protocol['num_images']} images"
-        for metric in ("top1_micro", "top1_macro"):
-            results.append(
-                EvalResult(
-                    task_type=ZeroShotRegionClassificationPipeline.task_name,
-                    task_name=protocol["task"],
-                    dataset_type="custom",
-                    dataset_name=dataset,
-                    dataset_config=title,
-                    dataset_args={key: value for key, value in protocol.items() if key != "concepts"},
-                    metric_type="accuracy",
-                    metric_name=f"{metric}, {title}",
-                    metric_value=scores[metric],
-                )
-            )
+    results = [
+        EvalResult(
+            task_type=TASK_TYPES.get(scores["protocol"]["task"], "feature-extraction"),
+            task_name=scores["protocol"]["task"],
+            dataset_type="custom",
+            dataset_name=title,
+            dataset_config=title,  # results of one task type are told apart by this
+            dataset_args=list_protocol(scores),
+            metric_type=name_metric(metric),
+            metric_name=f"{metric}, {title}",
+            metric_value=value,
+        )
+        for title, scores in metrics.items()
+        for metric, value in list_numbers(scores).items()
+    ]
     data = ModelCardData(
         language="en",
         license="apache-2.0",
@@ -50,8 +57,19 @@ def write_card(folder: str | Path, metrics: dict[str, dict], settings: dict | No
         model_name=name,
         eval_results=results or None,
     )
+    shown = {
+        title: {
+            "numbers": list_numbers(scores),
+            "tables": list_tables(scores),
+            "task": scores["protocol"]["task"],
+            "protocol": {
+                name: json.dumps(value) for name, value in list_protocol(scores).items() if name != "task"
+            },
+        }
+        for title, scores in metrics.items()
+    }
     card = ModelCard.from_template(
-        data, template_path=str(TEMPLATE), model_name=name, metrics=metrics, settings=settings or {}
+        data, template_path=str(TEMPLATE), model_name=name, results=shown, settings=settings or {}
     )
     card.save(folder / "README.md")
     return card
@@ -99,3 +117,53 @@ def write_dataset_card(
 def _name_size(num_rows: int) -> str:
     bounds = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
     return next((name for bound, name in bounds if num_rows < bound), "n>1M")
+
+
+def list_numbers(scores: dict) -> dict[str, float]:
+    """Give the scores of a result that are single numbers.
+
+    Example:
+        >>> list_numbers({"top1_micro": 0.5, "num_regions": 8, "per_concept": {"ship": 0.5}})
+        {'top1_micro': 0.5}
+    """
+    return {name: value for name, value in scores.items() if isinstance(value, float)}
+
+
+def list_tables(scores: dict) -> dict[str, dict[str, tuple[float, int]]]:
+    """Give the scores of a result that are kept by name, each with its count.
+
+    Example:
+        >>> list_tables({"per_concept": {"ship": 0.5}, "num_per_concept": {"ship": 8}})
+        {'concept': {'ship': (0.5, 8)}}
+    """
+    return {
+        name.removeprefix("per_").removeprefix("by_"): {
+            key: (share, scores[f"num_{name}"][key]) for key, share in shares.items()
+        }
+        for name, shares in scores.items()
+        if name.startswith(("per_", "by_")) and f"num_{name}" in scores
+    }
+
+
+def list_protocol(scores: dict) -> dict:
+    """Give what a result was made by and on: its protocol and its counts, without what is empty.
+
+    Example:
+        >>> list_protocol({"num_regions": 8, "protocol": {"task": "x", "context": None, "concepts": []}})
+        {'task': 'x', 'num_regions': 8}
+    """
+    counts = {name: value for name, value in scores.items() if isinstance(value, int)}
+    told = {name: value for name, value in scores["protocol"].items() if name != "concepts"} | counts
+    return {name: value for name, value in told.items() if value not in (None, "", [], {})}
+
+
+def name_metric(score: str) -> str:
+    """Give the Hub's name for a kind of score.
+
+    Example:
+        >>> [name_metric(score) for score in ("top1_macro", "image_to_text_recall_at_5", "rsu")]
+        ['accuracy', 'recall', 'rsu']
+    """
+    if "recall" in score:
+        return "recall"
+    return "accuracy" if score.startswith("top") or "accuracy" in score else score

@@ -1,34 +1,54 @@
 """Laws of the model card: every number on it was measured, and it says what the model is."""
 
+import json
 import re
 
 import pytest
 from huggingface_hub import ModelCard
 
-from geoalign_hf.evaluation import classify_regions
-from geoalign_hf.hub import write_card
+from geoalign_hf.evaluation import (
+    choose_phrases,
+    choose_statements,
+    classify_regions,
+    classify_scenes,
+    guard_embeddings,
+)
+from geoalign_hf.hub import list_numbers, list_protocol, list_tables, write_card
+from geoalign_hf.retrieval import retrieve_captions, retrieve_phrases
 
-TITLES = ["toy, whole image", "toy, windows"]
 SETTINGS = {
     "training": {"learning_rate": 0.0005, "num_epochs": 3},
     "loss_weights": {"scene": 1.0, "region": 0.1},
     "num_rows": 8,
 }
+TASK_TYPES = {
+    "toy, regions": "zero-shot-region-classification",
+    "toy, windows": "zero-shot-region-classification",
+    "toy, scenes": "zero-shot-image-classification",
+    "toy, captions": "image-text-retrieval",
+    "toy, phrases": "image-text-retrieval",
+    "toy, negatives": "feature-extraction",
+    "toy, choice": "visual-question-answering",
+    "toy, guards": "feature-extraction",
+}
 
 
 @pytest.fixture(scope="module")
 def metrics(built, rows):
-    """Real results of the toy model, with shares that no other number on a card resembles."""
-    results = {
-        TITLES[0]: classify_regions(*built, rows),
-        TITLES[1]: classify_regions(*built, rows, region_source="window", context=2.5, templates=("a {}",)),
-    }
-    for k, scores in enumerate(results.values()):
-        scores |= {"top1_micro": 0.71234 + k / 100, "top1_macro": 0.61234 + k / 100}
-        scores["per_concept"] = {
-            name: 0.1234 + c / 10 + k / 100 for c, name in enumerate(scores["per_concept"])
-        }
-    return results
+    """Real results of the toy model, of every kind, as they come back from their file."""
+    images, names = list(rows["image"]), ["ship", "road"] * 4
+    question = {"image": images[0], "options": ["a ship", "a | road"], "answer": 1, "subject": "x | y"}
+    results = (
+        classify_regions(*built, rows),
+        classify_regions(*built, rows, region_source="window", context=2.5, templates=("a {}",)),
+        classify_scenes(*built, images, names),
+        retrieve_captions(*built, rows),
+        retrieve_phrases(*built, rows),
+        choose_phrases(*built, rows),
+        choose_statements(*built, [question]),
+        guard_embeddings(*built, images, ["a ship"], built[0]),
+    )
+    return json.loads(json.dumps(dict(zip(TASK_TYPES, results, strict=True))))
 
 
 @pytest.fixture
@@ -58,64 +78,68 @@ def test_the_card_says_what_the_hub_asks(metrics, tmp_path):
     assert data.model_name == "toy-clip"
 
 
-def test_every_result_on_the_card_is_one_that_was_measured(metrics, tmp_path):
+def test_every_number_that_was_measured_is_a_result_on_the_card_and_no_other(metrics, tmp_path):
     write_card(tmp_path, metrics, SETTINGS)
     results = ModelCard.load(tmp_path / "README.md").data.eval_results
-    found = {(result.dataset_config, result.metric_name): result for result in results}
-    assert len(found) == len(results) == 4
+    found = {(result.dataset_name, result.metric_name): result for result in results}
+    expected = {
+        (title, f"{name}, {title}"): value
+        for title, scores in metrics.items()
+        for name, value in scores.items()
+        if isinstance(value, float)
+    }
+    assert len(found) == len(results)
+    assert {key: result.metric_value for key, result in found.items()} == expected
     for title, scores in metrics.items():
-        for name in ("top1_micro", "top1_macro"):
-            result = found[title, f"{name}, {title}"]
-            assert result.metric_value == scores[name] and result.metric_type == "accuracy"
-            assert result.task_name == scores["protocol"]["task"]
-            assert result.dataset_name == f"{scores['num_regions']} boxes of 8 images"
-            protocol = scores["protocol"].items()
-            # A card holds no None: what a protocol does not have is left out.
-            told = {key: value for key, value in protocol if key != "concepts" and value is not None}
-            assert result.dataset_args == told
+        told = list_protocol(scores)
+        assert told["task"] == scores["protocol"]["task"] and "versions" in told
+        for (of_title, _), result in found.items():
+            if of_title == title:
+                assert result.dataset_args == told
+                assert (result.task_name, result.task_type) == (told["task"], TASK_TYPES[title])
 
 
-def test_every_row_of_a_table_is_a_concept_with_its_share_and_count(text, metrics):
+def test_results_are_of_the_kinds_that_the_hub_knows(metrics, tmp_path):
+    results = write_card(tmp_path, metrics).data.eval_results
+    kinds = {result.metric_name: result.metric_type for result in results}
+    assert kinds["top1_macro, toy, regions"] == kinds["accuracy, toy, choice"] == "accuracy"
+    assert kinds["image_to_text_recall_at_5, toy, captions"] == "recall"
+    assert kinds["coherence, toy, guards"] == "coherence"
+
+
+def test_every_row_of_a_table_is_a_score_that_was_measured(text, metrics):
     results = split_sections(text)["Results"]
-    assert results.count("| concept | top-1 | boxes |\n| --- | --- | --- |\n") == 2
-    found = re.findall(r"^\| ([a-z ]+) \| (\d\.\d{4}) \| (\d+) \|$", results, re.MULTILINE)
-    expected = [
-        (name, f"{share:.4f}", str(scores["num_per_concept"][name]))
-        for scores in metrics.values()
-        for name, share in scores["per_concept"].items()
-    ]
-    assert found == expected
-
-
-def test_every_number_among_the_results_comes_from_the_metrics(text, metrics):
-    allowed = {"1"}  # of top-1
+    expected = []
     for scores in metrics.values():
-        shares = [scores["top1_micro"], scores["top1_macro"], *scores["per_concept"].values()]
-        allowed |= {f"{share:.4f}" for share in shares}
-        protocol = scores["protocol"]
-        counts = [scores["num_regions"], *scores["num_per_concept"].values(), protocol["num_images"]]
-        allowed |= {str(number) for number in [*counts, protocol["image_size"], protocol["context"]]}
-    found = re.findall(r"\d+(?:\.\d+)?", split_sections(text)["Results"])
-    assert (
-        len(found) == 2 * (6 + 5 * 2) + 2 + 1 and set(found) <= allowed
-    )  # per result 6 or 7 numbers and 5 concepts with 2 each
+        expected += [f"| {name} | {value:.4f} |" for name, value in list_numbers(scores).items()]
+        for table in list_tables(scores).values():
+            for name, (share, count) in table.items():
+                expected.append(f"| {name.replace('|', '/')} | {share:.4f} | {count} |")
+    found = [line for line in results.splitlines() if re.search(r"\d \|$", line)]
+    assert found == expected
+    assert results.count("| concept | share | number |\n| --- | --- | --- |\n") == 3
+    assert results.count("| kind | share | number |") == results.count("| subject | share | number |") == 1
 
 
 def test_every_protocol_is_told_whole(text, metrics):
-    results = " ".join(split_sections(text)["Results"].split())
-    assert (
-        f"**{TITLES[1]}**: top-1 0.7223 micro, 0.6223 macro, on {metrics[TITLES[1]]['num_regions']} boxes of "
-        "8 images. Protocol: region classification from ground-truth boxes; "
-        "encoded: window with context 2.5; 64 pixels a side; dense mode last; templates a {}."
-    ) in results
-    assert "encoded: image; 64 pixels a side" in results
+    results = split_sections(text)["Results"]
+    for title, scores in metrics.items():
+        part = results.split(f"**{title}**, ")[1].split("\n**")[0]
+        assert part.startswith(f"{scores['protocol']['task']}:\n")
+        told = part.split("Protocol: ")[1]
+        for name, value in scores["protocol"].items():
+            if name not in ("task", "concepts") and value not in (None, "", [], {}):
+                assert f"`{name}={json.dumps(value)}`" in told
+        for name, value in scores.items():
+            if name.startswith("num_") and isinstance(value, int):
+                assert f"`{name}={value}`" in told
 
 
 def test_a_table_stands_apart_from_the_words_around_it(text):
     # Markdown takes a table only after an empty line, and the words after one only after another.
     lines = text.splitlines()
     for i, line in enumerate(lines):
-        if line.startswith("| concept |"):
+        if line.startswith(("| score |", "| concept |", "| size |", "| kind |", "| number |", "| subject |")):
             assert lines[i - 1] == ""
         if line.startswith("| ") and not lines[i + 1].startswith("| "):
             assert lines[i + 1] == ""
@@ -162,8 +186,9 @@ def test_a_folder_called_final_is_named_for_the_run_that_it_ended(tmp_path):
 
 def test_a_card_replaces_the_one_before(metrics, tmp_path):
     write_card(tmp_path, metrics)
+    assert "top1_micro" in (tmp_path / "README.md").read_text(encoding="utf-8")
     write_card(tmp_path, {})
-    assert "0.7123" not in (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "top1_micro" not in (tmp_path / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_same_metrics_give_the_same_card(metrics, tmp_path):
