@@ -1,10 +1,12 @@
 """Every example runs as its docstring says, at a small size."""
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -16,6 +18,19 @@ def run(script: str, *arguments, cwd: Path) -> str:
     result = subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=600)
     assert result.returncode == 0, result.stderr
     return result.stdout
+
+
+@pytest.fixture
+def run_here(monkeypatch, capsys, tmp_path):
+    """Run a script in this process, which spares it the imports; it works in `tmp_path`."""
+
+    def run_path(script: str, *arguments) -> str:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        runpy.run_path(str(EXAMPLES / script), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run_path
 
 
 def test_train_then_evaluate_regions_on_a_coco_file(coco_folder, tmp_path, toy_rows):
@@ -34,14 +49,89 @@ def test_train_then_evaluate_regions_on_a_coco_file(coco_folder, tmp_path, toy_r
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert set(metrics) == {"start", "best", "final", "final, by windows"}
     card = (tmp_path / "out" / "final" / "README.md").read_text()
-    assert f"{metrics['final']['top1_micro']:.4f} micro" in card
+    assert f"| top1_micro | {metrics['final']['top1_micro']:.4f} |" in card
     assert "`num_epochs=2`" in card
 
     files = ["--coco", coco_folder / "rows.json", "--images", coco_folder]
     printed = run("evaluate_regions.py", "--model", "out/final", *files, cwd=tmp_path)
     scores = json.loads((tmp_path / "outputs" / "evaluate_regions" / "metrics.json").read_text())
-    assert scores | {"step": 4} == metrics["final"]
-    assert f"{scores['top1_macro']:.4f}" in printed
+    assert scores["concepts, image"] | {"step": 4} == metrics["final"]
+    assert f"{scores['concepts, image']['top1_macro']:.4f}" in printed
+
+
+def test_evaluate_regions_by_every_source_on_a_dataset_of_rows(rows, folder, tmp_path, run_here):
+    (tmp_path / "rows").mkdir()
+    rows.to_parquet(tmp_path / "rows" / "test.parquet")
+    sources = ["image", "window", "crop", "both"]
+    run_here(
+        "evaluate_regions.py", "--model", folder, "--dataset", "rows", "--region_sources", *sources,
+        "--templates", "skyscript", "--start", folder, "--save_embeds", "--output_dir", "out",
+    )  # fmt: skip
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    tasks = ("concepts", "phrases", "hard negatives")
+    assert list(metrics) == [f"{task}, {source}" for source in sources for task in tasks] + ["guards"]
+    assert metrics["guards"]["image_cosine_to_start"] == pytest.approx(1)
+    for source in sources:
+        assert len(metrics[f"concepts, {source}"]["protocol"]["templates"]) == 2
+        assert Image.open(tmp_path / "out" / f"confusion_{source}.png").width > 300
+        saved = np.load(tmp_path / "out" / f"concepts_{source}.npz")
+        right = (saved["regions"] @ saved["concepts"].T).argmax(axis=1) == saved["references"]
+        assert metrics[f"concepts, {source}"]["top1_micro"] == right.mean()
+
+
+def test_evaluate_scenes_on_folders_and_on_a_dataset(toy_rows, folder, tmp_path, run_here):
+    for i, row in enumerate(toy_rows):
+        path = tmp_path / "scenes" / ("Storage_tank" if i % 2 else "road") / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        row["image"].save(path)
+    (tmp_path / "renamed.json").write_text('{"Storage_tank": "oil tank"}')
+    sets = ["--templates", "clip", "overhead", "--renamed", "renamed.json", "--output_dir"]
+    printed = run_here("evaluate_scenes.py", "--model", folder, "--folder", "scenes", *sets, "a")
+    metrics = json.loads((tmp_path / "a" / "metrics.json").read_text())
+    assert list(metrics) == ["scenes, clip", "scenes, overhead"]
+    assert metrics["scenes, clip"]["protocol"]["concepts"] == ["oil tank", "road"]
+    assert metrics["scenes, clip"]["num_per_concept"] == {"oil tank": 4, "road": 4}
+    assert f"{metrics['scenes, overhead']['top1_micro']:.4f}" in printed
+    assert Image.open(tmp_path / "a" / "confusion_overhead.png").width > 300
+
+    dataset = ["--dataset", "scenes", "--split", "train"]  # as datasets calls folders without a split
+    run_here("evaluate_scenes.py", "--model", folder, *dataset, *sets, "b")
+    assert json.loads((tmp_path / "b" / "metrics.json").read_text()) == metrics
+
+
+def test_evaluate_retrieval_on_a_caption_file_and_on_a_dataset(toy_rows, rows, folder, tmp_path, run_here):
+    entries = []
+    for i, row in enumerate(toy_rows):
+        row["image"].save(tmp_path / f"{i}.png")
+        sentences = [{"raw": f" {caption} "} for caption in row["captions"]]
+        entries.append({"filename": f"{i}.png", "split": "test", "sentences": sentences})
+    entries.append(entries[0] | {"split": "train"})
+    (tmp_path / "captions.json").write_text(json.dumps({"images": entries}))
+    both = ["--protocols", "all", "unique", "--output_dir"]
+    files = ["--captions", "captions.json", "--images", "."]
+    printed = run_here("evaluate_retrieval.py", "--model", folder, *files, *both, "a")
+    metrics = json.loads((tmp_path / "a" / "metrics.json").read_text())
+    assert metrics["retrieval, all"]["num_images"] == 8
+    assert f"{metrics['retrieval, unique']['mean_recall']:.4f}" in printed
+
+    (tmp_path / "rows").mkdir()
+    rows.to_parquet(tmp_path / "rows" / "test.parquet")
+    run_here("evaluate_retrieval.py", "--model", folder, "--dataset", "rows", *both, "b")
+    assert json.loads((tmp_path / "b" / "metrics.json").read_text()) == metrics
+
+
+def test_evaluate_choice_on_files_of_questions(toy_rows, folder, tmp_path, run_here):
+    questions = []
+    for i, row in enumerate(toy_rows):
+        row["image"].save(tmp_path / f"{i}.png")
+        options = {"A": "a lake", "B": row["captions"][0]}
+        questions.append({"file_name": f"{i}.png", "question": "What?", "options": options, "answer": "B"})
+    for name, part in (("caption", questions[:3]), ("scene", questions[3:])):
+        (tmp_path / f"{name}.json").write_text(json.dumps(part))
+    printed = run_here("evaluate_choice.py", "--model", folder, "--questions", "caption.json", "scene.json")
+    scores = json.loads((tmp_path / "outputs" / "evaluate_choice" / "metrics.json").read_text())["choice"]
+    assert scores["num_per_subject"] == {"caption": 3, "scene": 5} and scores["chance"] == 0.5
+    assert f"{scores['accuracy']:.4f}   0.5000" in printed
 
 
 @pytest.mark.slow

@@ -1,0 +1,91 @@
+"""Find the captions of images and the images of captions, and score how often they come first.
+
+    python examples/evaluate_retrieval.py --model outputs/train/final --captions rsicd.json --images images/
+    python examples/evaluate_retrieval.py --model openai/clip-vit-base-patch32 --dataset rows/ \
+        --protocols all unique
+
+`--captions` is a file in the form of Karpathy, as RSICD, RSITMD and UCM have it. The protocol `all` keeps
+every caption; `unique` counts equal captions and images once and sets "a satellite image. " before each.
+Takes about a minute per thousand images on a CPU. Prints recalls both ways and their mean; writes
+`metrics.json` with the protocol of each.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from accelerate import PartialState
+from datasets import load_dataset
+from transformers import AutoModel, AutoProcessor
+
+import geoalign_hf  # noqa: F401  (registers the classes)
+from geoalign_hf.evaluation import write_metrics
+from geoalign_hf.hub import list_numbers
+from geoalign_hf.retrieval import CAPTION_PREFIXES, retrieve_captions
+from geoalign_hf.rows import build_rows
+
+
+def main() -> None:
+    """Load, score, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", required=True, help="folder or Hub repository")
+    parser.add_argument("--captions", type=Path, help="JSON file with images[].filename and .sentences[].raw")
+    parser.add_argument("--images", type=Path, help="folder of its images")
+    parser.add_argument(
+        "--dataset", help="with image and captions: folder or Hub repository, in place of these"
+    )
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--protocols", nargs="+", default=["all"], choices=CAPTION_PREFIXES)
+    parser.add_argument("--prefix", help="words before every caption; default: those of the protocol")
+    parser.add_argument("--image_size", type=int, help="side of pixel_values; default: the model's own")
+    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/evaluate_retrieval"))
+    parser.add_argument("--save_embeds", action="store_true", help="also write the embeddings, as npz")
+    arguments = parser.parse_args()
+    if bool(arguments.captions and arguments.images) == bool(arguments.dataset):
+        parser.error("give either --captions and --images, or --dataset")
+
+    # 1. Model and rows; of the rows only the scenes are asked for.
+    model = AutoModel.from_pretrained(arguments.model).to(PartialState().device)
+    processor = AutoProcessor.from_pretrained(arguments.model)
+    if arguments.dataset:
+        rows = load_dataset(arguments.dataset, split=arguments.split)
+    else:
+        entries = json.loads(arguments.captions.read_text(encoding="utf-8"))["images"]
+        rows = build_rows(
+            {
+                "image": arguments.images / entry["filename"],
+                "captions": [sentence["raw"].strip() for sentence in entry["sentences"]],
+                "boxes": [],
+                "phrases": [],
+                "concepts": [],
+            }
+            for entry in entries
+            if entry["split"] == arguments.split
+        )
+
+    # 2. Scores, by every protocol.
+    metrics = {}
+    for protocol in arguments.protocols:
+        path = arguments.output_dir / f"captions_{protocol}.npz"
+        metrics[f"retrieval, {protocol}"] = retrieve_captions(
+            model,
+            processor,
+            rows,
+            captions=protocol,
+            prefix=arguments.prefix,
+            image_size=arguments.image_size,
+            batch_size=arguments.batch_size,
+            embeds_path=path if arguments.save_embeds else None,
+        )
+
+    # 3. One table, one file.
+    for title, scores in metrics.items():
+        print(f"{title}: {scores['num_images']} images, {scores['num_captions']} captions")
+        for name, value in list_numbers(scores).items():
+            print(f"  {name:30} {value:.4f}")
+    write_metrics(arguments.output_dir / "metrics.json", metrics)
+
+
+if __name__ == "__main__":
+    main()

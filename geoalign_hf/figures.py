@@ -1,0 +1,63 @@
+"""Results to pictures, drawn without a screen."""
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+
+def draw_confusion(confusion: list[list[int]], concepts: list[str], path: str | Path) -> None:
+    """Draw which concept was taken for which.
+
+    Args:
+        confusion: (C, C), counts; a row per right concept, a column per answer.
+        concepts: C names.
+        path: of the picture; its folder is made.
+    """
+    counts = np.asarray(confusion, dtype=float)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side = max(4.0, 1.5 + 0.32 * len(concepts))
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(len(concepts)), concepts, rotation=90)
+    axes.set_yticks(range(len(concepts)), concepts)
+    axes.set_xlabel("answer")
+    axes.set_ylabel("right concept")
+    for row, column in zip(*np.nonzero(counts), strict=True):
+        colour = "white" if shares[row, column] > 0.5 else "black"
+        number = int(counts[row, column])
+        axes.text(column, row, number, ha="center", va="center", color=colour, fontsize=7)
+    _save(figure, path)
+
+
+def draw_score_map(
+    image: Image.Image, score_map: np.ndarray, title: str, path: str | Path, polygons: list | None = None
+) -> None:
+    """Draw a map of scores over its picture, and the truth where it is known.
+
+    Args:
+        image: the picture.
+        score_map: (H, W), 0 to 1, of the whole picture at any resolution.
+        title: the phrase.
+        path: of the picture; its folder is made.
+        polygons: the truth, each a list of x, y in pixels of `image`.
+    """
+    width, height = image.size
+    figure = Figure(figsize=(8, 8 * height / width + 0.6), layout="constrained")
+    axes = figure.subplots()
+    shown = image.convert("RGB")
+    shown.thumbnail((1600, 1600))
+    extent = (0, width, height, 0)
+    axes.imshow(shown, extent=extent)
+    axes.imshow(score_map, extent=extent, cmap="jet", alpha=0.45, vmin=0, vmax=1)
+    for polygon in polygons or []:
+        axes.plot(*zip(*[*polygon, polygon[0]], strict=True), color="white", linewidth=2)
+    axes.set_title(title)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: str | Path) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
