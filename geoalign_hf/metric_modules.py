@@ -20,6 +20,7 @@ from .metrics import (
     score_ranks,
     score_regions,
 )
+from .score_maps import polygons_to_truth, score_localization
 
 INDEX, SCORE, NAME = (datasets.Value(kind) for kind in ("int64", "float64", "string"))
 
@@ -139,3 +140,35 @@ class ChoiceAccuracy(_Module):
 
     def _compute(self, predictions, references, subjects):
         return score_choices(predictions, references, subjects)
+
+
+class LocalizationFigures(_Module):
+    """`score_localization`, means over maps: add `maps` and, as `references`, the polygons of each.
+
+    Args:
+        stride: side of a cell of the maps, in pixels of the picture.
+        **kwargs: as for any `evaluate.Metric`.
+
+    Example:
+        >>> corner = [[[0, 0], [50, 0], [50, 50], [0, 50]]]
+        >>> metric = LocalizationFigures(stride=50)
+        >>> metric.compute(maps=[[[1.0, 0.0], [0.0, 0.0]]], references=[corner])["rsu"]
+        1.0
+    """
+
+    summary = "Rsu, Ras, Rda and Rmi of maps of scores, 0 to 1, against polygons."
+    columns = {
+        "maps": datasets.List(datasets.List(SCORE)),
+        "references": datasets.List(datasets.List(datasets.List(SCORE))),
+    }
+
+    def __init__(self, stride: int = 1, **kwargs):
+        self.stride = stride
+        super().__init__(**kwargs)
+
+    def _compute(self, maps, references):
+        figures = []
+        for values, polygons in zip(map(np.asarray, maps), references, strict=True):
+            truth = polygons_to_truth(polygons, values.shape, self.stride)
+            figures.append(score_localization(values, truth, self.stride))
+        return {name: float(np.mean([of_map[name] for of_map in figures])) for name in figures[0]}

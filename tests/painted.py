@@ -39,6 +39,9 @@ class ColourModel(torch.nn.Module):
         images = torch.arange(len(pixel_values)).unsqueeze(-1)
         return normalize(pixel_values.permute(0, 2, 3, 1)[images, rows, columns], dim=-1)
 
+    def get_patch_features(self, pixel_values):
+        return torch.nn.functional.avg_pool2d(pixel_values, 16)
+
 
 def paint(size, *patches) -> Image.Image:
     image = Image.new("RGB", size, (128, 128, 128))

@@ -21,7 +21,8 @@ MAY_IMPORT = {
     "modeling": {"configuration", "packing", "regions", "pipeline"},
     "processing": {"regions"},
     "metrics": set(),
-    "metric_modules": {"metrics"},
+    "score_maps": set(),
+    "metric_modules": {"metrics", "score_maps"},
     "distributed": set(),
     "history": set(),
     "checkpoints": set(),
@@ -54,6 +55,7 @@ MAY_IMPORT = {
     "embedding": {"augment"},
     "evaluation": {"concepts", "embedding", "metrics", "processing", "rows"},
     "retrieval": {"embedding", "evaluation", "metrics"},
+    "localization": {"embedding", "score_maps"},
     "training": {
         "checkpoints",
         "collator",

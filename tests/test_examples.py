@@ -134,6 +134,25 @@ def test_evaluate_choice_on_files_of_questions(toy_rows, folder, tmp_path, run_h
     assert f"{scores['accuracy']:.4f}   0.5000" in printed
 
 
+def test_localize_maps_phrases_and_scores_maps_against_a_truth(toy_rows, folder, tmp_path, run_here):
+    row = toy_rows[0]
+    row["image"].save(tmp_path / "large.png")
+    phrases = ["--image", "large.png", "--phrases", "a ship", "a road", "--stride", 8, "--output_dir", "a"]
+    printed = run_here("localize.py", "--model", folder, *phrases)
+    assert "map_tile_1.png: a road" in printed
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {"map_tile_0.png", "map_tile_1.png"}
+    assert Image.open(tmp_path / "a" / "map_tile_0.png").width > 500
+
+    entry = {"jpg_name": "large.png", "caption": row["phrases"][0], "points": row["quads"][:1]}
+    (tmp_path / "queries.json").write_text(json.dumps([entry]))
+    queries = ["--queries", "queries.json", "--images", ".", "--stride", 8, "--output_dir", "b"]
+    printed = run_here("localize.py", "--model", folder, *queries, "--map_sources", "tile", "dense")
+    metrics = json.loads((tmp_path / "b" / "metrics.json").read_text())
+    assert list(metrics) == ["localisation, tile", "localisation, dense"]
+    for scores in metrics.values():
+        assert scores["num_queries"] == 1 and f"rmi {scores['rmi']:.4f}" in printed
+
+
 @pytest.mark.slow
 def test_a_built_dataset_is_trained_on_with_every_term(coco_folder, tmp_path):
     command = [

@@ -9,6 +9,7 @@ import pytest
 from geoalign_hf.metric_modules import (
     ChoiceAccuracy,
     HardNegativeAccuracy,
+    LocalizationFigures,
     RegionAccuracy,
     RetrievalRecall,
     SceneAccuracy,
@@ -21,6 +22,7 @@ from geoalign_hf.metrics import (
     score_ranks,
     score_regions,
 )
+from geoalign_hf.score_maps import polygons_to_truth, score_localization
 
 CONCEPTS = ["ship", "bridge", "harbor"]
 RNG = np.random.default_rng(0)
@@ -31,6 +33,12 @@ NEGATIVES = [RNG.normal(size=1 + i % 3).tolist() for i in range(N)]
 KINDS = [["colour", "size", "colour"][: len(scores)] for scores in NEGATIVES]
 SUBJECTS = ["caption" if i % 3 else "scene" for i in range(N)]
 IS_OWN = np.array([[c in own for c in range(12)] for own in OWN])
+MAPS = RNG.random((4, 10, 12))
+PLACES = [[[[k, 1], [k + 3, 1], [k + 3, 5], [k, 5]]] for k in range(4)]
+FIGURES = [
+    score_localization(values, polygons_to_truth(polygons, (10, 12), 50), 50)
+    for values, polygons in zip(MAPS, (50 * np.array(PLACES)).tolist(), strict=True)
+]
 
 CASES = {
     "scenes": (
@@ -59,6 +67,14 @@ CASES = {
         score_choices(list(COSINES), REFERENCES.tolist(), SUBJECTS),
     ),
 }
+
+
+def test_figures_of_maps_are_means_over_maps():
+    metric = LocalizationFigures(stride=50)
+    for part in (slice(0, 3), slice(3, 4)):
+        metric.add_batch(maps=MAPS[part].tolist(), references=(50 * np.array(PLACES[part])).tolist())
+    expected = {name: pytest.approx(np.mean([of[name] for of in FIGURES])) for name in FIGURES[0]}
+    assert metric.compute() == expected
 
 
 @pytest.mark.parametrize("case", CASES)
