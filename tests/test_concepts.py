@@ -1,14 +1,16 @@
-"""Laws of the concept bank."""
+"""Laws of concepts: their words, and the bank."""
 
 import json
 import re
+from inspect import signature
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch.nn.functional import normalize
+from transformers import ZeroShotImageClassificationPipeline
 
-from geoalign_hf.concepts import ConceptBank
+from geoalign_hf.concepts import TEMPLATE_SETS, ConceptBank, choose_templates, spell_concept
 from geoalign_hf.model.processing_geoalign_clip import CONCEPT_TEMPLATES
 
 CONCEPTS = ["ship", "storage tank", "road", "tennis court", "airplane"]
@@ -115,3 +117,53 @@ def test_an_empty_name_is_refused(model, processor):
 def test_a_template_without_its_place_is_refused(model, processor):
     with refuses("templates[1] = 'a ship' must hold one {}, where the concept goes."):
         ConceptBank.build(model, processor, ["ship"], ("a {}", "a ship"))
+
+
+# Words
+
+
+def test_every_set_holds_different_templates_with_one_place_each():
+    for name, templates in TEMPLATE_SETS.items():
+        assert len(set(templates)) == len(templates), name
+        assert all(template.count("{}") == 1 and template.format("x") for template in templates), name
+
+
+def test_the_sets_are_those_that_their_names_promise():
+    assert TEMPLATE_SETS["geoalign"] == CONCEPT_TEMPLATES
+    assert TEMPLATE_SETS["clip"] == ("This is a photo of {}.",)
+    assert TEMPLATE_SETS["skyscript"] == ("a satellite photo of {}.", "a satellite image of {}")
+    assert len(TEMPLATE_SETS["overhead"]) == 90
+    assert "a satellite photo of a {}." in TEMPLATE_SETS["overhead"]
+
+
+def test_the_default_of_transformers_pipeline_is_the_set_called_clip():
+    preprocess = signature(ZeroShotImageClassificationPipeline.preprocess)
+    assert (preprocess.parameters["hypothesis_template"].default,) == TEMPLATE_SETS["clip"]
+
+
+def test_templates_are_chosen_by_name_or_given():
+    assert choose_templates("skyscript") == TEMPLATE_SETS["skyscript"]
+    assert choose_templates(["a {}"]) == ("a {}",)
+
+
+def test_an_unknown_set_is_refused():
+    with refuses(
+        "there is no template set 'openai'; there are ['clip', 'geoalign', 'overhead', 'skyscript']. "
+        "Name one of them, or give the templates themselves."
+    ):
+        choose_templates("openai")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("storage_tanks", "storage tanks"),
+        ("DenseResidential", "dense residential"),
+        ("hRiverLake", "h river lake"),
+        ("railway station", "railway station"),
+        ("Permanent Crop Land", "permanent crop land"),
+        ("  SUV/van__x ", "suv van x"),
+    ],
+)
+def test_names_of_folders_are_spelled_as_words(name, words):
+    assert spell_concept(name) == words
