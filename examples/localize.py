@@ -14,6 +14,7 @@ import argparse
 import json
 from pathlib import Path
 
+import numpy as np
 from accelerate import PartialState
 from transformers import AutoModel, AutoProcessor
 from transformers.image_utils import load_image
@@ -60,21 +61,13 @@ def main() -> None:
     else:
         queries = [{"image": arguments.image, "phrase": phrase} for phrase in arguments.phrases]
 
-    # 2. A picture of every map.
+    # 2. Maps; where the truth is known, also the four figures.
     embedder = Embedder(model, processor, arguments.image_size, arguments.batch_size)
+    maps, metrics = {}, {}
     for source in arguments.map_sources:
-        for number, query in enumerate(queries):
-            image = load_image(str(query["image"]))
-            (scores,) = build_score_maps(embedder, image, [query["phrase"]], source, stride=arguments.stride)
-            path = arguments.output_dir / f"map_{source}_{number}.png"
-            values = normalize_map(scores, arguments.stride, arguments.through_jpeg)
-            draw_score_map(image, values, query["phrase"], path, query.get("polygons"))
-            print(f"{path}: {query['phrase']}, cosines {scores.min():.3f} to {scores.max():.3f}")
-
-    # 3. Where the truth is known, the four figures.
-    if arguments.queries:
-        metrics = {
-            f"localisation, {source}": localize_phrases(
+        if arguments.queries:
+            path = arguments.output_dir / f"maps_{source}.npz"
+            metrics[f"localisation, {source}"] = localize_phrases(
                 model,
                 processor,
                 queries,
@@ -83,11 +76,24 @@ def main() -> None:
                 through_jpeg=arguments.through_jpeg,
                 image_size=arguments.image_size,
                 batch_size=arguments.batch_size,
+                maps_path=path,
             )
-            for source in arguments.map_sources
-        }
-        for title, scores in metrics.items():
-            print(title, ", ".join(f"{name} {scores[name]:.4f}" for name in FIGURES))
+            maps[source] = list(np.load(path).values())
+        else:
+            image = load_image(str(arguments.image))
+            scores = build_score_maps(embedder, image, arguments.phrases, source, stride=arguments.stride)
+            maps[source] = [normalize_map(values, arguments.stride) for values in scores]
+
+    # 3. A picture of every map, one table, one file.
+    for source, of_source in maps.items():
+        for number, (query, values) in enumerate(zip(queries, of_source, strict=True)):
+            path = arguments.output_dir / f"map_{source}_{number}.png"
+            image = load_image(str(query["image"]))
+            draw_score_map(image, values, query["phrase"], path, query.get("polygons"))
+            print(f"{path}: {query['phrase']}")
+    for title, scores in metrics.items():
+        print(title, ", ".join(f"{name} {scores[name]:.4f}" for name in FIGURES))
+    if metrics:
         write_metrics(arguments.output_dir / "metrics.json", metrics)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import transformers
 from torch.nn.functional import normalize
+from transformers import ProcessorMixin
 from transformers.image_utils import load_image
 from transformers.utils import logging
 
@@ -43,7 +44,7 @@ class Embedder:
     """
 
     model: torch.nn.Module
-    processor: object
+    processor: ProcessorMixin
     image_size: int | None = None
     batch_size: int = 16
     num_cut_texts: int = field(default=0, init=False)  # longer than the model's positions

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from transformers import ProcessorMixin
 
 from .concepts import choose_templates, spell_concept
 from .embedding import Embedder, choose_context
@@ -28,8 +29,8 @@ from .rows import list_concepts
 
 
 def classify_regions(
-    model,
-    processor,
+    model: torch.nn.Module,
+    processor: ProcessorMixin,
     rows,
     concepts: list[str] | None = None,
     templates: str | tuple[str, ...] = CONCEPT_TEMPLATES,
@@ -70,7 +71,7 @@ def classify_regions(
     region_embeds = embedder.embed_regions(rows, region_source, context)
     references = np.array([concepts.index(name) for names in rows["concepts"] for name in names], dtype=int)
     areas = np.array([(x1 - x0) * (y1 - y0) for boxes in rows["boxes"] for x0, y0, x1, y1 in boxes])
-    save_embeds(
+    save_arrays(
         embeds_path, regions=region_embeds, concepts=concept_embeds, references=references, areas=areas
     )
     predictions = rank_concepts((region_embeds @ concept_embeds.T).numpy())
@@ -88,8 +89,8 @@ def classify_regions(
 
 
 def classify_scenes(
-    model,
-    processor,
+    model: torch.nn.Module,
+    processor: ProcessorMixin,
     images: Sequence,
     names: Sequence[str],
     concepts: list[str] | None = None,
@@ -131,7 +132,7 @@ def classify_scenes(
     concept_embeds = embedder.embed_concepts(words, templates)
     image_embeds = embedder.embed_images(images, "scenes")
     references = np.array([concepts.index(name) for name in names], dtype=int)
-    save_embeds(embeds_path, images=image_embeds, concepts=concept_embeds, references=references)
+    save_arrays(embeds_path, images=image_embeds, concepts=concept_embeds, references=references)
     predictions = rank_concepts((image_embeds @ concept_embeds.T).numpy())
     protocol = {
         "task": "zero-shot scene classification",
@@ -145,8 +146,8 @@ def classify_scenes(
 
 
 def choose_phrases(
-    model,
-    processor,
+    model: torch.nn.Module,
+    processor: ProcessorMixin,
     rows,
     region_source: str = "image",
     context: float | None = None,
@@ -183,7 +184,7 @@ def choose_phrases(
     texts = [*phrases, *(text for of_one in negatives for text in of_one)]
     text_embeds = embedder.embed_texts(texts) if texts else region_embeds
     owners = [*range(len(phrases)), *(i for i, of_one in enumerate(negatives) for _ in of_one)]
-    save_embeds(
+    save_arrays(
         embeds_path,
         regions=region_embeds,
         texts=text_embeds,
@@ -210,8 +211,8 @@ def list_negatives(rows, column: str) -> list[list[str]]:
 
 
 def choose_statements(
-    model,
-    processor,
+    model: torch.nn.Module,
+    processor: ProcessorMixin,
     questions: Sequence[dict],
     image_size: int | None = None,
     batch_size: int = 16,
@@ -245,7 +246,7 @@ def choose_statements(
     text_embeds = embedder.embed_texts([text for texts in options for text in texts])
     owners = [i for i, texts in enumerate(options) for _ in texts]
     answers = [question["answer"] for question in questions]
-    save_embeds(
+    save_arrays(
         embeds_path,
         images=image_embeds,
         texts=text_embeds,
@@ -259,8 +260,8 @@ def choose_statements(
 
 
 def guard_embeddings(
-    model,
-    processor,
+    model: torch.nn.Module,
+    processor: ProcessorMixin,
     images: Sequence,
     texts: Sequence[str] = (),
     start: torch.nn.Module | None = None,
@@ -308,7 +309,7 @@ def guard_embeddings(
     return scores | counts | {"protocol": {"task": "guards of the embeddings"} | embedder.describe()}
 
 
-def save_embeds(path: str | Path | None, **arrays) -> None:
+def save_arrays(path: str | Path | None, **arrays) -> None:
     """Write to an npz file what scores were made of, so that anyone can make them again; None: nothing."""
     if path is not None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)

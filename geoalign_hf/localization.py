@@ -7,10 +7,12 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.nn.functional import interpolate
+from transformers import ProcessorMixin
 from transformers.image_utils import load_image
 from transformers.utils import logging
 
 from .embedding import Embedder
+from .evaluation import save_arrays
 from .score_maps import FIGURES, normalize_map, polygons_to_truth, score_localization
 
 # Sides of the tiles, in pixels of the picture. `tile` embeds every tile as an image of its own, as AMFMN and
@@ -19,8 +21,8 @@ TILE_SIDES = {"tile": (256, 512, 768), "dense": (512,)}
 
 
 def localize_phrases(
-    model,
-    processor,
+    model: torch.nn.Module,
+    processor: ProcessorMixin,
     queries: Sequence[dict],
     map_source: str = "tile",
     sides: tuple[int, ...] | None = None,
@@ -28,6 +30,7 @@ def localize_phrases(
     through_jpeg: bool = False,
     image_size: int | None = None,
     batch_size: int = 16,
+    maps_path: str | Path | None = None,
 ) -> dict:
     """Look for phrases in large pictures, and compare the maps with where they are true.
 
@@ -43,6 +46,7 @@ def localize_phrases(
         through_jpeg: as the published code does, see `normalize_map`.
         image_size: side of `pixel_values`; None takes the model's own.
         batch_size: tiles per forward pass.
+        maps_path: an npz file to write the maps to, 0 to 1, by the number of their query.
 
     Returns:
         `rsu`, `ras`, `rda` and `rmi`, means over queries; `num_queries` and `num_images`; `queries`, the
@@ -59,16 +63,17 @@ def localize_phrases(
         if not groups or groups[-1][0]["image"] != query["image"]:
             groups.append([])
         groups[-1].append(query)
-    scored = []
+    scored, maps = [], {}
     for group in groups:
-        image = _read(group[0]["image"])
-        maps = build_score_maps(
-            embedder, image, [query["phrase"] for query in group], map_source, sides, stride
-        )
-        for query, scores in zip(group, maps, strict=True):
+        phrases = [query["phrase"] for query in group]
+        of_group = build_score_maps(embedder, _read(group[0]["image"]), phrases, map_source, sides, stride)
+        for query, scores in zip(group, of_group, strict=True):
             truth = polygons_to_truth(query["polygons"], scores.shape, stride)
-            figures = score_localization(normalize_map(scores, stride, through_jpeg), truth, stride)
-            scored.append({"phrase": query["phrase"]} | figures)
+            values = normalize_map(scores, stride, through_jpeg)
+            if maps_path is not None:
+                maps[str(len(scored))] = values
+            scored.append({"phrase": query["phrase"]} | score_localization(values, truth, stride))
+    save_arrays(maps_path, **maps)
     protocol = {
         "task": "semantic localisation",
         "map_source": map_source,

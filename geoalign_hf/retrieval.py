@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from transformers import ProcessorMixin
 
 from .embedding import Embedder, choose_context
-from .evaluation import list_negatives, save_embeds
+from .evaluation import list_negatives, save_arrays
 from .metrics import RECALL_AT, rank_own, score_retrieval
 
 # How captions are treated, and the words before them. `all`: every caption of every image is kept, as in
@@ -23,8 +24,8 @@ CHUNK = 2**24  # scores held at once
 
 
 def retrieve_captions(
-    model,
-    processor,
+    model: torch.nn.Module,
+    processor: ProcessorMixin,
     rows,
     captions: str = "all",
     prefix: str | None = None,
@@ -76,7 +77,7 @@ def retrieve_captions(
         pairs = [(place, i) for i, (place, _) in enumerate(pairs)]
     embedder = Embedder(model, processor, image_size, batch_size)
     image_embeds, text_embeds = embedder.embed_images(images), embedder.embed_texts(texts)
-    save_embeds(embeds_path, images=image_embeds, texts=text_embeds, pairs=np.array(pairs))
+    save_arrays(embeds_path, images=image_embeds, texts=text_embeds, pairs=np.array(pairs))
     own_texts, own_images = [[] for _ in images], [[] for _ in texts]
     for image, text in pairs:
         own_texts[image].append(text)
@@ -98,8 +99,8 @@ def retrieve_captions(
 
 
 def retrieve_phrases(
-    model,
-    processor,
+    model: torch.nn.Module,
+    processor: ProcessorMixin,
     rows,
     region_source: str = "image",
     context: float | None = None,
@@ -146,7 +147,7 @@ def retrieve_phrases(
     texts = sorted({*phrases, *(text for of_one in negatives for text in of_one)})
     text_embeds = embedder.embed_texts(texts)
     ids = {text: i for i, text in enumerate(texts)}
-    save_embeds(
+    save_arrays(
         embeds_path,
         regions=region_embeds,
         texts=text_embeds,

@@ -55,7 +55,7 @@ MAY_IMPORT = {
     "embedding": {"augment"},
     "evaluation": {"concepts", "embedding", "metrics", "processing", "rows"},
     "retrieval": {"embedding", "evaluation", "metrics"},
-    "localization": {"embedding", "score_maps"},
+    "localization": {"embedding", "evaluation", "score_maps"},
     "training": {
         "checkpoints",
         "collator",

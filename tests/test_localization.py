@@ -9,6 +9,7 @@ from painted import ColourModel, paint
 
 from geoalign_hf.embedding import Embedder
 from geoalign_hf.localization import build_score_maps, list_tiles, localize_phrases
+from geoalign_hf.score_maps import polygons_to_truth, score_localization
 
 SIZE = (1400, 1000)
 SQUARE = [[800, 400], [1250, 400], [1250, 850], [800, 850]]  # larger than half of the median's square
@@ -120,6 +121,16 @@ def test_queries_of_one_image_are_answered_from_the_same_tiles(painter, picture,
     together = localize_phrases(*painter, queries, sides=(400,))
     apart = [localize_phrases(*painter, [query], sides=(400,))["queries"][0] for query in queries]
     assert together["queries"] == apart and together["num_images"] == 1
+
+
+def test_figures_can_be_made_again_from_the_saved_maps(painter, picture, tmp_path):
+    queries = [{"image": picture, "phrase": phrase, "polygons": [SQUARE]} for phrase in ("red", "green")]
+    scores = localize_phrases(*painter, queries, sides=(400,), maps_path=tmp_path / "maps.npz")
+    saved = np.load(tmp_path / "maps.npz")
+    for number, figures in enumerate(scores["queries"]):
+        values = saved[str(number)]
+        truth = polygons_to_truth([SQUARE], values.shape, stride=4)
+        assert {"phrase": figures["phrase"]} | score_localization(values, truth, stride=4) == figures
 
 
 def test_the_protocol_says_how_the_map_was_made(painter, picture):
