@@ -191,7 +191,7 @@ class Embedder:
             if self._crops()
             else {"size": side}
         )
-        images = [load_image(str(image)) if isinstance(image, (str, Path)) else image for image in images]
+        images = [read_image(image) for image in images]
         inputs = self.processor(images=images, return_tensors="pt", **sizes, **regions).to(self.model.device)
         return inputs | {"pixel_values": inputs["pixel_values"].to(self.model.dtype)}
 
@@ -231,6 +231,11 @@ class Embedder:
                 batch = []
         if batch:
             yield batch
+
+
+def read_image(image):
+    """Read an image that is given as a path, turned as its EXIF orientation says; others stay as they are."""
+    return load_image(str(image)) if isinstance(image, (str, Path)) else image
 
 
 @contextmanager

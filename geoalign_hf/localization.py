@@ -8,10 +8,9 @@ import torch
 from PIL import Image
 from torch.nn.functional import interpolate
 from transformers import ProcessorMixin
-from transformers.image_utils import load_image
 from transformers.utils import logging
 
-from .embedding import Embedder
+from .embedding import Embedder, read_image
 from .evaluation import save_arrays
 from .score_maps import FIGURES, normalize_map, polygons_to_truth, score_localization
 
@@ -66,7 +65,9 @@ def localize_phrases(
     scored, maps = [], {}
     for group in groups:
         phrases = [query["phrase"] for query in group]
-        of_group = build_score_maps(embedder, _read(group[0]["image"]), phrases, map_source, sides, stride)
+        of_group = build_score_maps(
+            embedder, read_image(group[0]["image"]), phrases, map_source, sides, stride
+        )
         for query, scores in zip(group, of_group, strict=True):
             truth = polygons_to_truth(query["polygons"], scores.shape, stride)
             values = normalize_map(scores, stride, through_jpeg)
@@ -179,7 +180,3 @@ class TileImages(Sequence):
 
     def __getitem__(self, i: int) -> Image.Image:
         return self.image.crop(self.tiles[i])
-
-
-def _read(image) -> Image.Image:
-    return load_image(str(image)) if isinstance(image, (str, Path)) else image

@@ -13,6 +13,8 @@ import numpy as np
 
 from .metrics import (
     RECALL_AT,
+    measure_coherence,
+    measure_drift,
     rank_own,
     score_choices,
     score_concepts,
@@ -172,3 +174,39 @@ class LocalizationFigures(_Module):
             truth = polygons_to_truth(polygons, values.shape, self.stride)
             figures.append(score_localization(values, truth, self.stride))
         return {name: float(np.mean([of_map[name] for of_map in figures])) for name in figures[0]}
+
+
+class PatchCoherence(_Module):
+    """`measure_coherence`: add dense maps of one size, each (D, h, w), as `predictions`.
+
+    Args:
+        **kwargs: as for any `evaluate.Metric`.
+
+    Example:
+        >>> PatchCoherence().compute(predictions=[[[[1.0, 1.0], [1.0, 1.0]]]])["coherence"]
+        0.0
+    """
+
+    summary = "How much more alike neighbouring patches are than any two of an image."
+    columns = {"predictions": datasets.List(datasets.List(datasets.List(SCORE)))}
+
+    def _compute(self, predictions):
+        return measure_coherence(np.asarray(predictions))
+
+
+class EmbeddingDrift(_Module):
+    """`measure_drift`: add embeddings as `predictions`, those of the starting model as `references`.
+
+    Args:
+        **kwargs: as for any `evaluate.Metric`.
+
+    Example:
+        >>> EmbeddingDrift().compute(predictions=[[0.0, 1.0]], references=[[0.0, 1.0]])["cosine_to_start"]
+        1.0
+    """
+
+    summary = "Cosine of embeddings to those of the model that training started from."
+    columns = {"predictions": datasets.List(SCORE), "references": datasets.List(SCORE)}
+
+    def _compute(self, predictions, references):
+        return measure_drift(np.asarray(predictions), np.asarray(references))

@@ -8,13 +8,17 @@ import pytest
 
 from geoalign_hf.metric_modules import (
     ChoiceAccuracy,
+    EmbeddingDrift,
     HardNegativeAccuracy,
     LocalizationFigures,
+    PatchCoherence,
     RegionAccuracy,
     RetrievalRecall,
     SceneAccuracy,
 )
 from geoalign_hf.metrics import (
+    measure_coherence,
+    measure_drift,
     rank_own,
     score_choices,
     score_concepts,
@@ -61,6 +65,16 @@ CASES = {
         {"positives": COSINES[:, 0], "negatives": NEGATIVES, "kinds": KINDS},
         score_hard_negatives(COSINES[:, 0], NEGATIVES, KINDS),
     ),
+    "coherence": (
+        PatchCoherence,
+        {"predictions": COSINES.reshape(N, 3, 2, 2).tolist()},
+        measure_coherence(COSINES.reshape(N, 3, 2, 2)),
+    ),
+    "drift": (
+        EmbeddingDrift,
+        {"predictions": COSINES.tolist(), "references": COSINES[::-1].tolist()},
+        measure_drift(COSINES, COSINES[::-1]),
+    ),
     "choices": (
         ChoiceAccuracy,
         {"predictions": COSINES.tolist(), "references": REFERENCES, "subjects": SUBJECTS},
@@ -100,9 +114,8 @@ assert scores == (expected if rank == 0 else None), scores
 """
 
 
-@pytest.mark.parametrize("case", ["regions", "retrieval"])
-def test_the_shards_of_two_processes_score_as_the_whole_on_the_first(case, tmp_path):
-    command = [sys.executable, "-c", PROCESS, case]
+def test_the_shards_of_two_processes_score_as_the_whole_on_the_first(tmp_path):
+    command = [sys.executable, "-c", PROCESS, "retrieval"]
     processes = [
         subprocess.Popen(
             [*command, str(rank), str(tmp_path)], cwd=__file__.rsplit("/", 1)[0], stderr=subprocess.PIPE
