@@ -13,20 +13,20 @@ from .model.modeling_geoalign_clip import GeoAlignCLIPModel
 from .model.processing_geoalign_clip import CONCEPT_TEMPLATES, GeoAlignCLIPProcessor
 
 VIEWS = (
-    "satellite",
-    "aerial",
-    "overhead",
-    "remote sensing",
-    "high-resolution satellite",
-    "low-resolution aerial",
+    "a satellite",
+    "an aerial",
+    "an overhead",
+    "a remote sensing",
+    "a high-resolution satellite",
+    "a low-resolution aerial",
 )
 PICTURES = ("photo", "image", "picture")
 SENTENCES = (
-    "a {} of {{}}.",
-    "a {} of a {{}}.",
-    "a {} that shows {{}}.",
-    "{{}} in a {}.",
-    "there is {{}} in this {}.",
+    "{} of {{}}.",
+    "{} of a {{}}.",
+    "{} that shows {{}}.",
+    "{{}} in {}.",
+    "{{}} can be seen in {}.",
 )
 # The same weights differ by several points, on EuroSAT by 20, between sets: results name theirs.
 TEMPLATE_SETS = {
