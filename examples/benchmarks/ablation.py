@@ -1,0 +1,196 @@
+"""What each term of the objective brings: one small model, seed, data and number of steps; a term more a row.
+
+    python examples/benchmarks/ablation.py --data ../shared/data --output_dir outputs/ablation
+
+`--data` is a folder with `nwpu_vhr10` (COCO files `train.json` and `test.json`) and, for scenes, `whu_rs19`
+and `rsscn7` (`train/` and `test/`, a folder a class). Boxes get their words and hard negatives from
+`geoalign_hf.build`; a scene has its class as caption. Every row of the table is trained from fresh weights
+with every seed on the training parts and scored on the test parts: concepts of ground-truth boxes, phrases
+against their hard negatives, captions retrieved, scenes named. Runs that are there are not done again, so a
+killed table goes on. Two processes, a core each; about half an hour on two quiet cores. Prints the table,
+mean and spread over seeds, and leaves `table.md`, `table.png` and `runs/*.json`.
+"""
+
+import argparse
+import json
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, replace
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import mean, pstdev
+
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from transformers import AutoModel, AutoProcessor
+
+from geoalign_hf.augment import Augmentation
+from geoalign_hf.build import BuildConfig, build
+from geoalign_hf.evaluation import choose_phrases, classify_regions, classify_scenes
+from geoalign_hf.losses import PRESETS, LossWeights
+from geoalign_hf.model.processing_geoalign_clip import CONCEPT_TEMPLATES
+from geoalign_hf.retrieval import retrieve_captions
+from geoalign_hf.rows import build_rows, list_concepts, load_rows
+from geoalign_hf.scratch import build_model
+from geoalign_hf.training import TrainingConfig, train
+
+SCENES = ("whu_rs19", "rsscn7")
+# Each row of the table, and the terms that it has more than the one above it.
+ADDED = {
+    "scene only": ("scene", "description"),
+    "+ region": ("region",),
+    "+ concept": ("concept",),
+    "+ hard negatives": ("hard_negative",),
+    "+ visual consistency": ("crop_consistency", "image_consistency"),
+    "+ text consistency": ("text_consistency",),
+}
+COLUMNS = ("region micro", "region macro", "hard negatives", "mean recall", "scenes")
+
+
+def list_objectives(full: LossWeights) -> dict[str, LossWeights | None]:
+    """Name the rows of the table; the untrained model has no weights."""
+    objectives, weights = {"untrained": None}, dict.fromkeys(asdict(full), 0.0)
+    for name, terms in ADDED.items():
+        weights |= {term: getattr(full, term) for term in terms}
+        objectives[name] = LossWeights(**weights)
+    return objectives | {f"preset {name}": PRESETS[name] for name in ("fg_clip", "far_slip")}
+
+
+def shrink(row: dict, side: int) -> dict:
+    """Make the picture of a row small enough to be read fast, and its regions with it."""
+    image = row["image"].convert("RGB")
+    factor = min(1.0, side / max(image.size))
+    image = image.resize([max(1, round(length * factor)) for length in image.size])
+    boxes = [[number * factor for number in box] for box in row["boxes"]]
+    quads = [[[x * factor, y * factor] for x, y in quad] for quad in row["quads"]]
+    return row | {"image": image, "boxes": boxes, "quads": quads, "window": []}
+
+
+def make_rows(data: Path, folder: Path, side: int) -> Path:
+    """Build the rows of both parts, with small pictures, and the scenes as rows without regions."""
+    small = folder / "rows" / "data"
+    if small.exists():
+        return small.parent
+    parts = {"train": [], "test": []}
+    for split in parts:
+        build(
+            BuildConfig(
+                str(folder / "built" / split), coco=str(data / f"nwpu_vhr10/{split}.json"), split=split
+            )
+        )
+        parts[split] = [shrink(row, side) for row in load_rows(folder / "built" / split, split)]
+    for name in SCENES:
+        for split in ("train", "test"):
+            for path in sorted((data / name / split).glob("*/*")):
+                scene = path.parent.name
+                captions = [template.format(scene) for template in CONCEPT_TEMPLATES]
+                row = {"image": Image.open(path), "boxes": [], "quads": [], "phrases": [], "concepts": []}
+                row = shrink(row | {"captions": captions, "source": scene}, side)
+                parts.setdefault("train" if split == "train" else name, []).append(row)
+    partial = folder / "rows" / "partial"
+    partial.mkdir(parents=True, exist_ok=True)
+    for split, rows in parts.items():
+        build_rows(rows).to_parquet(partial / f"{split}-00000-of-00001.parquet")
+    partial.rename(small)
+    return small.parent
+
+
+def run(
+    name: str, weights: LossWeights | None, seed: int, rows_folder: Path, output: Path, options: dict
+) -> None:
+    """Train and score one row of the table with one seed."""
+    torch.set_num_threads(1)
+    rows = {split: load_rows(rows_folder, split) for split in ("train", "test", *SCENES)}
+    words = rows["train"].remove_columns("image")
+    texts = [text for row in words for text in [*row["captions"], *row["phrases"], row["description"] or ""]]
+    texts += [template.format(concept) for concept in list_concepts(words) for template in CONCEPT_TEMPLATES]
+    torch.manual_seed(seed)
+    model, processor = build_model(texts, options["image_size"], 16, options["width"], options["depth"])
+    if weights is not None:
+        config = TrainingConfig(
+            output_dir=str(output.with_suffix("")), num_epochs=options["num_epochs"], batch_size=16,
+            learning_rate=1e-3, max_regions=12, max_crops=1, seed=seed,
+        )  # fmt: skip
+        augment = Augmentation(whole_share=0.5, light=0.2)
+        folder = train(model, processor, rows["train"], weights, config, augment)
+        model, processor = AutoModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+    regions = classify_regions(model, processor, rows["test"])
+    scenes = {
+        split: classify_scenes(model, processor, rows[split]["image"], rows[split]["source"])
+        for split in SCENES
+    }
+    negatives = choose_phrases(model, processor, rows["test"])
+    captions = retrieve_captions(model, processor, rows["test"])
+    numbers = (
+        regions["top1_micro"], regions["top1_macro"], negatives["accuracy"], captions["mean_recall"],
+        mean(scores["top1_micro"] for scores in scenes.values()),
+    )  # fmt: skip
+    result = {"row": name, "seed": seed, "weights": weights and asdict(weights), "options": options}
+    result |= {"numbers": dict(zip(COLUMNS, numbers, strict=True)), "regions": regions, "scenes": scenes}
+    output.write_text(json.dumps(result | {"negatives": negatives, "captions": captions}, indent=2))
+
+
+def write_table(results: dict[str, list[dict]], folder: Path) -> str:
+    """Write mean and spread of every column as Markdown and as bars; an untrained model needs no spread."""
+    lines = ["| objective | " + " | ".join(COLUMNS) + " |", "| --- " * (len(COLUMNS) + 1) + "|"]
+    figure = Figure(figsize=(14, 4.2), layout="constrained")
+    panels = figure.subplots(1, len(COLUMNS), sharey=True)
+    means = {}
+    for name, runs in results.items():
+        values = {column: [100 * run["numbers"][column] for run in runs] for column in COLUMNS}
+        cells = [f"{mean(values[column]):.1f} ± {pstdev(values[column]):.1f}" for column in COLUMNS]
+        means[name] = values
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    for axes, column in zip(panels, COLUMNS, strict=True):
+        heights = [mean(means[name][column]) for name in means]
+        axes.barh(list(means), heights, xerr=[pstdev(means[name][column]) for name in means], color="#4878a8")
+        axes.set_title(column, fontsize=10)
+        axes.invert_yaxis()
+    figure.savefig(folder / "table.png", dpi=100)
+    table = "\n".join(lines)
+    (folder / "table.md").write_text(table + "\n")
+    return table
+
+
+def main() -> None:
+    """Make the rows, do every run that is missing, write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/ablation"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--rows", nargs="+", help="only these rows of the table")
+    parser.add_argument("--num_epochs", type=int, default=10)
+    parser.add_argument("--image_size", type=int, default=128)
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--depth", type=int, default=4)
+    parser.add_argument("--picture_size", type=int, default=320, help="longer side that pictures are kept at")
+    parser.add_argument("--num_processes", type=int, default=2)
+    parser.add_argument("--weights", type=json.loads, default={}, help="JSON: other weights of the terms")
+    arguments = parser.parse_args()
+    folder = arguments.output_dir
+    rows_folder = make_rows(arguments.data, folder, arguments.picture_size)
+    options = {name: getattr(arguments, name) for name in ("num_epochs", "image_size", "width", "depth")}
+    objectives = list_objectives(replace(LossWeights(), **arguments.weights))
+    names = arguments.rows or list(objectives)
+    paths = {
+        (name, seed): folder / "runs" / f"{name.replace(' ', '_')}-{seed}.json"
+        for seed in arguments.seeds
+        for name in names
+    }
+    (folder / "runs").mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor(arguments.num_processes, get_context("spawn")) as pool:
+        waiting = [
+            pool.submit(run, name, objectives[name], seed, rows_folder, path, options)
+            for (name, seed), path in paths.items()
+            if not path.exists()
+        ]
+        for done in as_completed(waiting):
+            done.result()
+    results = {
+        name: [json.loads(paths[name, seed].read_text()) for seed in arguments.seeds] for name in names
+    }
+    print(write_table(results, folder))
+
+
+if __name__ == "__main__":
+    main()
