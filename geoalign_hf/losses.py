@@ -38,7 +38,7 @@ class LossWeights:
         crop_concept: the same for the region's own crop, embedded as an image.
         hard_negative: region against its phrase and that phrase's hard negatives.
         crop_consistency: region pooled from the whole image against the same ground in a crop of its own.
-        image_consistency: image against the mean of its regions, in what they are near to.
+        image_consistency: the mean of an image's regions against the image, in what they are near to.
         text_consistency: description against the mean of its caption, phrases and concepts, likewise.
     """
 
@@ -49,7 +49,7 @@ class LossWeights:
     crop_concept: float = _weight(0.0, "crop of a region against the batch's concepts")
     hard_negative: float = _weight(0.5, "region's phrase against its hard negatives")
     crop_consistency: float = _weight(0.1, "region in the image against the same in its own crop")
-    image_consistency: float = _weight(0.1, "image against the mean of its regions")
+    image_consistency: float = _weight(0.1, "mean of an image's regions against the image")
     text_consistency: float = _weight(0.1, "description against the mean of its parts")
 
     def __post_init__(self):
@@ -172,7 +172,8 @@ def _compute_shares(output, batch, weights, crop_embeds, target_embeds) -> tuple
         has_parts = batch["region_mask"].any(dim=1)
         aggregates = normalize((regions * batch["region_mask"].unsqueeze(-1)).sum(dim=1), dim=-1)
         numbers = torch.arange(len(images), device=images.device) + get_rank() * len(images)
-        shares["image_consistency"] = agree(images, aggregates, numbers, has_parts, scale)
+        # The image itself is led by words alone: moved by its regions, too, it lost retrieval and regions.
+        shares["image_consistency"] = agree(images.detach(), aggregates, numbers, has_parts, scale)
     if weights.text_consistency:
         descriptions, ids = texts[batch["description_index"]], batch["description_ids"]
         aggregates, has_parts = _aggregate_texts(texts, concepts, batch)
