@@ -168,7 +168,8 @@ def choose_phrases(
         embeds_path: an npz file to write the embeddings to that the scores are made of.
 
     Returns:
-        The scores of `score_hard_negatives`, and `protocol`.
+        The scores of `score_hard_negatives`; `blind_accuracy` and `blind_per_kind`, what the same texts score
+        against the mean of all regions, so what can be told from the words alone; and `protocol`.
 
     Raises:
         ValueError: if `region_source` is unknown, or no region has a hard negative.
@@ -191,10 +192,17 @@ def choose_phrases(
         owners=np.array(owners),
         phrases=np.array(texts),
     )
-    cosines = (region_embeds[owners] * text_embeds).sum(dim=-1).numpy()
     ends = len(phrases) + np.cumsum([len(of_one) for of_one in negatives])
-    against = np.split(cosines, [len(phrases), *ends[:-1]])[1:] if len(phrases) else []
-    scores = score_hard_negatives(cosines[: len(phrases)], against, kinds)
+
+    def score(embeds: torch.Tensor) -> dict:
+        cosines = (embeds[owners] * text_embeds).sum(dim=-1).numpy()
+        against = np.split(cosines, [len(phrases), *ends[:-1]])[1:] if len(phrases) else []
+        return score_hard_negatives(cosines[: len(phrases)], against, kinds)
+
+    scores = score(region_embeds)
+    mean_embed = torch.nn.functional.normalize(region_embeds.mean(dim=0, keepdim=True), dim=-1)
+    blind = score(mean_embed.expand_as(region_embeds))
+    scores |= {"blind_accuracy": blind["accuracy"], "blind_per_kind": blind["per_kind"]}
     protocol = {
         "task": "a phrase against its hard negatives",
         "region_source": region_source,

@@ -47,7 +47,7 @@ def write_card(folder: str | Path, metrics: dict[str, dict], settings: dict | No
         )
         for title, scores in metrics.items()
         for metric, value in list_numbers(scores).items()
-        if not metric.startswith("chance")  # which no model has scored
+        if not metric.startswith(("chance", "blind"))  # which no model has scored, or none that has seen
     ]
     data = ModelCardData(
         language="en",

@@ -223,6 +223,7 @@ def test_painted_hard_negatives_score_as_worked_out_by_hand(painter):
     rows = rows.remove_columns("negative_kinds").add_column("negative_kinds", kinds)
     scores = choose_phrases(*painter, rows)
     assert scores.pop("protocol")["task"] == "a phrase against its hard negatives"
+    del scores["blind_accuracy"], scores["blind_per_kind"]  # which have a test of their own
     assert scores == {
         "accuracy": pytest.approx(1 / 3),  # one is beaten by blue, one ties with itself
         "chance": pytest.approx((1 / 3 + 1 / 2 + 1 / 2) / 3),
@@ -234,6 +235,18 @@ def test_painted_hard_negatives_score_as_worked_out_by_hand(painter):
         "by_number": {"1": 0.0, "2": 1.0},
         "num_by_number": {"1": 2, "2": 1},
     }
+
+
+def test_what_words_alone_would_score_is_told_beside_it(model, processor, rows, tmp_path):
+    scores = choose_phrases(model, processor, rows, embeds_path=tmp_path / "embeds.npz")
+    saved = np.load(tmp_path / "embeds.npz")
+    mean = saved["regions"].mean(axis=0)
+    cosines = saved["texts"] @ (mean / np.linalg.norm(mean))
+    right = []
+    for r, own in enumerate(cosines[: len(saved["regions"])]):
+        of_region = cosines[len(saved["regions"]) :][saved["owners"][len(saved["regions"]) :] == r]
+        right.append(own > of_region.max() + 1e-6)
+    assert scores["blind_accuracy"] == pytest.approx(np.mean(right))
 
 
 def test_without_kinds_all_are_unknown(painter):

@@ -6,9 +6,10 @@
 and `rsscn7` (`train/` and `test/`, a folder a class). Boxes get their words and hard negatives from
 `geoalign_hf.build`; a scene has its class as caption. Every row of the table is trained from fresh weights
 with every seed on the training parts and scored on the test parts: concepts of ground-truth boxes, phrases
-against their hard negatives, captions retrieved, scenes named. Runs that are there are not done again, so a
-killed table goes on. Two processes, a core each; about half an hour on two quiet cores. Prints the table,
-mean and spread over seeds, and leaves `table.md`, `table.png` and `runs/*.json`.
+against their hard negatives (and what the words alone would score), captions retrieved, scenes named. Runs
+that are there are not done again, so a killed table goes on. Two processes, a core each; about half an hour
+on two quiet cores. Prints the table, mean and spread over seeds, and leaves `table.md`, `table.png` and
+`runs/*.json`.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, replace
 from multiprocessing import get_context
 from pathlib import Path
-from statistics import mean, pstdev
+from statistics import mean, stdev
 
 import torch
 from matplotlib.figure import Figure
@@ -32,6 +33,7 @@ from geoalign_hf.model.processing_geoalign_clip import CONCEPT_TEMPLATES
 from geoalign_hf.retrieval import retrieve_captions
 from geoalign_hf.rows import build_rows, list_concepts, load_rows
 from geoalign_hf.scratch import build_model
+from geoalign_hf.shards import write_text
 from geoalign_hf.training import TrainingConfig, train
 
 SCENES = ("whu_rs19", "rsscn7")
@@ -44,7 +46,7 @@ ADDED = {
     "+ visual consistency": ("crop_consistency", "image_consistency"),
     "+ text consistency": ("text_consistency",),
 }
-COLUMNS = ("region micro", "region macro", "hard negatives", "mean recall", "scenes")
+COLUMNS = ("region micro", "region macro", "hard negatives", "words alone", "mean recall", "scenes")
 
 
 def list_objectives(full: LossWeights) -> dict[str, LossWeights | None]:
@@ -111,8 +113,10 @@ def run(
             output_dir=str(output.with_suffix("")), num_epochs=options["num_epochs"], batch_size=16,
             learning_rate=1e-3, max_regions=12, max_crops=1, seed=seed,
         )  # fmt: skip
-        augment = Augmentation(whole_share=0.5, light=0.2)
-        folder = train(model, processor, rows["train"], weights, config, augment)
+        folder = Path(config.output_dir) / "final"
+        if not folder.exists():
+            augment = Augmentation(whole_share=0.5, light=0.2)
+            train(model, processor, rows["train"], weights, config, augment)
         model, processor = AutoModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
     regions = classify_regions(model, processor, rows["test"])
     scenes = {
@@ -122,28 +126,28 @@ def run(
     negatives = choose_phrases(model, processor, rows["test"])
     captions = retrieve_captions(model, processor, rows["test"])
     numbers = (
-        regions["top1_micro"], regions["top1_macro"], negatives["accuracy"], captions["mean_recall"],
-        mean(scores["top1_micro"] for scores in scenes.values()),
+        regions["top1_micro"], regions["top1_macro"], negatives["accuracy"], negatives["blind_accuracy"],
+        captions["mean_recall"], mean(scores["top1_micro"] for scores in scenes.values()),
     )  # fmt: skip
     result = {"row": name, "seed": seed, "weights": weights and asdict(weights), "options": options}
     result |= {"numbers": dict(zip(COLUMNS, numbers, strict=True)), "regions": regions, "scenes": scenes}
-    output.write_text(json.dumps(result | {"negatives": negatives, "captions": captions}, indent=2))
+    write_text(output, json.dumps(result | {"negatives": negatives, "captions": captions}, indent=2))
 
 
 def write_table(results: dict[str, list[dict]], folder: Path) -> str:
-    """Write mean and spread of every column as Markdown and as bars; an untrained model needs no spread."""
+    """Write mean and standard deviation of every column as Markdown and as bars."""
     lines = ["| objective | " + " | ".join(COLUMNS) + " |", "| --- " * (len(COLUMNS) + 1) + "|"]
     figure = Figure(figsize=(14, 4.2), layout="constrained")
     panels = figure.subplots(1, len(COLUMNS), sharey=True)
     means = {}
     for name, runs in results.items():
         values = {column: [100 * run["numbers"][column] for run in runs] for column in COLUMNS}
-        cells = [f"{mean(values[column]):.1f} ± {pstdev(values[column]):.1f}" for column in COLUMNS]
+        cells = [f"{mean(values[column]):.1f} ± {stdev(values[column]):.1f}" for column in COLUMNS]
         means[name] = values
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     for axes, column in zip(panels, COLUMNS, strict=True):
         heights = [mean(means[name][column]) for name in means]
-        axes.barh(list(means), heights, xerr=[pstdev(means[name][column]) for name in means], color="#4878a8")
+        axes.barh(list(means), heights, xerr=[stdev(means[name][column]) for name in means], color="#4878a8")
         axes.set_title(column, fontsize=10)
         axes.invert_yaxis()
     figure.savefig(folder / "table.png", dpi=100)
@@ -168,9 +172,16 @@ def main() -> None:
     parser.add_argument("--weights", type=json.loads, default={}, help="JSON: other weights of the terms")
     arguments = parser.parse_args()
     folder = arguments.output_dir
-    rows_folder = make_rows(arguments.data, folder, arguments.picture_size)
     options = {name: getattr(arguments, name) for name in ("num_epochs", "image_size", "width", "depth")}
-    objectives = list_objectives(replace(LossWeights(), **arguments.weights))
+    full = replace(LossWeights(), **arguments.weights)
+    settings = options | {"picture_size": arguments.picture_size, "weights": asdict(full)}
+    folder.mkdir(parents=True, exist_ok=True)
+    known = folder / "settings.json"
+    if known.exists() and json.loads(known.read_text()) != settings:
+        raise ValueError(f"{folder} holds runs with other settings, see {known}. Give another --output_dir.")
+    write_text(known, json.dumps(settings, indent=2))
+    rows_folder = make_rows(arguments.data, folder, arguments.picture_size)
+    objectives = list_objectives(full)
     names = arguments.rows or list(objectives)
     paths = {
         (name, seed): folder / "runs" / f"{name.replace(' ', '_')}-{seed}.json"
@@ -184,8 +195,11 @@ def main() -> None:
             for (name, seed), path in paths.items()
             if not path.exists()
         ]
-        for done in as_completed(waiting):
-            done.result()
+        try:
+            for done in as_completed(waiting):
+                done.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
     results = {
         name: [json.loads(paths[name, seed].read_text()) for seed in arguments.seeds] for name in names
     }
