@@ -27,7 +27,7 @@ from geoalign_hf.rows import from_coco
 
 
 def main() -> None:
-    """Load, score, print, write."""
+    """Load, score, write, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True, help="folder or Hub repository")
     parser.add_argument("--coco", help="COCO annotation file")
@@ -80,7 +80,12 @@ def main() -> None:
         phrases = sorted({phrase for of_row in rows["phrases"] for phrase in of_row})
         metrics["guards"] = guard_embeddings(model, processor, rows["image"], phrases, start, **options)
 
-    # 4. One table, one file, a picture per source.
+    # 4. One file, a picture per source, one table; the table last, for its reader may stop early.
+    write_metrics(arguments.output_dir / "metrics.json", metrics)
+    for source in arguments.region_sources:
+        scores = metrics[f"concepts, {source}"]
+        path = arguments.output_dir / f"confusion_{source}.png"
+        draw_confusion(scores["confusion"], scores["protocol"]["concepts"], path)
     for title, scores in metrics.items():
         print(title)
         for name, value in list_numbers(scores).items():
@@ -88,11 +93,6 @@ def main() -> None:
         for table in list_tables(scores).values():
             for name, (share, count) in table.items():
                 print(f"    {name:38} {share:.4f}   ({count})")
-    write_metrics(arguments.output_dir / "metrics.json", metrics)
-    for source in arguments.region_sources:
-        scores = metrics[f"concepts, {source}"]
-        path = arguments.output_dir / f"confusion_{source}.png"
-        draw_confusion(scores["confusion"], scores["protocol"]["concepts"], path)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from geoalign_hf.rows import build_rows
 
 
 def main() -> None:
-    """Load, score, print, write."""
+    """Load, score, write, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True, help="folder or Hub repository")
     parser.add_argument("--captions", type=Path, help="JSON file with images[].filename and .sentences[].raw")
@@ -52,6 +52,10 @@ def main() -> None:
         rows = load_dataset(arguments.dataset, split=arguments.split)
     else:
         entries = json.loads(arguments.captions.read_text(encoding="utf-8"))["images"]
+        splits = sorted({str(entry.get("split")) for entry in entries})
+        if arguments.split not in splits:
+            message = f"{arguments.captions} has no split {arguments.split!r}; it has {splits}."
+            raise ValueError(f"{message} Choose one of them with --split.")
         rows = build_rows(
             {
                 "image": arguments.images / entry["filename"],
@@ -61,7 +65,7 @@ def main() -> None:
                 "concepts": [],
             }
             for entry in entries
-            if entry["split"] == arguments.split
+            if entry.get("split") == arguments.split
         )
 
     # 2. Scores, by every protocol.
@@ -79,12 +83,12 @@ def main() -> None:
             embeds_path=path if arguments.save_embeds else None,
         )
 
-    # 3. One table, one file.
+    # 3. One file, one table; the table last, for its reader may stop early.
+    write_metrics(arguments.output_dir / "metrics.json", metrics)
     for title, scores in metrics.items():
         print(f"{title}: {scores['num_images']} images, {scores['num_captions']} captions")
         for name, value in list_numbers(scores).items():
             print(f"  {name:30} {value:.4f}")
-    write_metrics(arguments.output_dir / "metrics.json", metrics)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"}
 
 
 def main() -> None:
-    """Load, score, print, write."""
+    """Load, score, write, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True, help="folder or Hub repository")
     parser.add_argument("--folder", type=Path, help="holds a folder of images per concept")
@@ -75,16 +75,18 @@ def main() -> None:
             embeds_path=path if arguments.save_embeds else None,
         )
 
-    # 3. One table, one file, a picture per set.
+    # 3. One file, a picture per set, one table; the table last, for its reader may stop early.
+    write_metrics(arguments.output_dir / "metrics.json", metrics)
+    for templates in arguments.templates:
+        scores = metrics[f"scenes, {templates}"]
+        path = arguments.output_dir / f"confusion_{templates}.png"
+        draw_confusion(scores["confusion"], scores["protocol"]["concepts"], path)
     for title, scores in metrics.items():
         print(f"{title}: {scores['num_scenes']} images")
         for name, value in list_numbers(scores).items():
             print(f"  {name:24} {value:.4f}")
         for name, (share, count) in list_tables(scores)["concept"].items():
             print(f"    {name:22} {share:.4f}   ({count})")
-        path = arguments.output_dir / f"confusion_{title.split(', ')[1]}.png"
-        draw_confusion(scores["confusion"], scores["protocol"]["concepts"], path)
-    write_metrics(arguments.output_dir / "metrics.json", metrics)
 
 
 if __name__ == "__main__":

@@ -98,7 +98,7 @@ def build(config: BuildConfig) -> dict:
 
     Raises:
         ValueError: if the settings do not fit each other, something in the sources is wrong and
-            `config.on_error` is "stop", or the folder holds a build with other settings.
+            `config.on_error` is "stop", the folder holds a build with other settings, or no row is left.
     """
     _check_config(config)
     PIL.Image.MAX_IMAGE_PIXELS = None  # a scene that is cut into tiles is meant to be large
@@ -139,6 +139,12 @@ def build(config: BuildConfig) -> dict:
     overlaps = [entry for part in parts for entry in part["overlaps"]]
     dataset = load_rows(output, config.split, streaming=True)
     statistics = count_rows(dataset.remove_columns("image")) | {"left_out": report.count_kinds()}
+    if not statistics["num_rows"]:
+        first = f" (the first: {report.entries[0]['message']})" if report.entries else ""
+        raise ValueError(
+            f"{output}: no row is left of {len(rows)} images; left out: {report.count_kinds()}{first}. "
+            "Mend the sources or the settings, then delete the folder or give another --output."
+        )
     write_text(output / "statistics.json", json.dumps(statistics, indent=2))
     _draw_sheet(dataset, statistics["num_rows"], config)
     table = write_table(overlaps, sets) if sets else None

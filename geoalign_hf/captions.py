@@ -3,6 +3,7 @@
 What enters is a file of images with sentences; what leaves are rows with `captions` and no regions.
 """
 
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -21,7 +22,7 @@ def read_captions(
         annotations: a file as `list_captions` takes it.
         images: the folder of the images.
         split: take this one alone; None takes all.
-        report: takes up what is left out, and says whether a missing image stops the reading.
+        report: takes up what is left out, and says whether a wrong entry or image stops the reading.
 
     Returns:
         One row per image, in the file's order.
@@ -30,18 +31,18 @@ def read_captions(
         ValueError: if the file has another form, repeats an image, or has no such split.
     """
     report = report or Report()
-    rows, entries = [], list_captions(annotations)
-    names = Counter(entry["filename"] for entry in entries)
+    rows, entries = [], _list_entries(Path(annotations), report)
+    names = Counter(entry["filename"] for _, entry in entries)
     if repeated := sorted(name for name, count in names.items() if count > 1):
         raise ValueError(f"{annotations} repeats the images {repeated[:5]}. Give every image one entry.")
-    splits = sorted({str(entry.get("split")) for entry in entries})
+    splits = sorted({str(entry.get("split")) for _, entry in entries})
     if split is not None and split not in splits:
         raise ValueError(f"{annotations} has no split {split!r}; it has {splits}. Choose one of them.")
-    for i, entry in enumerate(entries):
-        image, place = Path(images) / entry["filename"], f"{annotations}: images[{i}]"
+    for place, entry in entries:
+        image = Path(images) / entry["filename"]
         if split is not None and entry.get("split") != split:
             continue
-        if not image.is_file():
+        if not os.path.isfile(image):  # Path.is_file raises at names that are too long
             report.refuse("no image", f"{place} is missing at {image}. Give the folder it lies in.")
         elif row := make_row(image, place, [], report):
             rows.append(row | {"captions": entry["captions"], "source": entry["filename"]})
@@ -61,25 +62,38 @@ def list_captions(annotations: str | Path) -> list[dict]:
     Raises:
         ValueError: if the file has another form.
     """
-    path = Path(annotations)
+    return [entry for _, entry in _list_entries(Path(annotations), Report())]
+
+
+def _list_entries(path: Path, report: Report) -> list[tuple[str, dict]]:
+    """List the entries of a file, each with its place, without those that were left out."""
     if ".jsonl" in path.suffixes:
-        entries = [parse_json(place, line, CAPTION_FILE) for place, line in read_lines(path)]
+        entries = []
+        for place, line in read_lines(path):
+            try:
+                entries.append((place, parse_json(place, line, CAPTION_FILE)))
+            except ValueError as error:
+                report.refuse("bad entry", str(error), error)
     else:
         content = parse_json(path, read_text(path), CAPTION_FILE)
         entries = content.get("images") if isinstance(content, dict) else None
+        if isinstance(entries, list):
+            entries = [(f"{path}: images[{i}]", entry) for i, entry in enumerate(entries)]
     if not isinstance(entries, list) or not entries:
         raise ValueError(f"{path} has no list of `images`. Give {CAPTION_FILE}.")
     found = []
-    for i, entry in enumerate(entries):
+    for place, entry in entries:
         entry = entry if isinstance(entry, dict) else {}
         sentences = entry.get("sentences", entry.get("captions"))
         if not isinstance(sentences, list) or not isinstance(entry.get("filename"), str):
-            message = (
-                f"{path}: images[{i}] has {sorted(entry)}; it needs a `filename` and a list of `sentences`."
-            )
-            raise ValueError(f"{message} Give {CAPTION_FILE}.")
+            message = f"{place} has {sorted(entry)}; it needs a `filename` and a list of `sentences`."
+            report.refuse("bad entry", f"{message} Give {CAPTION_FILE}.")
+            continue
         words = [sentence.get("raw") if isinstance(sentence, dict) else sentence for sentence in sentences]
-        if not all(isinstance(caption, str) and caption.strip() for caption in words):
-            raise ValueError(f"{path}: images[{i}] has a sentence without words. Give each its `raw` words.")
-        found.append({"filename": entry["filename"], "split": entry.get("split"), "captions": words})
+        if all(isinstance(caption, str) and caption.strip() for caption in words):
+            known = {"filename": entry["filename"], "split": entry.get("split"), "captions": words}
+            found.append((place, known))
+        else:
+            message = f"{place} has a sentence without words. Give each its `raw` words."
+            report.refuse("bad entry", message)
     return found

@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 from PIL import Image
 
-from .words import COLOURS, PLACES
+from .words import COLOURS, PLACES, SIZES
 
 # Start values, set by eye on pictures of NWPU VHR-10.
 LARGER = 1.45  # a large one is so many times as long as the median of its kind in the image
@@ -37,6 +37,7 @@ class Facts:
         colours: of each region, or None where none is clear.
         possible_colours: of each region, all that occur in it at all.
         sizes: "small", "large", or None where it is neither or cannot be told.
+        possible_sizes: of each region, its size, or both where it cannot be told.
         groups: (R,), number of the cluster of close regions of one concept; a lone region has its own.
     """
 
@@ -47,6 +48,7 @@ class Facts:
     colours: list[str | None]
     possible_colours: list[frozenset[str]]
     sizes: list[str | None]
+    possible_sizes: list[frozenset[str]]
     groups: np.ndarray
 
     def __len__(self) -> int:
@@ -162,6 +164,7 @@ def find_facts(row: dict) -> Facts:
     extent = np.array([image.width, image.height] * 2, dtype=float)
     pixels = pixels.clip(0, extent)
     quads = np.array(row.get("quads") or _to_quads(pixels), dtype=float).reshape(-1, 4, 2)
+    sizes, possible_sizes = _compare_sizes(concepts, pixels, quads, extent)
     is_crowd = len(pixels) > MOST_COMPARED
     unknown = (dict.fromkeys(COLOURS, 1.0), {})  # none is said, all are possible
     shares = [unknown if is_crowd else measure_colours(image, pixels, r) for r in range(len(pixels))]
@@ -176,7 +179,8 @@ def find_facts(row: dict) -> Facts:
         possible_colours=[
             frozenset(name for name in COLOURS if inside.get(name, 0) > DENIED_SHARE) for inside, _ in shares
         ],
-        sizes=_compare_sizes(concepts, pixels, quads, extent),
+        sizes=sizes,
+        possible_sizes=possible_sizes,
         groups=_cluster(concepts, pixels),
     )
 
@@ -187,11 +191,12 @@ def _to_quads(boxes: np.ndarray) -> np.ndarray:
 
 def _compare_sizes(
     concepts: list[str], pixels: np.ndarray, quads: np.ndarray, extent: np.ndarray
-) -> list[str | None]:
+) -> tuple[list[str | None], list[frozenset[str]]]:
     """Compare each region with the median of its kind, without regions that the edge may have cut."""
     sides = np.linalg.norm(quads - np.roll(quads, 1, axis=1), axis=-1).max(axis=1)
     is_whole = ((pixels[:, :2] > 1) & (pixels[:, 2:] < extent[2:] - 1)).all(axis=1)
     sizes: list[str | None] = [None] * len(concepts)
+    possible = [frozenset(SIZES)] * len(concepts)
     for concept in set(concepts):
         kind = [r for r, name in enumerate(concepts) if name == concept and is_whole[r]]
         if len(kind) < 3:
@@ -200,7 +205,8 @@ def _compare_sizes(
         for r in kind:
             ratio = sides[r] / median
             sizes[r] = "large" if ratio >= LARGER else "small" if ratio <= 1 / LARGER else None
-    return sizes
+            possible[r] = frozenset(filter(None, [sizes[r]]))
+    return sizes, possible
 
 
 def _cluster(concepts: list[str], pixels: np.ndarray) -> np.ndarray:

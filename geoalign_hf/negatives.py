@@ -117,7 +117,7 @@ def list_changes(phrase: str, r: int, facts: Facts, absent: list[str]) -> Iterat
                 yield "colour", _exchange(phrase, match.span("colour"), colour)
     if parts["size"] and parts["size"] == facts.sizes[r]:
         for size in SIZES:
-            if size not in [facts.sizes[s] for s in kind]:
+            if not any(size in facts.possible_sizes[s] for s in kind):
                 yield "size", _exchange(phrase, match.span("size"), size)
     if is_plural:
         # More than there are: of fewer one might say that they are there, too.

@@ -5,6 +5,7 @@ What enters are annotations and the folder of their images; what leaves is a lis
 """
 
 import math
+import os
 import re
 from collections import Counter
 from pathlib import Path
@@ -17,12 +18,13 @@ from .sources import (
     Annotation,
     find_image,
     finish_rows,
+    has_words,
     index_images,
     list_files,
+    list_lines,
     make_row,
     parse_json,
     parse_numbers,
-    read_lines,
     read_size,
     read_text,
 )
@@ -51,7 +53,7 @@ def read_coco(
         annotations: a JSON file with `images`, `annotations` and `categories`, or a folder of such files.
         images: the folder that `file_name` is relative to, or the one that the files lie in; by default the
             folder of the annotations.
-        report: takes up what is left out, and says whether a wrong box or image stops the reading.
+        report: takes up what is left out, and says whether a wrong file, box or image stops the reading.
 
     Returns:
         One row per image, in the file's order.
@@ -63,8 +65,18 @@ def read_coco(
     report = report or Report()
     rows = []
     for path in list_files(annotations, ".json"):
-        coco = _read_coco(path)
-        categories = {category["id"]: category["name"] for category in coco["categories"]}
+        try:
+            coco = _read_coco(path)
+        except ValueError as error:
+            report.refuse("bad file", str(error), error)
+            continue
+        categories = {}
+        for i, category in enumerate(coco["categories"]):
+            if has_words(category["name"]):
+                categories[category["id"]] = category["name"]
+            else:
+                message = f"{path}: categories[{i}] has the name {category['name']!r}, which holds no words."
+                report.refuse("unknown concept", f"{message} Name it or drop it.")
         regions = {entry["id"]: [] for entry in coco["images"]}
         crowds = {entry["id"]: [] for entry in coco["images"]}
         for annotation in coco["annotations"]:
@@ -86,18 +98,19 @@ def read_coco(
                 message = f"{place}: bbox is {bbox!r}; a COCO box is four numbers, x, y, width and height."
                 report.refuse("bad region", message)
             else:
-                x, y, width, height = map(float, bbox)
+                x, y, width, height = map(_to_float, bbox)
                 corners = [x, y, x + width, y + height]
                 place = f"{place}: bbox {bbox} as xyxy"
                 regions[image_id].append(Annotation(place, categories[category_id], corners))
         folder = Path(images or path.parent)
         for entry in coco["images"]:
             place, image = f"{path}: image {entry['id']}", folder / entry["file_name"]
-            image = image if image.is_file() else folder / image.name
-            if not image.is_file():
+            # os.path, for Path.is_file raises at names that are too long.
+            image = image if os.path.isfile(image) else folder / image.name
+            if not os.path.isfile(image):
                 report.refuse("no image", f"{place} is missing at {image}. Give the folder it lies in.")
                 continue
-            size = (entry["width"], entry["height"])
+            size = (_to_float(entry["width"]), _to_float(entry["height"]))
             row = make_row(image, place, regions[entry["id"]], report, size, crowds[entry["id"]])
             rows += [row | {"source": entry["file_name"]}] if row else []
     return finish_rows(rows, annotations, report)
@@ -131,8 +144,10 @@ def read_dota(
     report = report or Report()
     rows, index = [], index_images(images)
     for path in list_files(annotations, ".txt"):
-        regions = []
-        for place, line in read_lines(path):
+        lines, regions = list_lines(path, report), []
+        if lines is None:
+            continue
+        for place, line in lines:
             fields = line.split()
             numbers = parse_numbers(fields[:8])
             if DOTA_HEADER.match(line):
@@ -180,10 +195,10 @@ def read_voc(
     for path in list_files(annotations, ".xml"):
         try:
             root = ElementTree.fromstring(path.read_bytes())
-        except (ElementTree.ParseError, LookupError, ValueError) as error:
-            raise ValueError(
-                f"{path} cannot be read as xml ({error}). Give whole Pascal VOC files."
-            ) from error
+        except (OSError, ElementTree.ParseError, LookupError, ValueError) as error:
+            message = f"{path} cannot be read as xml ({error}). Give whole Pascal VOC files."
+            report.refuse("bad file", message, error)
+            continue
         regions = []
         for i, node in enumerate(root.findall("object"), start=1):
             place, name = f"{path}: object {i}", (node.findtext("name") or "").strip()
@@ -233,8 +248,10 @@ def read_yolo(
         size = image and read_size(image, report)
         if not size:
             continue
-        regions = []
-        for place, line in read_lines(path) if stem in files else ():
+        lines, regions = list_lines(path, report) if stem in files else [], []
+        if lines is None:
+            continue
+        for place, line in lines:
             fields = line.split()
             numbers = parse_numbers(fields[1:])
             if numbers is None or len(fields) not in (5, 9) or not fields[0].isdecimal():
@@ -276,7 +293,10 @@ def _read_coco(path: Path) -> dict:
             if missing := sorted(fields.keys() - entry.keys()):
                 raise ValueError(f"{place} lacks {missing}; it has {sorted(entry)}.")
             for field, kind in fields.items():
-                if not isinstance(entry[field], kind):
+                # To Python True is a number, too.
+                if not isinstance(entry[field], kind) or (
+                    kind is not object and isinstance(entry[field], bool)
+                ):
                     found = f"{place}: {field} is {entry[field]!r:.50}, a {type(entry[field]).__name__}."
                     raise ValueError(f"{found} Ids are numbers or strings, sizes numbers, names strings.")
         ids = Counter(entry["id"] for entry in coco[key])
@@ -285,6 +305,13 @@ def _read_coco(path: Path) -> dict:
                 f"{path}: {key} repeats the ids {repeated[:5]}. Give every entry an id of its own."
             )
     return coco
+
+
+def _to_float(number: int | float) -> float:
+    try:
+        return float(number)
+    except OverflowError:  # an integer of hundreds of digits
+        return math.inf
 
 
 def _parse_voc_box(node: ElementTree.Element, counts_from_one: bool) -> list[float] | None:
@@ -309,22 +336,30 @@ def read_names(path: Path) -> list[str]:
     """Read concept names from the `data.yaml` of a YOLO set, or from a text of one name a line.
 
     Raises:
-        ValueError: if the file holds none.
+        ValueError: if the file holds none, or one that has no words.
     """
     text = read_text(path)
     if path.suffix not in (".yaml", ".yml"):
-        return [line.strip() for line in text.splitlines() if line.strip()]
+        return _check_names(path, [line.strip() for line in text.splitlines() if line.strip()])
     try:
         content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(
             f"{path} cannot be read as YAML ({error}). Give the data.yaml of a YOLO set."
         ) from error
     names = content.get("names") if isinstance(content, dict) else None
-    if isinstance(names, dict) and sorted(names) == list(range(len(names))):
+    if isinstance(names, dict) and names.keys() == set(range(len(names))):
         names = [names[i] for i in range(len(names))]
     if not isinstance(names, list) or not names:
         raise ValueError(
             f"{path} has the names {names!r}; they are a list, or numbered from 0. Mend the file."
         )
+    return _check_names(path, names)
+
+
+def _check_names(path: Path, names: list) -> list[str]:
+    for i, name in enumerate(names):
+        if type(name) not in (str, int) or not has_words(str(name)):
+            message = f"{path}: names[{i}] is {name!r}; a name is words or a whole number."
+            raise ValueError(f"{message} Mend it; in YAML put words such as no and null in quotes.")
     return [str(name) for name in names]

@@ -7,6 +7,7 @@ file and the place in it. `readers` knows the formats.
 import gzip
 import json
 import math
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -76,7 +77,10 @@ def make_row(
     kept, unboxed, seen = [], list(crowds), set()
     for annotation in _check_each(annotations, found, report):
         key = (annotation.name, *annotation.numbers)
-        if concepts is not None and annotation.name not in concepts:
+        if not has_words(annotation.name):
+            message = f"{annotation.place} has the name {annotation.name!r}, which holds no words."
+            report.refuse("unknown concept", f"{message} Name it, or drop the annotation.")
+        elif concepts is not None and annotation.name not in concepts:
             message = f"{annotation.place} is a {annotation.name!r}; known are {sorted(concepts)}."
             report.refuse("unknown concept", f"{message} Add the name, or drop the annotation.")
         elif drop_difficult and annotation.is_difficult:
@@ -103,6 +107,16 @@ def make_row(
         "difficult": [bool(flag) for *_, flag in kept] if any(flag is not None for *_, flag in kept) else [],
         "unboxed": sorted({name_concept(name) for name in unboxed}),
     }
+
+
+def has_words(name: str) -> bool:
+    """Say whether a name of an annotation file leaves a concept.
+
+    Example:
+        >>> has_words("storage_tank"), has_words(" _ ")
+        (True, False)
+    """
+    return bool(name_concept(name))
 
 
 def _check_each(annotations: list[Annotation], size: tuple[int, int], report: Report) -> list[Annotation]:
@@ -215,12 +229,12 @@ def read_text(path: Path) -> str:
     """Read UTF-8, also with a byte order mark, also gzipped.
 
     Raises:
-        ValueError: if the file is missing, cut or in another encoding.
+        ValueError: if the file is missing, cut, corrupt or in another encoding.
     """
     try:
         content = path.read_bytes()
         content = gzip.decompress(content) if path.suffix == ".gz" else content
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path} cannot be read ({error}). Give a whole file.") from error
     try:
         return content.decode("utf-8-sig")
@@ -236,6 +250,15 @@ def read_lines(path: Path) -> Iterator[tuple[str, str]]:
             yield f"{path} line {i}", line.strip()
 
 
+def list_lines(path: Path, report: Report) -> list[tuple[str, str]] | None:
+    """List the lines of a file of annotations as `read_lines` does; None if the file was left out."""
+    try:
+        return list(read_lines(path))
+    except ValueError as error:
+        report.refuse("bad file", str(error), error)
+        return None
+
+
 def parse_json(path: Path, text: str, what: str):
     """Parse JSON.
 
@@ -244,7 +267,7 @@ def parse_json(path: Path, text: str, what: str):
     """
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also numbers of too many digits, lists too deep
         raise ValueError(f"{path} cannot be read as JSON ({error}). Give {what}.") from error
 
 
@@ -277,7 +300,9 @@ def finish_rows(rows: list[dict | None], source: str | Path, report: Report) -> 
             by_source[row["source"]] = row
     rows = list(by_source.values())
     if not rows:
-        raise ValueError(f"{source} has no images that can be used; left out: {report.count_kinds()}.")
+        message = f"{source} has no images that can be used; left out: {report.count_kinds()}."
+        first = f" The first: {report.entries[0]['message']}" if report.entries else ""
+        raise ValueError(message + first)
     num_regions = sum(len(row["boxes"]) for row in rows)
     concepts = {concept for row in rows for concept in row["concepts"]}
     logger.info(f"{source}: {len(rows)} images, {num_regions} regions of {len(concepts)} concepts")

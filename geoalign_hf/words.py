@@ -35,6 +35,14 @@ CONTEXT = re.compile(
     re.IGNORECASE,
 )
 
+# What takes "an": a vowel that is heard, a silent h, letters whose names begin with a vowel, 8, 11 and 18.
+TAKES_AN = re.compile(
+    r"(?i:(?!one\b|once\b|eu|u(?:sa?|av|fo|k|n)?\b|uni(?!n|dent|m|ll)|us[aeiu]|util|uranium)[aeiou]"
+    r"|hour|heir|honest|honou?r|[fhlmnrsx](?![a-z])|(?:suv|rv|lng|lpg)s?\b|8|1[18]\b)"
+    r"|[FHLMNRSX][B-DF-HJ-NP-TV-Z0-9]+\b"
+)
+PLURALS = {"person": "people", "people": "people", "leaf": "leaves"}
+
 
 def name_concept(name: str) -> str:
     """Write a name of an annotation file as a noun: lower case, words parted by spaces.
@@ -43,17 +51,17 @@ def name_concept(name: str) -> str:
         >>> name_concept("Expressway-Service_area")
         'expressway service area'
     """
-    return " ".join(re.split(r"[-_\s]+", name.strip())).lower()
+    return " ".join(filter(None, re.split(r"[-_\s]+", name))).lower()
 
 
 def add_article(noun: str) -> str:
     """Write a noun, or words that begin with an adjective, with the article that fits.
 
     Example:
-        >>> add_article("airplane")
-        'an airplane'
+        >>> add_article("airplane"), add_article("utility truck")
+        ('an airplane', 'a utility truck')
     """
-    return f"{'an' if noun[0].lower() in 'aeiou' else 'a'} {noun}"
+    return f"{'an' if TAKES_AN.match(noun) else 'a'} {noun}"
 
 
 def pluralize(noun: str) -> str:
@@ -63,6 +71,9 @@ def pluralize(noun: str) -> str:
         >>> [pluralize(noun) for noun in ("bus", "ferry", "storage tank", "aircraft")]
         ['buses', 'ferries', 'storage tanks', 'aircraft']
     """
+    before, space, last = noun.rpartition(" ")
+    if last in PLURALS:
+        return f"{before}{space}{PLURALS[last]}"
     if noun.endswith("craft") or (noun.endswith("s") and not noun.endswith(("ss", "us"))):
         return noun  # "aircraft", and class names that are plurals already
     if noun.endswith(("s", "x", "ch", "sh")):

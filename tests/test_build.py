@@ -264,6 +264,20 @@ def test_a_corrupt_image_is_left_out_and_told_where_that_is_asked_for(config, co
     assert entry["kind"] == "bad image" and "'5.png'" in entry["message"]
 
 
+def test_a_build_of_no_rows_says_what_was_left_out(config, coco):
+    """A corrupt image has a whole header, so that only its decoding fails."""
+    for path in coco.parent.glob("*.png"):
+        path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(
+        ValueError,
+        match=rf"^{re.escape(config.output)}: no row is left of 14 images; left out: {{'bad image': 14}} "
+        r"\(the first: the image of row '0\.png' cannot be decoded .*\)\. Mend the sources or the settings, "
+        r"then delete the folder or give another --output\.$",
+    ):
+        build(replace(config, on_error="leave_out"))
+    assert not Path(config.output, "README.md").exists()
+
+
 def test_images_of_an_evaluation_set_are_left_out(config, drawn, tmp_path):
     (tmp_path / "eval").mkdir()
     drawn[3]["image"].transpose(Image.Transpose.ROTATE_90).save(tmp_path / "eval" / "a.jpg", quality=60)

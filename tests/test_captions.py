@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from geoalign_hf.captions import list_captions, read_captions
+from geoalign_hf.report import Report
 from geoalign_hf.rows import build_rows
 
 
@@ -81,4 +82,29 @@ def test_an_entry_without_sentences_is_refused(karpathy, images, entry, complain
     content["images"].append(entry)
     karpathy.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=f"^{re.escape(f'{karpathy}: images[2] {complaint}')}"):
+        read_captions(karpathy, images)
+
+
+def test_an_entry_without_words_is_left_out_alone_where_that_is_asked_for(karpathy, images, tmp_path):
+    content = json.loads(karpathy.read_text())
+    content["images"][:0] = [{"filename": "c.png", "sentences": [" "]}, {"filename": "d.png"}]
+    karpathy.write_text(json.dumps(content))
+    report = Report(on_error="leave_out")
+    assert [row["source"] for row in read_captions(karpathy, images, report=report)] == ["a.png", "b.png"]
+    assert [entry["message"] for entry in report.entries] == [
+        f"{karpathy}: images[0] has a sentence without words. Give each its `raw` words.",
+        f"{karpathy}: images[1] has ['filename']; it needs a `filename` and a list of `sentences`. "
+        "Give a caption file in the form of RSICD.",
+    ]
+    path = tmp_path / "c.jsonl"
+    path.write_text('{"filename": \n{"filename": "a.png", "captions": ["one"]}\n')
+    report = Report(on_error="leave_out")
+    assert [row["captions"] for row in read_captions(path, images, report=report)] == [["one"]]
+    assert report.count_kinds() == {"bad entry": 1}
+
+
+def test_a_file_name_too_long_for_the_disk_is_an_image_that_is_missing(karpathy, images):
+    name = "a" * 500
+    karpathy.write_text(karpathy.read_text().replace("a.png", name))
+    with refuses(f"{karpathy}: images[0] is missing at {images / name}. Give the folder it lies in."):
         read_captions(karpathy, images)

@@ -106,6 +106,13 @@ def test_of_two_none_is_large_and_what_the_edge_cuts_is_not_judged():
     assert find_facts(draw(boxes)).sizes == [None] * 4
 
 
+def test_what_is_cut_or_has_too_few_of_its_kind_may_have_any_size():
+    boxes = [(5, 5, 25, 25), (40, 5, 60, 25), (80, 5, 110, 35), (120, 5, 132, 17), (5, 190, 8, 200)]
+    facts = find_facts(draw([*boxes, (50, 100, 90, 140)], concepts=["tank"] * 5 + ["field"]))
+    both = {"small", "large"}
+    assert facts.possible_sizes == [frozenset(), frozenset(), {"large"}, {"small"}, both, both]
+
+
 def test_an_oriented_region_is_as_long_as_its_quad():
     boxes = [(10, 10, 30, 30), (50, 10, 70, 30), (90, 10, 110, 30)]
     quads = [[[x0, y0], [x1, y0], [x1, y1], [x0, y1]] for x0, y0, x1, y1 in boxes]

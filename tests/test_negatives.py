@@ -95,6 +95,19 @@ def test_a_negative_of_size_names_a_size_that_no_region_of_its_concept_has(made)
                 assert words.split()[1] not in own
 
 
+def test_a_size_that_a_region_cut_by_the_edge_may_have_is_not_denied():
+    boxes = [[50, 50, 150, 150], [200, 50, 250, 100], [300, 50, 350, 100], [50, 200, 100, 250]]
+    row = {"image": Image.new("RGB", (400, 400)), "boxes": boxes, "concepts": ["ship"] * 4}
+
+    def list_sizes(row):
+        return [
+            words for kind, words in list_changes("a large ship", 0, find_facts(row), []) if kind == "size"
+        ]
+
+    assert list_sizes(row) == ["a small ship"]
+    assert list_sizes(row | {"boxes": [*boxes, [0, 300, 8, 308]], "concepts": ["ship"] * 5}) == []
+
+
 def test_no_negative_is_a_positive_of_its_row_and_none_comes_twice(made):
     for row in made:
         positives = {*row["phrases"], *row["captions"], row["description"]}

@@ -72,7 +72,7 @@ def test_coco_boxes_become_corners_and_categories_become_words(read, coco):
 def test_rows_keep_the_order_of_the_file_and_each_its_own_image(read, coco):
     rows = read(coco)
     assert [row["image"].getpixel((0, 0)) for row in rows] == [(255, 0, 0), (0, 0, 255)]
-    assert rows.features == FEATURES
+    assert list(rows.features) == list(FEATURES)
 
 
 def test_an_image_without_boxes_has_no_regions_and_no_caption(read, coco):
@@ -344,6 +344,98 @@ def test_a_hundred_thousand_boxes_are_read_in_seconds(read, coco, images):
     assert time.process_time() - start < 10
 
 
+@pytest.mark.parametrize("name", ["", "  _ "])
+def test_a_category_without_words_is_refused_and_the_others_stay(read, coco, images, name):
+    coco["categories"][1]["name"] = name
+    with refuses(
+        f"{read.path}: categories[1] has the name {name!r}, which holds no words. Name it or drop it."
+    ):
+        read(coco)
+    report = Report(on_error="leave_out")
+    assert read_coco(read.path, images, report)[0]["concepts"] == ["ship", "ship"]
+    assert report.count_kinds() == {"unknown concept": 2}  # the category, and the box that names it
+
+
+def test_true_is_no_id(read, coco):
+    coco["images"][0]["id"] = True
+    with refuses(
+        f"{read.path}: images[0]: id is True, a bool. "
+        "Ids are numbers or strings, sizes numbers, names strings."
+    ):
+        read(coco)
+
+
+def test_a_number_of_hundreds_of_digits_is_refused_with_its_place(read, coco, images):
+    huge = 10**400
+    coco["annotations"][1]["bbox"] = [1, 2, huge, 4]
+    with refuses(
+        f"{read.path}: annotation 2: bbox [1, 2, {huge}, 4] as xyxy[0] = [1.0, 2.0, inf, 6.0] is not finite. "
+        "Boxes are four numbers, xyxy pixels; leave this one out."
+    ):
+        read(coco)
+    coco["annotations"][1]["bbox"], coco["images"][0]["width"] = [1, 2, 3, 4], huge
+    with refuses(
+        f"{read.path}: image 7 is stated to be inf x 10 pixels, but {images / 'a.png'} has 20 x 10, so boxes "
+        "would point at other pixels. Give the image as annotated."
+    ):
+        read(coco)
+
+
+def test_a_file_name_too_long_for_the_disk_is_an_image_that_is_missing(read, coco, images):
+    coco["images"][1]["file_name"] = name = "b" * 500
+    with refuses(f"{read.path}: image 3 is missing at {images / name}. Give the folder it lies in."):
+        read(coco)
+
+
+def test_json_that_is_too_deep_is_refused(read):
+    with pytest.raises(
+        ValueError, match=rf"^{re.escape(str(read.path))} cannot be read as JSON \(.*recursion"
+    ):
+        read("[" * 200_000)
+
+
+def test_a_folder_is_read_without_its_bad_files_where_that_is_asked_for(
+    tmp_path, coco, voc, dota, yolo, images
+):
+    (tmp_path / "json").mkdir()
+    (tmp_path / "json" / "a.json").write_text(json.dumps(coco))
+    (tmp_path / "json" / "b.json").write_text(json.dumps(coco)[:50])
+    (voc / "b.xml").write_text(VOC[:200])
+    for folder in (dota, yolo):
+        (folder / "b.txt").write_bytes(b"caf\xe9")
+    for read, folder, options in (
+        (read_coco, tmp_path / "json", {"images": images}),
+        (read_voc, voc, {"images": images}),
+        (read_dota, dota, {"images": images}),
+        (read_yolo, yolo, {"images": images, "concepts": ["plane", "ship"]}),
+    ):
+        with pytest.raises(ValueError) as stop:
+            read(folder, **options)
+        report = Report(on_error="leave_out")
+        rows = read(folder, **options, report=report)
+        assert "a.png" in [row["source"] for row in rows]
+        assert report.entries == [{"kind": "bad file", "message": str(stop.value)}]
+        assert str(next(folder.glob("b.*"))) in str(stop.value)
+
+
+def test_where_nothing_is_left_the_first_reason_is_told(voc, images):
+    (voc / "a.xml").write_text("")
+    with refuses(
+        f"{voc} has no images that can be used; left out: {{'bad file': 1}}. The first: {voc / 'a.xml'} "
+        "cannot be read as xml (no element found: line 1, column 0). Give whole Pascal VOC files."
+    ):
+        read_voc(voc, images, report=Report(on_error="leave_out"))
+
+
+def test_a_name_without_words_is_refused_with_its_line(dota, images):
+    (dota / "a.txt").write_text("1 2 4 2 4 6 1 6 _ 0\n")
+    with refuses(
+        f"{dota / 'a.txt'} line 1: quad has the name '_', which holds no words. "
+        "Name it, or drop the annotation."
+    ):
+        read_dota(dota, images)
+
+
 # DOTA
 
 
@@ -459,8 +551,12 @@ def test_an_image_that_is_none_is_refused_by_name(dota, images):
     ):
         read_dota(dota, images)
     report = Report(on_error="leave_out")
-    with refuses(f"{dota} has no images that can be used; left out: {{'bad image': 1}}."):
+    with pytest.raises(ValueError) as none_left:
         read_dota(dota, images, report=report)
+    assert str(none_left.value) == (
+        f"{dota} has no images that can be used; left out: {{'bad image': 1}}. "
+        f"The first: {report.entries[0]['message']}"
+    )
 
 
 def test_a_hundred_thousand_quads_are_read_in_seconds(dota, images):
@@ -623,3 +719,16 @@ def test_names_come_from_yaml_lists_and_lines(tmp_path):
         "from 0. Mend the file."
     ):
         read_names(tmp_path / "b.yaml")
+
+
+@pytest.mark.parametrize(("listed", "found"), [("null", None), ("no", False), ("' _'", " _"), ("1.5", 1.5)])
+def test_names_that_are_no_words_are_refused(tmp_path, listed, found):
+    path = tmp_path / "data.yaml"
+    path.write_text(f"names: [ship, {listed}]\n")
+    with refuses(
+        f"{path}: names[1] is {found!r}; a name is words or a whole number. "
+        "Mend it; in YAML put words such as no and null in quotes."
+    ):
+        read_names(path)
+    path.write_text("names: [ship, 7]\n")
+    assert read_names(path) == ["ship", "7"]

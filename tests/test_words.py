@@ -36,10 +36,22 @@ def test_only_a_vowel_takes_the_article_an():
 
 
 @pytest.mark.parametrize(
+    "words",
+    ["a utility truck", "a university", "a unit", "a one-way road", "an hour", "an SUV", "an suv", "an x-ray",
+     "a European car", "an uninhabited island", "an unimproved road", "an unloaded ship", "an umbrella",
+     "a used car", "an usher", "a house", "a helicopter", "an L-shaped pier", "a SHIP", "an RV park",
+     "a U-turn", "a UAV", "an upper deck", "an urban area", "an 8-lane road", "a 12-lane road",
+     "an oil tank"],
+)  # fmt: skip
+def test_the_article_follows_the_sound(words):
+    assert add_article(words.split(" ", 1)[1]) == words
+
+
+@pytest.mark.parametrize(
     ("noun", "plural"),
     [("ship", "ships"), ("bus", "buses"), ("ferry", "ferries"), ("quay", "quays"), ("bench", "benches"),
      ("aircraft", "aircraft"), ("storage tanks", "storage tanks"), ("overpass", "overpasses"),
-     ("box", "boxes")],
+     ("box", "boxes"), ("person", "people"), ("people", "people"), ("palm leaf", "palm leaves")],
 )  # fmt: skip
 def test_a_noun_has_its_plural(noun, plural):
     assert pluralize(noun) == plural
@@ -52,9 +64,9 @@ def test_numbers_are_words_up_to_twenty():
 
 
 def test_names_of_files_become_nouns():
-    names = ["small-vehicle", "Expressway_Service-area ", "ship", "basketball  court"]
+    names = ["small-vehicle", "Expressway_Service-area ", "_ship-", "basketball  court", " _ "]
     assert [name_concept(name) for name in names] == [
-        "small vehicle", "expressway service area", "ship", "basketball court"
+        "small vehicle", "expressway service area", "ship", "basketball court", ""
     ]  # fmt: skip
 
 
