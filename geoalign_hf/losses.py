@@ -50,7 +50,7 @@ class LossWeights:
     hard_negative: float = _weight(0.5, "region's phrase against its hard negatives")
     crop_consistency: float = _weight(0.1, "region in the image against the same in its own crop")
     image_consistency: float = _weight(0.02, "mean of an image's regions against the image")
-    text_consistency: float = _weight(0.02, "description against the mean of its parts")
+    text_consistency: float = _weight(0.0, "description against the mean of its parts")
 
     def __post_init__(self):
         for term in fields(self):

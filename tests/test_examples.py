@@ -166,7 +166,8 @@ def test_a_built_dataset_is_trained_on_with_every_term(coco_folder, tmp_path):
     ]
     subprocess.run(list(map(str, command)), check=True, capture_output=True, cwd=tmp_path)
     small = ["--image_size", 64, "--width", 64, "--depth", 1, "--num_epochs", 2, "--batch_size", 4]
-    run("train.py", "--dataset", "rows", "--output_dir", "out", *small, cwd=tmp_path)
+    weights = ["--text_consistency", 0.1]
+    run("train.py", "--dataset", "rows", "--output_dir", "out", *small, *weights, cwd=tmp_path)
     *_, last = map(json.loads, (tmp_path / "out" / "history.jsonl").read_text().splitlines())
     for term in ("description", "hard_negative", "crop_consistency", "image_consistency", "text_consistency"):
         assert last[term] > 0, term

@@ -182,7 +182,7 @@ def test_presets_are_the_objectives_of_the_peers():
     switched = {name: {term for term in TERMS if getattr(PRESETS[name], term)} for name in PRESETS}
     scene = {"scene", "description"}
     assert switched == {
-        "geoalign": set(TERMS) - {"crop_concept"},
+        "geoalign": set(TERMS) - {"crop_concept", "text_consistency"},
         "clip": scene,
         "fg_clip": scene | {"region", "hard_negative"},
         "far_slip": scene | {"crop_concept", "crop_consistency"},

@@ -173,7 +173,7 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = arguments.output_dir
     options = {name: getattr(arguments, name) for name in ("num_epochs", "image_size", "width", "depth")}
-    full = replace(LossWeights(), **arguments.weights)
+    full = replace(LossWeights(text_consistency=0.02), **arguments.weights)  # shown, though off by default
     settings = options | {"picture_size": arguments.picture_size, "weights": asdict(full)}
     folder.mkdir(parents=True, exist_ok=True)
     known = folder / "settings.json"
