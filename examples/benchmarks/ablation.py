@@ -149,7 +149,7 @@ def write_table(results: dict[str, list[dict]], folder: Path) -> str:
         heights = [mean(means[name][column]) for name in means]
         axes.barh(list(means), heights, xerr=[stdev(means[name][column]) for name in means], color="#4878a8")
         axes.set_title(column, fontsize=10)
-        axes.invert_yaxis()
+    panels[0].invert_yaxis()  # which all panels share
     figure.savefig(folder / "table.png", dpi=100)
     table = "\n".join(lines)
     (folder / "table.md").write_text(table + "\n")
