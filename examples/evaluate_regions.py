@@ -17,11 +17,11 @@ from datasets import load_dataset
 from transformers import AutoModel, AutoProcessor
 
 import geoalign_hf  # noqa: F401  (registers the classes)
+from geoalign_hf.cards import list_numbers, list_tables
 from geoalign_hf.concepts import TEMPLATE_SETS
 from geoalign_hf.embedding import REGION_SOURCES
 from geoalign_hf.evaluation import choose_phrases, classify_regions, guard_embeddings, write_metrics
 from geoalign_hf.figures import draw_confusion
-from geoalign_hf.hub import list_numbers, list_tables
 from geoalign_hf.retrieval import retrieve_phrases
 from geoalign_hf.rows import from_coco
 

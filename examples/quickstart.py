@@ -18,8 +18,8 @@ from toy_rows import CONCEPTS, draw_rows
 from transformers import AutoModel, AutoProcessor, pipeline
 
 from geoalign_hf.augment import Augmentation
+from geoalign_hf.cards import write_card
 from geoalign_hf.evaluation import classify_regions
-from geoalign_hf.hub import write_card
 from geoalign_hf.losses import PRESETS
 from geoalign_hf.model.processing_geoalign_clip import CONCEPT_TEMPLATES
 from geoalign_hf.rows import build_rows

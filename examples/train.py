@@ -21,8 +21,8 @@ from accelerate import PartialState
 from transformers import AutoModel, AutoProcessor, HfArgumentParser
 
 from geoalign_hf.augment import Augmentation
+from geoalign_hf.cards import write_card
 from geoalign_hf.evaluation import classify_regions
-from geoalign_hf.hub import write_card
 from geoalign_hf.losses import PRESETS, LossWeights
 from geoalign_hf.model.processing_geoalign_clip import CONCEPT_TEMPLATES
 from geoalign_hf.rows import from_coco, list_concepts, load_rows

@@ -22,13 +22,14 @@ import transformers
 from transformers.utils.logging import get_logger, tqdm
 
 from .captions import read_captions
+from .cards import write_dataset_card
 from .contact_sheet import draw_contact_sheet
-from .hub import write_dataset_card
+from .files import write_json, write_text
 from .leakage import collect_sets, write_table
 from .readers import read_coco, read_dota, read_names, read_voc, read_yolo
 from .report import Report
 from .rows import count_rows, decode_image, load_rows
-from .shards import Job, build_shards, write_text
+from .shards import Job, build_shards
 from .tiles import list_windows
 
 logger = get_logger(__name__)
@@ -145,11 +146,11 @@ def build(config: BuildConfig) -> dict:
             f"{output}: no row is left of {len(rows)} images; left out: {report.count_kinds()}{first}. "
             "Mend the sources or the settings, then delete the folder or give another --output."
         )
-    write_text(output / "statistics.json", json.dumps(statistics, indent=2))
+    write_json(output / "statistics.json", statistics)
     _draw_sheet(dataset, statistics["num_rows"], config)
     table = write_table(overlaps, sets) if sets else None
     if sets:
-        write_text(output / "leakage.json", json.dumps(overlaps, indent=2))
+        write_json(output / "leakage.json", overlaps)
     write_dataset_card(output, statistics, asdict(config), table)
     write_text(output / "report.jsonl", "".join(json.dumps(entry) + "\n" for entry in report.entries))
     shutil.rmtree(output / ".build")
@@ -215,7 +216,7 @@ def _check_folder(config: BuildConfig, rows: list[dict]) -> None:
     elif output.exists() and any(entry.suffix != ".partial" for entry in output.iterdir()):
         raise ValueError(f"{output} is not empty and holds no build. Give another --output.")
     output.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(settings, indent=2))  # first: now the folder is known for what it is
+    write_json(path, settings)  # first: now the folder is known for what it is
     for partial in output.rglob("*.partial"):
         partial.unlink()
     (output / "data").mkdir(exist_ok=True)

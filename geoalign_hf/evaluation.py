@@ -4,7 +4,6 @@ Here are the tasks that choose among words: concepts of regions and scenes, phra
 guards that tell whether training has broken something else. Retrieval and maps have files of their own.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from transformers import ProcessorMixin
 
 from .concepts import choose_templates, spell_concept
 from .embedding import Embedder, choose_context
+from .files import write_json
 from .metrics import (
     count_confusions,
     measure_coherence,
@@ -339,7 +339,6 @@ def write_metrics(path: str | Path, metrics: dict[str, dict]) -> None:
             f"the results {bare} have no protocol, and numbers mean nothing without. "
             "Write what the functions of geoalign_hf.evaluation give."
         )
-    text = json.dumps(metrics, indent=2, allow_nan=False)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    write_json(path, metrics)

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from .files import write_text
+
 
 class History:
     """Keeps the records of a run in a file that survives it.
@@ -20,9 +22,7 @@ class History:
         if is_written:
             records = [] if resumed_step is None else read_records(path)
             kept = [record for record in records if record["step"] <= resumed_step]
-            partial = path.with_suffix(".partial")
-            partial.write_text("".join(f"{json.dumps(record)}\n" for record in kept))
-            partial.replace(path)
+            write_text(path, "".join(f"{json.dumps(record)}\n" for record in kept))
 
     def add(self, step: int, numbers: dict[str, float]) -> None:
         """Append one record."""

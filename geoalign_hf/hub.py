@@ -1,170 +1,299 @@
-"""A folder of weights or of rows to something that can be published: here, its card."""
+"""A folder of a model, an adapter or rows to a Hub repository, in one commit that is whole or not there.
+
+What enters is what `train`, `convert`, PEFT or `build` left; what leaves is a commit with weights, code,
+processor, metrics and card, which `from_pretrained`, `pipeline` and `load_dataset` read by its name.
+"""
 
 import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub.errors import HfHubHTTPError
+from transformers.utils import logging
 
-from .model.pipeline_geoalign_clip import ZeroShotRegionClassificationPipeline
+from .cards import UNNAMED, make_card
 
-TEMPLATE = Path(__file__).parent / "model_card.md"
-DATASET_TEMPLATE = Path(__file__).parent / "dataset_card.md"
-# What the Hub calls the tasks of the evaluation.
-TASK_TYPES = {
-    "region classification from ground-truth boxes": ZeroShotRegionClassificationPipeline.task_name,
-    "zero-shot scene classification": "zero-shot-image-classification",
-    "retrieval of images and captions": "image-text-retrieval",
-    "retrieval of regions and phrases": "image-text-retrieval",
-    "multiple choice over statements": "visual-question-answering",
+logger = logging.get_logger(__name__)
+
+# Its ancestor that lost connections have in common too, be it of httpx (hub 1) or httpx2 (hub 2).
+HTTPError = next(base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError")
+NEEDED = {  # the files that each kind of folder must have
+    "model": ("config.json", "processor_config.json", "tokenizer.json"),
+    "adapter": ("adapter_config.json", "adapter_model.safetensors"),
+    "dataset": ("README.md",),
 }
+# What of an older push would be taken for a part of this one.
+REPLACED = (".safetensors", ".safetensors.index.json", ".parquet")
 
 
-def write_card(folder: str | Path, metrics: dict[str, dict], settings: dict | None = None) -> ModelCard:
-    """Fill the model card and write it into a folder as its README.md.
+def _option(default, what: str):
+    return field(default=default, metadata={"help": what})
+
+
+@dataclass(frozen=True)
+class HubConfig:
+    """Where a training run is published. Its names are those of transformers' Trainer."""
+
+    push_to_hub: bool = _option(False, "push each checkpoint in the background, and the final model")
+    hub_model_id: str | None = _option(None, "repository, name or owner/name; default: name of output_dir")
+    hub_private_repo: bool = _option(False, "make the repository private")
+    hub_revision: str | None = _option(None, "branch to push to")
+
+
+def push(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    tag: str | None = None,
+    create_pr: bool = False,
+    commit_message: str | None = None,
+    base_model: str | None = None,
+    token: str | None = None,
+) -> CommitInfo:
+    """Push a folder in one commit; large files go first, and what the Hub has is not sent again.
 
     Args:
-        folder: a saved model.
-        metrics: results of the evaluation by name, of any task, each with its protocol, as `write_metrics`
-            writes them; all of them are shown.
-        settings: how it was trained, as in `args.json`.
+        folder: a saved model with its processor, an adapter, or rows of `geoalign_hf.build`. Subfolders of a
+            model (the `state` of a checkpoint) stay here. Without a README.md it gets a card.
+        repo_id: name, or owner/name; made if it is not there.
+        private: whether only its owner sees a new repository; None leaves that to the owner's settings.
+        revision: branch, made if it is not there; default: main.
+        tag: a name for the new commit.
+        create_pr: open a pull request instead.
+        commit_message: default: "Push" and the folder's name.
+        base_model: repository of what an adapter stands on, where it was trained on a local folder.
+        token: default: that of `hf auth login` or HF_TOKEN.
 
     Returns:
-        The card.
+        The commit; its `oid` is what others can pin as `revision`.
+
+    Raises:
+        ValueError: if the folder is not whole, the repository is public where `private` was asked for, the
+            tag is taken, or an adapter stands on a local folder. Nothing was sent.
+        RuntimeError: if there is no token, or it may not write, or the network fails. The repository shows
+            all of the push or nothing of it.
     """
+    if create_pr and tag:
+        raise ValueError(f"a pull request is no place for the tag {tag!r}. Merge it, then tag the merge.")
     folder = Path(folder)
-    name = folder.resolve().parent.name if folder.name == "final" else folder.name
-    results = [
-        EvalResult(
-            task_type=TASK_TYPES.get(scores["protocol"]["task"], "feature-extraction"),
-            task_name=scores["protocol"]["task"],
-            dataset_type="custom",
-            dataset_name=title,
-            dataset_config=title,  # results of one task type are told apart by this
-            dataset_args=list_protocol(scores),
-            metric_type=name_metric(metric),
-            metric_name=f"{metric}, {title}",
-            metric_value=value,
+    kind = check_folder(folder)
+    repo_type = "dataset" if kind == "dataset" else "model"
+    contents = read_contents(folder, kind, base_model)
+    api = HfApi(token=token)
+    with clear_errors(repo_id, token):
+        url = prepare_repository(api, repo_id, repo_type, private)
+        contents = {name: _name_repository(name, content, url) for name, content in contents.items()}
+        if revision or tag:
+            refs = api.list_repo_refs(url, repo_type=repo_type)
+            if tag in [ref.name for ref in refs.tags]:
+                raise ValueError(f"{url} has a tag {tag!r} already. Give another, or delete it there first.")
+            if revision and not revision.startswith("refs/"):
+                api.create_branch(url, branch=revision, repo_type=repo_type, exist_ok=True)
+        parent = api.repo_info(url, repo_type=repo_type, revision=revision)
+        there = [sibling.rfilename for sibling in parent.siblings]
+        stale = [name for name in there if name.endswith(REPLACED) and name not in contents]
+        commit = api.create_commit(
+            url,
+            [CommitOperationAdd(name, content) for name, content in contents.items()]
+            + [CommitOperationDelete(name) for name in stale],
+            commit_message=commit_message or f"Push {folder.resolve().name}",
+            repo_type=repo_type,
+            revision=revision,
+            create_pr=create_pr,
+            parent_commit=parent.sha,
         )
-        for title, scores in metrics.items()
-        for metric, value in list_numbers(scores).items()
-        if not metric.startswith(("chance", "blind"))  # which no model has scored, or none that has seen
-    ]
-    data = ModelCardData(
-        language="en",
-        license="apache-2.0",
-        library_name="transformers",
-        pipeline_tag="zero-shot-image-classification",
-        tags=["remote-sensing", "clip", "region", "geoalign_clip", "custom_code"],
-        model_name=name,
-        eval_results=results or None,
-    )
-    shown = {
-        title: {
-            "numbers": list_numbers(scores),
-            "tables": list_tables(scores),
-            "task": scores["protocol"]["task"],
-            "protocol": {
-                name: json.dumps(value) for name, value in list_protocol(scores).items() if name != "task"
-            },
-        }
-        for title, scores in metrics.items()
+    if tag:
+        with clear_errors(repo_id, token, f"the commit {commit.oid} is there, the tag {tag!r} is not"):
+            api.create_tag(url, tag=tag, revision=commit.oid, repo_type=repo_type)
+    return commit
+
+
+def check_folder(folder: Path) -> str:
+    """See that a folder is whole, and say what it holds: a model, an adapter or a dataset.
+
+    Raises:
+        ValueError: if it is none of them, or something is missing.
+    """
+    kinds = {"adapter": "adapter_config.json", "model": "config.json", "dataset": "data"}
+    kind = next((kind for kind, name in kinds.items() if (folder / name).exists()), None)
+    if kind is None:
+        raise ValueError(
+            f"{folder} holds no model (config.json), no adapter (adapter_config.json) and no rows (data/). "
+            "Give a folder that save_pretrained or geoalign_hf.build has written."
+        )
+    needed = list(NEEDED[kind])
+    if kind == "model":
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        named = [*config.get("auto_map", {}).values()]
+        named += [task["impl"] for task in config.get("custom_pipelines", {}).values()]
+        needed += list_code(folder, {f"{name.split('.')[0]}.py" for name in named})
+        index = folder / "model.safetensors.index.json"
+        shards = json.loads(index.read_text())["weight_map"].values() if index.exists() else ()
+        needed += set(shards) or {"model.safetensors"}
+    missing = [name for name in needed if not (folder / name).exists()]
+    if kind == "dataset" and not list(folder.glob("data/*.parquet")):
+        missing.append("data/*.parquet")
+    if missing:
+        raise ValueError(
+            f"{folder} is no whole {kind}: it lacks {sorted(missing)}. Save model and processor into it with "
+            "save_pretrained, or let geoalign_hf.build finish."
+        )
+    return kind
+
+
+def list_code(folder: Path, names: set[str]) -> set[str]:
+    """Add to names of code files those that they import from beside them."""
+    texts = [(folder / name).read_text(encoding="utf-8") for name in names if (folder / name).exists()]
+    found = {f"{name}.py" for text in texts for name in re.findall(r"^\s*from \.(\w+) import", text, re.M)}
+    return names if found <= names else list_code(folder, names | found)
+
+
+def read_contents(folder: Path, kind: str, base_model: str | None = None) -> dict[str, Path | bytes]:
+    """Collect what is to be pushed, by its name in the repository: paths, and what had to be changed.
+
+    Raises:
+        ValueError: if an adapter stands on a local folder and no `base_model` is given, or the reverse.
+    """
+    if base_model and kind != "adapter":
+        raise ValueError(
+            f"base_model is {base_model!r}, but {folder} holds a {kind}. Only adapters have one."
+        )
+    paths = folder.rglob("*") if kind == "dataset" else folder.glob("*")
+    names = {path.relative_to(folder).as_posix(): path for path in sorted(paths) if path.is_file()}
+    contents = {
+        name: path
+        for name, path in names.items()
+        if not name.endswith(".partial") and not any(part.startswith(".") for part in name.split("/"))
     }
-    card = ModelCard.from_template(
-        data, template_path=str(TEMPLATE), model_name=name, results=shown, settings=settings or {}
-    )
-    card.save(folder / "README.md")
-    return card
+    if "README.md" not in contents:
+        metrics, settings = (
+            json.loads(contents[name].read_text(encoding="utf-8")) if name in contents else {}
+            for name in ("metrics.json", "args.json")
+        )
+        contents["README.md"] = str(make_card(folder, metrics, settings)).encode()
+    if kind == "adapter":
+        config = json.loads(contents["adapter_config.json"].read_text(encoding="utf-8"))
+        stated = config["base_model_name_or_path"]
+        if base_model:
+            config["base_model_name_or_path"] = base_model
+            contents["adapter_config.json"] = json.dumps(config, indent=2).encode()
+            card = _read_bytes(contents["README.md"]).decode()
+            contents["README.md"] = card.replace(f'"{stated}"', f'"{base_model}"').encode()
+        elif not stated or Path(stated).exists():
+            raise ValueError(
+                f"the adapter in {folder} stands on the local folder {stated!r}, which nobody else has. Push "
+                "that first, and give its repository as base_model."
+            )
+    return contents
 
 
-def write_dataset_card(
-    folder: str | Path, statistics: dict, settings: dict, leakage: str | None = None
-) -> DatasetCard:
-    """Fill the dataset card and write it into a folder of rows as its README.md.
+def prepare_repository(api: HfApi, repo_id: str, repo_type: str, private: bool | None) -> str:
+    """Make the repository, if it is not there, and give its whole name.
 
-    The names of the shards tell `datasets` what they are. A card that told it, too (`configs`), would make
-    all folders of one name share one cache, and `load_dataset` give the rows of another.
+    Raises:
+        ValueError: if it is there and public, but was to be private.
+    """
+    url = api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
+    if private and not api.repo_info(url.repo_id, repo_type=repo_type).private:
+        raise ValueError(
+            f"{url.repo_id} is there already and public, but private was asked for. Make it private in its "
+            "settings, or give another name."
+        )
+    return url.repo_id
+
+
+@contextmanager
+def clear_errors(repo_id: str, token: str | None, state: str = "the push did not end") -> Iterator[None]:
+    """Say what to do where the Hub or the way to it refuses.
+
+    Raises:
+        RuntimeError: in place of the Hub's own errors.
+    """
+    if not (token or get_token()):
+        raise RuntimeError(f"pushing to {repo_id} needs a token, and there is none. Run `hf auth login`.")
+    try:
+        yield
+    except (HTTPError, OSError, RuntimeError) as error:  # the last is what hf_xet raises
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        advice = {
+            401: "the token is not valid. Run `hf auth login`",
+            403: "the token may not write there. Give a name of your own, or a token with the right to write",
+            404: "it is not there, or this token may not see it",
+            409: "it was changed at the same time. Push again",
+            412: "it was changed at the same time. Push again",
+        }.get(status, "push again: what is there is not sent again")
+        raise RuntimeError(f"{repo_id}: {state}; {advice} ({type(error).__name__}: {error}).") from error
+
+
+class BackgroundPush:
+    """Pushes folders one at a time while training goes on.
+
+    The repository is made at once, so that a name or token that cannot be used stops a run before it starts.
 
     Args:
-        folder: with `data/<split>-*.parquet`.
-        statistics: as `build` counts them.
-        settings: of the build, with `split`, `license`, `license_name`, `license_link`, `model` and `leaks`.
-        leakage: the table of overlaps with evaluation sets, if there are such sets.
-
-    Returns:
-        The card.
+        repo_id: name, or owner/name.
+        config: private or not, and the branch.
     """
-    folder = Path(folder)
-    data = DatasetCardData(
-        language="en",
-        license=settings["license"],
-        license_name=settings["license_name"],
-        license_link=settings["license_link"],
-        pretty_name=settings["title"] or folder.resolve().name,
-        task_categories=["zero-shot-image-classification", "object-detection", "image-to-text"],
-        tags=["remote-sensing", "region", "hard-negatives", "geoalign_clip"],
-        size_categories=_name_size(statistics["num_rows"]),
-    )
-    card = DatasetCard.from_template(
-        data,
-        template_path=str(DATASET_TEMPLATE),
-        statistics=statistics,
-        leakage=leakage,
-        **settings | {"title": data.pretty_name},
-    )
-    card.save(folder / "README.md")
-    return card
+
+    def __init__(self, repo_id: str, config: HubConfig):
+        self.options = {"private": config.hub_private_repo or None, "revision": config.hub_revision}
+        with clear_errors(repo_id, None):
+            self.repo_id = prepare_repository(HfApi(), repo_id, "model", self.options["private"])
+        self.executor = ThreadPoolExecutor(max_workers=1)
+        self.under_way: Future | None = None
+
+    def start(self, folder: Path) -> None:
+        """Push a copy of a folder, unless another one is still under way."""
+        if self.under_way and not self.under_way.done():
+            logger.warning(f"{folder.name} is not pushed: the one before is still under way.")
+            return
+        copy = folder.with_name(f"partial-push-{folder.name}")  # checkpoints are dropped as others follow
+        shutil.rmtree(copy, ignore_errors=True)
+        copy.mkdir()
+        for path in filter(Path.is_file, folder.iterdir()):
+            _link(path, copy / path.name)
+        self.under_way = self.executor.submit(self._push, copy, folder.name)
+
+    def _push(self, copy: Path, name: str) -> None:
+        try:
+            push(copy, self.repo_id, commit_message=f"Push {name}", **self.options)
+        except Exception as error:  # training is worth more than this push; the final one fails loudly
+            logger.warning(f"{name} was not pushed: {error}")
+        finally:
+            shutil.rmtree(copy)
+
+    def finish(self, folder: Path) -> CommitInfo:
+        """Wait for the push under way, then push the final folder.
+
+        Raises:
+            RuntimeError: if that cannot be pushed; it is whole on the disk.
+        """
+        self.executor.shutdown()
+        return push(folder, self.repo_id, **self.options)
 
 
-def _name_size(num_rows: int) -> str:
-    bounds = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
-    return next((name for bound, name in bounds if num_rows < bound), "n>1M")
+def _link(path: Path, copy: Path) -> None:
+    try:
+        os.link(path, copy)
+    except OSError:  # a file system that knows no links
+        shutil.copy2(path, copy)
 
 
-def list_numbers(scores: dict) -> dict[str, float]:
-    """Give the scores of a result that are single numbers.
-
-    Example:
-        >>> list_numbers({"top1_micro": 0.5, "num_regions": 8, "per_concept": {"ship": 0.5}})
-        {'top1_micro': 0.5}
-    """
-    return {name: value for name, value in scores.items() if isinstance(value, float)}
+def _read_bytes(content: Path | bytes) -> bytes:
+    return content if isinstance(content, bytes) else content.read_bytes()
 
 
-def list_tables(scores: dict) -> dict[str, dict[str, tuple[float, int]]]:
-    """Give the scores of a result that are kept by name, each with its count.
-
-    Example:
-        >>> list_tables({"per_concept": {"ship": 0.5}, "num_per_concept": {"ship": 8}})
-        {'concept': {'ship': (0.5, 8)}}
-    """
-    return {
-        name.removeprefix("per_").removeprefix("by_"): {
-            key: (share, scores[f"num_{name}"][key]) for key, share in shares.items()
-        }
-        for name, shares in scores.items()
-        if name.startswith(("per_", "by_")) and f"num_{name}" in scores
-    }
-
-
-def list_protocol(scores: dict) -> dict:
-    """Give what a result was made by and on: its protocol and its counts, without what is empty.
-
-    Example:
-        >>> list_protocol({"num_regions": 8, "protocol": {"task": "x", "context": None, "concepts": []}})
-        {'task': 'x', 'num_regions': 8}
-    """
-    counts = {name: value for name, value in scores.items() if isinstance(value, int)}
-    told = {name: value for name, value in scores["protocol"].items() if name != "concepts"} | counts
-    return {name: value for name, value in told.items() if value not in (None, "", [], {})}
-
-
-def name_metric(score: str) -> str:
-    """Give the Hub's name for a kind of score.
-
-    Example:
-        >>> [name_metric(score) for score in ("top1_macro", "image_to_text_recall_at_5", "rsu")]
-        ['accuracy', 'recall', 'rsu']
-    """
-    if "recall" in score:
-        return "recall"
-    return "accuracy" if score.startswith("top") or "accuracy" in score else score
+def _name_repository(name: str, content: Path | bytes, repo_id: str) -> Path | bytes:
+    """Put the repository's name into the commands of a card."""
+    if name != "README.md":
+        return content
+    return _read_bytes(content).decode().replace(UNNAMED, repo_id).encode()

@@ -21,6 +21,7 @@ import PIL.Image
 
 from .describe import ask_model, describe_row, name_row
 from .facts import find_facts
+from .files import write_text
 from .leakage import EvaluationSet, find_overlaps
 from .negatives import add_negatives
 from .report import Report
@@ -211,10 +212,3 @@ def _encode_image(row: dict) -> dict:
         window = "_".join(map(str, row["window"]))
         encoded = {"bytes": file.getvalue(), "path": f"{Path(row['source']).with_suffix('')}_{window}.png"}
     return row | {"image": encoded}
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file that is whole or not there."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

@@ -1,196 +1,447 @@
-"""Laws of the model card: every number on it was measured, and it says what the model is."""
+"""Laws of pushing, to a Hub that speaks HTTP: all of it or nothing, and what is there is not sent again."""
 
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
+import time
 
+import huggingface_hub
 import pytest
-from huggingface_hub import ModelCard
+import torch
+from hub_server import Fault, HubServer
+from huggingface_hub import HfApi
 
-from geoalign_hf.evaluation import (
-    choose_phrases,
-    choose_statements,
-    classify_regions,
-    classify_scenes,
-    guard_embeddings,
-)
-from geoalign_hf.hub import list_numbers, list_protocol, list_tables, write_card
-from geoalign_hf.retrieval import retrieve_captions, retrieve_phrases
-
-SETTINGS = {
-    "training": {"learning_rate": 0.0005, "num_epochs": 3},
-    "loss_weights": {"scene": 1.0, "region": 0.1},
-    "num_rows": 8,
-}
-TASK_TYPES = {
-    "toy, regions": "zero-shot-region-classification",
-    "toy, windows": "zero-shot-region-classification",
-    "toy, scenes": "zero-shot-image-classification",
-    "toy, captions": "image-text-retrieval",
-    "toy, phrases": "image-text-retrieval",
-    "toy, negatives": "feature-extraction",
-    "toy, choice": "visual-question-answering",
-    "toy, guards": "feature-extraction",
-}
-
-
-@pytest.fixture(scope="module")
-def metrics(built, rows):
-    """Real results of the toy model, of every kind, as they come back from their file."""
-    images, names = list(rows["image"]), ["ship", "road"] * 4
-    question = {"image": images[0], "options": ["a ship", "a | road"], "answer": 1, "subject": "x | y"}
-    results = (
-        classify_regions(*built, rows),
-        classify_regions(*built, rows, region_source="window", context=2.5, templates=("a {}",)),
-        classify_scenes(*built, images, names),
-        retrieve_captions(*built, rows),
-        retrieve_phrases(*built, rows),
-        choose_phrases(*built, rows),
-        choose_statements(*built, [question]),
-        guard_embeddings(*built, images, ["a ship"], built[0]),
-    )
-    return json.loads(json.dumps(dict(zip(TASK_TYPES, results, strict=True))))
+from geoalign_hf.cards import UNNAMED, write_card
+from geoalign_hf.hub import BackgroundPush, HubConfig, check_folder, push
 
 
 @pytest.fixture
-def text(metrics, tmp_path):
-    write_card(tmp_path / "toy-clip", metrics, SETTINGS)
-    return (tmp_path / "toy-clip" / "README.md").read_text(encoding="utf-8")
+def hub(monkeypatch):
+    """A Hub of this test's own, which this process takes for the only one."""
+    from huggingface_hub.utils import close_session
+
+    with HubServer() as server:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.url)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setenv("HF_TOKEN", "hf_writer")
+        monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)  # of its retries
+        close_session()
+        yield server
+        close_session()
 
 
-def split_sections(text: str) -> dict[str, str]:
-    parts = re.split(r"^## (.+)$", text, flags=re.MULTILINE)
-    return dict(zip(parts[1::2], parts[2::2], strict=True))
+@pytest.fixture
+def saved(folder, tmp_path):
+    """A whole folder that a test may change."""
+    shutil.copytree(folder, tmp_path / "harbors")
+    write_card(tmp_path / "harbors", {}, {"training": {"seed": 0}, "license": "cc-by-4.0"})
+    return tmp_path / "harbors"
 
 
-def test_the_card_that_was_written_is_the_one_given_back(metrics, tmp_path):
-    card = write_card(tmp_path, metrics, SETTINGS)
-    loaded = ModelCard.load(tmp_path / "README.md")
-    assert loaded.text.strip() == card.text.strip()
-    assert loaded.data.to_dict() == card.data.to_dict()
+def list_large(hub) -> list[str]:
+    return [request for request in hub.log if request.startswith("PUT /large/")]
 
 
-def test_the_card_says_what_the_hub_asks(metrics, tmp_path):
-    write_card(tmp_path / "toy-clip", metrics)
-    data = ModelCard.load(tmp_path / "toy-clip" / "README.md").data
-    assert (data.license, data.library_name, data.language) == ("apache-2.0", "transformers", "en")
-    assert data.pipeline_tag == "zero-shot-image-classification"
-    assert data.tags == ["remote-sensing", "clip", "region", "geoalign_clip", "custom_code"]
-    assert data.model_name == "toy-clip"
+def test_a_push_is_one_commit_that_holds_the_folder(hub, saved):
+    (saved / "state").mkdir()
+    (saved / "state" / "optimizer.bin").write_bytes(b"0" * 9000)
+    (saved / "left.partial").write_text("")
+    commit = push(saved, "you/harbors")
+    repository = hub.repositories["model", "you/harbors"]
+    assert repository.messages == ["initial commit", "Push harbors"]
+    assert repository.find("main") == commit.oid
+    names = {path.name for path in saved.iterdir()} - {"state", "left.partial"}
+    assert set(hub.list("you/harbors")) == names | {".gitattributes"}
+    assert {"metrics.json", "args.json", "pipeline_geoalign_clip.py", "model.safetensors"} <= names
+    for name in names - {"README.md"}:
+        assert hub.read("you/harbors", name) == (saved / name).read_bytes(), name
 
 
-def test_every_number_that_was_measured_is_a_result_on_the_card_and_no_other(metrics, tmp_path):
-    write_card(tmp_path, metrics, SETTINGS)
-    results = ModelCard.load(tmp_path / "README.md").data.eval_results
-    found = {(result.dataset_name, result.metric_name): result for result in results}
-    expected = {
-        (title, f"{name}, {title}"): value
-        for title, scores in metrics.items()
-        for name, value in scores.items()
-        if isinstance(value, float) and not name.startswith(("chance", "blind"))
-    }
-    assert len(found) == len(results)
-    assert {key: result.metric_value for key, result in found.items()} == expected
-    for title, scores in metrics.items():
-        told = list_protocol(scores)
-        assert told["task"] == scores["protocol"]["task"] and "versions" in told
-        for (of_title, _), result in found.items():
-            if of_title == title:
-                assert result.dataset_args == told
-                assert (result.task_name, result.task_type) == (told["task"], TASK_TYPES[title])
+def test_the_card_of_a_push_names_the_repository(hub, saved):
+    push(saved, "harbors")  # of the owner of the token
+    card = hub.read("you/harbors", "README.md").decode()
+    assert 'AutoModel.from_pretrained("you/harbors", trust_remote_code=True)' in card
+    assert 'model="you/harbors"' in card and UNNAMED not in card
+    assert UNNAMED in (saved / "README.md").read_text()
 
 
-def test_results_are_of_the_kinds_that_the_hub_knows(metrics, tmp_path):
-    results = write_card(tmp_path, metrics).data.eval_results
-    kinds = {result.metric_name: result.metric_type for result in results}
-    assert kinds["top1_macro, toy, regions"] == kinds["accuracy, toy, choice"] == "accuracy"
-    assert kinds["image_to_text_recall_at_5, toy, captions"] == "recall"
-    assert kinds["coherence, toy, guards"] == "coherence"
+def test_a_folder_without_a_card_gets_one(hub, folder):
+    push(folder, "you/harbors")
+    assert "**This is a reconstruction.**" in hub.read("you/harbors", "README.md").decode()
+    assert not (folder / "README.md").exists()
 
 
-def test_every_row_of_a_table_is_a_score_that_was_measured(text, metrics):
-    results = split_sections(text)["Results"]
-    expected = []
-    for scores in metrics.values():
-        expected += [f"| {name} | {value:.4f} |" for name, value in list_numbers(scores).items()]
-        for table in list_tables(scores).values():
-            for name, (share, count) in table.items():
-                expected.append(f"| {name.replace('|', '/')} | {share:.4f} | {count} |")
-    found = [line for line in results.splitlines() if re.search(r"\d \|$", line)]
-    assert found == expected
-    assert results.count("| concept | share | number |\n| --- | --- | --- |\n") == 3
-    assert results.count("| kind | share | number |") == results.count("| subject | share | number |") == 1
+def test_a_second_push_sends_nothing_again_and_makes_no_empty_commit(hub, saved):
+    first = push(saved, "you/harbors")
+    num_sent = len(list_large(hub))
+    assert push(saved, "you/harbors").oid == first.oid
+    assert len(list_large(hub)) == num_sent > 0
+    (saved / "args.json").write_text("{}")
+    assert push(saved, "you/harbors").oid != first.oid
+    assert len(list_large(hub)) == num_sent
 
 
-def test_every_protocol_is_told_whole(text, metrics):
-    results = split_sections(text)["Results"]
-    for title, scores in metrics.items():
-        part = results.split(f"**{title}**, ")[1].split("\n**")[0]
-        assert part.startswith(f"{scores['protocol']['task']}:\n")
-        told = part.split("Protocol: ")[1]
-        for name, value in scores["protocol"].items():
-            if name not in ("task", "concepts") and value not in (None, "", [], {}):
-                assert f"`{name}={json.dumps(value)}`" in told
-        for name, value in scores.items():
-            if name.startswith("num_") and isinstance(value, int):
-                assert f"`{name}={value}`" in told
+def test_weights_of_an_older_push_do_not_stay_behind(hub, saved, model):
+    push(saved, "you/harbors")
+    (saved / "model.safetensors").unlink()
+    model.save_pretrained(saved, max_shard_size="300KB")
+    shards = {path.name for path in saved.glob("model-*.safetensors")}
+    assert len(shards) > 1
+    push(saved, "you/harbors")
+    found = {name for name in hub.list("you/harbors") if "safetensors" in name}
+    assert found == shards | {"model.safetensors.index.json"}
 
 
-def test_a_table_stands_apart_from_the_words_around_it(text):
-    # Markdown takes a table only after an empty line, and the words after one only after another.
-    lines = text.splitlines()
-    for i, line in enumerate(lines):
-        if line.startswith("| ") and line.endswith(("| value |", "| share | number |")):  # a head
-            assert lines[i - 1] == ""
-        if line.startswith("| ") and not lines[i + 1].startswith("| "):
-            assert lines[i + 1] == ""
+def test_private_branch_tag_and_pull_request(hub, saved):
+    commit = push(saved, "you/harbors", private=True, revision="wide", tag="v1", commit_message="wider")
+    repository = hub.repositories["model", "you/harbors"]
+    assert repository.private
+    assert repository.branches["wide"] == repository.tags["v1"] == commit.oid != repository.branches["main"]
+    assert repository.messages[-1] == "wider"
+    assert hub.list("you/harbors", "main") == [".gitattributes"]
+    proposed = push(saved, "you/harbors", create_pr=True)
+    assert repository.pull_requests == {"refs/pr/1": proposed.oid}
+    assert proposed.pr_url.endswith("/discussions/1")
+    assert hub.list("you/harbors", "main") == [".gitattributes"]
 
 
-def test_the_training_settings_are_on_the_card(text):
-    training = split_sections(text)["Training"]
-    assert "training: `learning_rate=0.0005`, `num_epochs=3`\n" in training
-    assert "loss_weights: `scene=1.0`, `region=0.1`\n" in training
+def check_refusal(hub, error, message, call) -> None:
+    """A refusal says the whole message, and no repository shows anything that it did not before."""
+    before = {key: dict(repository.branches) for key, repository in hub.repositories.items()}
+    with pytest.raises(error, match=message):
+        call()
+    for key, repository in hub.repositories.items():
+        shown = before.get(key, {"main": repository.find("main")})
+        assert repository.branches == shown, key
+        if key not in before:
+            assert hub.list(key[1]) == [".gitattributes"]
 
 
-@pytest.mark.parametrize("is_empty", [True, False])
-def test_the_card_says_that_it_is_a_reconstruction(metrics, tmp_path, is_empty):
-    text = write_card(tmp_path, {} if is_empty else metrics).text
-    assert "**This is a reconstruction.**" in text
-    assert "No number here is the paper's." in text
-    assert "https://arxiv.org/abs/2603.09566" in text
+def test_wrong_wishes_are_refused_before_anything_is_sent(hub, saved):
+    def refuse(message, **options):
+        check_refusal(hub, ValueError, message, lambda: push(saved, "you/harbors", **options))
+        assert not list_large(hub)[num_sent:]
+
+    num_sent = 0
+    refuse(
+        "^a pull request is no place for the tag 'v1'. Merge it, then tag the merge.$",
+        create_pr=True,
+        tag="v1",
+    )
+    refuse(
+        "^base_model is 'you/b', but .*harbors holds a model. Only adapters have one.$", base_model="you/b"
+    )
+    push(saved, "you/harbors", tag="v1")
+    num_sent = len(list_large(hub))
+    refuse("^you/harbors has a tag 'v1' already. Give another, or delete it there first.$", tag="v1")
+    refuse(
+        "^you/harbors is there already and public, but private was asked for. Make it private in its "
+        "settings, or give another name.$",
+        private=True,
+    )
 
 
-@pytest.mark.parametrize("is_empty", [True, False])
-def test_nothing_on_the_card_is_left_to_be_filled_in(metrics, tmp_path, is_empty):
-    card = write_card(tmp_path / "toy-clip", {} if is_empty else metrics, None if is_empty else SETTINGS)
-    for leftover in ("[More Information Needed]", "{{", "}}", "{%", "%}", "None\n", "****", "nan", "TODO"):
-        assert leftover not in card.text, leftover
-    for title, body in split_sections(card.text).items():
-        assert body.strip(), title
+@pytest.mark.parametrize(
+    ("token", "message"),
+    [
+        (None, "^pushing to you/harbors needs a token, and there is none. Run `hf auth login`.$"),
+        ("hf_wrong", r"^you/harbors: the push did not end; the token is not valid. Run `hf auth login` \("),
+        (
+            "hf_reader",
+            "^you/harbors: the push did not end; the token may not write there. Give a name of your own, or "
+            r"a token with the right to write \(",
+        ),
+        ("hf_other", "^you/harbors: the push did not end; the token may not write there. Give a name of"),
+    ],
+)
+@pytest.mark.parametrize("is_taken", [False, True])
+def test_without_the_right_token_nothing_is_pushed(
+    hub, saved, monkeypatch, token, message, is_taken, tmp_path
+):
+    if is_taken:
+        HfApi(token="hf_writer").create_repo("you/harbors")
+    monkeypatch.setenv("HF_TOKEN", token or "")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
+    check_refusal(hub, RuntimeError, message, lambda: push(saved, "you/harbors"))
 
 
-def test_without_metrics_and_settings_the_card_says_so_and_has_no_results(tmp_path):
-    card = write_card(tmp_path, {})
-    sections = split_sections(card.text)
-    assert sections["Results"].strip() == "None were measured."
-    assert sections["Training"].strip() == "Not recorded."
-    assert ModelCard.load(tmp_path / "README.md").data.eval_results is None
-    assert "model-index" not in card.content.split("---")[1]
+@pytest.mark.parametrize("what", [500, "cut"])
+@pytest.mark.parametrize(
+    "pattern", ["POST .*create", "POST .*preupload", "POST .*batch", "PUT /large", "POST .*/commit/"]
+)
+def test_where_the_hub_or_the_network_fails_nothing_is_half_pushed_and_a_second_try_completes(
+    hub, saved, pattern, what
+):
+    hub.faults = [Fault(pattern, what, times=99)]
+    message = r"^you/harbors: the push did not end; push again: what is there is not sent again \("
+    check_refusal(hub, RuntimeError, message, lambda: push(saved, "you/harbors"))
+    hub.faults, hub.log[:] = [], []
+    push(saved, "you/harbors")
+    assert "model.safetensors" in hub.list("you/harbors")
+    assert len(list_large(hub)) == len({*list_large(hub)})
 
 
-def test_a_folder_called_final_is_named_for_the_run_that_it_ended(tmp_path):
-    (tmp_path / "harbors" / "final").mkdir(parents=True)
-    card = write_card(tmp_path / "harbors" / "final", {})
-    assert "\n# harbors\n" in card.text
-    assert 'from_pretrained("harbors", trust_remote_code=True)' in card.text
+def test_after_a_lost_commit_the_large_files_are_not_sent_again(hub, saved):
+    hub.faults = [Fault("POST .*/commit/", "cut")]
+    with pytest.raises(RuntimeError, match="the push did not end"):
+        push(saved, "you/harbors")
+    assert list_large(hub)
+    hub.log.clear()
+    push(saved, "you/harbors")
+    assert not list_large(hub)
 
 
-def test_a_card_replaces_the_one_before(metrics, tmp_path):
-    write_card(tmp_path, metrics)
-    assert "top1_micro" in (tmp_path / "README.md").read_text(encoding="utf-8")
-    write_card(tmp_path, {})
-    assert "top1_micro" not in (tmp_path / "README.md").read_text(encoding="utf-8")
+def test_a_fault_that_passes_and_a_slow_answer_do_no_harm(hub, saved):
+    hub.faults = [Fault("PUT /large", 503), Fault("POST .*batch", "cut"), Fault("POST .*/commit/", 0.5)]
+    push(saved, "you/harbors")
+    assert hub.read("you/harbors", "model.safetensors") == (saved / "model.safetensors").read_bytes()
 
 
-def test_the_same_metrics_give_the_same_card(metrics, tmp_path):
-    cards = [write_card(tmp_path / "toy-clip", metrics, SETTINGS).content for _ in range(2)]
-    assert cards[0] == cards[1]
+def test_a_tag_that_could_not_be_set_is_told_beside_the_commit_that_is_there(hub, saved):
+    hub.faults = [Fault("POST .*/tag/", 500, times=99)]
+    with pytest.raises(
+        RuntimeError, match=r"^you/harbors: the commit \w{40} is there, the tag 'v1' is not; "
+    ):
+        push(saved, "you/harbors", tag="v1")
+    assert "model.safetensors" in hub.list("you/harbors")
+
+
+def test_two_pushes_at_once_do_not_mix(hub, saved, monkeypatch):
+    create_commit = HfApi.create_commit
+
+    def overtake(*arguments, **options):
+        monkeypatch.setattr(HfApi, "create_commit", create_commit)
+        push(other, "you/harbors", commit_message="the other")
+        return create_commit(*arguments, **options)
+
+    monkeypatch.setattr(HfApi, "create_commit", overtake)
+    other = shutil.copytree(saved, saved.with_name("other"))
+    (other / "args.json").write_text("{}")
+    with pytest.raises(RuntimeError, match="it was changed at the same time. Push again"):
+        push(saved, "you/harbors", commit_message="the one")
+    assert hub.repositories["model", "you/harbors"].messages == ["initial commit", "the other"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.json",
+        "model.safetensors",
+        "processor_config.json",
+        "tokenizer.json",
+        "regions_geoalign_clip.py",
+        "pipeline_geoalign_clip.py",
+    ],
+)
+def test_a_folder_that_lacks_something_is_not_pushed(hub, saved, name):
+    (saved / name).unlink()
+    with pytest.raises(ValueError, match="no whole model: it lacks|holds no model") as error:
+        push(saved, "you/harbors")
+    assert name in str(error.value)
+    assert not hub.log
+
+
+def test_a_lost_shard_is_noticed(saved, model):
+    (saved / "model.safetensors").unlink()
+    model.save_pretrained(saved, max_shard_size="300KB")
+    assert check_folder(saved) == "model"
+    lost = sorted(saved.glob("model-*"))[1]
+    lost.unlink()
+    with pytest.raises(ValueError, match=re.escape(f"is no whole model: it lacks ['{lost.name}'].")):
+        check_folder(saved)
+
+
+ROUND_TRIP = """
+import sys
+
+class Absent:  # geoalign_hf is installed here; let this process believe that it is not
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "geoalign_hf":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
+import torch
+from huggingface_hub import snapshot_download
+from transformers import AutoModel, AutoProcessor, pipeline
+
+inputs, revision = sys.argv[1:]
+torch.set_num_threads(1)
+options = {"trust_remote_code": True, "revision": revision}
+model = AutoModel.from_pretrained("you/harbors", **options).eval()
+processor = AutoProcessor.from_pretrained("you/harbors", **options)
+given = torch.load(inputs, weights_only=False)
+with torch.no_grad():
+    output = model(**processor(**given, return_tensors="pt", padding=True))
+found = {name: output[name] for name in ("image_embeds", "region_embeds", "text_embeds")}
+classify = pipeline("zero-shot-region-classification", model="you/harbors", **options)
+found["answers"] = classify(given["images"][0], boxes=given["boxes"][0], candidate_concepts=["ship", "road"])
+found["task"] = pipeline(model="you/harbors", **options).task
+scene = pipeline("zero-shot-image-classification", model="you/harbors", **options)
+found["scene"] = scene(given["images"][0], candidate_labels=["a ship", "a road"])
+found["snapshot"] = snapshot_download("you/harbors", revision=revision)
+torch.save(found, inputs + ".out")
+"""
+
+
+def run(code: str, hub, home, *arguments) -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        env=os.environ | hub.env(home),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_what_was_pushed_works_by_its_name_where_the_package_is_not_installed(
+    hub, saved, built, toy_rows, tmp_path
+):
+    from transformers import pipeline
+
+    commit = push(saved, "you/harbors", private=True)
+    call = {"images": [toy_rows[0]["image"]], "boxes": [toy_rows[0]["boxes"]], "text": ["a ship", "a road"]}
+    torch.save(call, tmp_path / "inputs")
+    hub.faults = [Fault("GET .*/resolve/.*json", 0.3), Fault("GET .*safetensors", "cut")]
+    run(ROUND_TRIP, hub, tmp_path / "home", tmp_path / "inputs", commit.oid)
+    found = torch.load(tmp_path / "inputs.out", weights_only=False)
+    model, processor = built
+    with torch.no_grad():
+        output = model(**processor(**call, return_tensors="pt", padding=True))
+    for name in ("image_embeds", "region_embeds", "text_embeds"):
+        assert torch.equal(found[name], output[name]), name
+    assert found["task"] == "zero-shot-region-classification"
+    for task, name, options in (
+        ("zero-shot-region-classification", "answers", {"boxes": call["boxes"][0]}),
+        ("zero-shot-image-classification", "scene", {}),
+    ):
+        words = {"candidate_concepts": ["ship", "road"]} if options else {"candidate_labels": call["text"]}
+        answers = pipeline(task, model=str(saved))(call["images"][0], **words, **options)
+        assert found[name] == answers
+    assert sorted(os.listdir(found["snapshot"])) == hub.list("you/harbors")
+
+
+STOCK_PUSH = """
+import sys
+import geoalign_hf
+from transformers import AutoModel, AutoProcessor
+
+model = AutoModel.from_pretrained(sys.argv[1])
+processor = AutoProcessor.from_pretrained(sys.argv[1])
+model.push_to_hub("harbors", max_shard_size="300KB")
+processor.push_to_hub("harbors")
+"""
+
+
+def test_the_methods_of_transformers_push_the_code_too(hub, saved, built, toy_rows, tmp_path):
+    run(STOCK_PUSH, hub, tmp_path / "pusher", saved)
+    assert sum("safetensors" in name for name in hub.list("you/harbors")) > 2
+    call = {"images": [toy_rows[0]["image"]], "boxes": [toy_rows[0]["boxes"]], "text": ["a ship", "a road"]}
+    torch.save(call, tmp_path / "inputs")
+    run(ROUND_TRIP, hub, tmp_path / "home", tmp_path / "inputs", "main")
+    found = torch.load(tmp_path / "inputs.out", weights_only=False)
+    with torch.no_grad():
+        output = built[0](**built[1](**call, return_tensors="pt", padding=True))
+    assert torch.equal(found["region_embeds"], output.region_embeds)
+
+
+ADAPTER = """
+import sys
+import torch
+from peft import PeftModel
+from transformers import AutoModel
+
+torch.set_num_threads(1)
+base = AutoModel.from_pretrained("you/harbors", trust_remote_code=True)
+wrapped = PeftModel.from_pretrained(base, "you/piers").eval()
+direct = AutoModel.from_pretrained("you/piers", trust_remote_code=True).eval()
+pixel_values = torch.ones(1, 3, *[base.config.vision_config.image_size] * 2)
+with torch.no_grad():
+    found = [model.get_image_features(pixel_values).pooler_output for model in (wrapped, direct)]
+torch.save(found, sys.argv[1])
+"""
+
+
+def test_an_adapter_is_pushed_with_its_base_and_loads_by_name(hub, saved, model, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    push(saved, "you/harbors")
+    model.name_or_path = str(saved)
+    model = get_peft_model(model, LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
+    model.save_pretrained(tmp_path / "piers")
+    assert check_folder(tmp_path / "piers") == "adapter"
+    write_card(tmp_path / "piers", {})
+    with pytest.raises(
+        ValueError, match="stands on the local folder '.*harbors', which nobody else has. Push"
+    ):
+        push(tmp_path / "piers", "you/piers")
+    push(tmp_path / "piers", "you/piers", base_model="you/harbors")
+    card = hub.read("you/piers", "README.md").decode()
+    assert 'from_pretrained("you/harbors"' in card and 'PeftModel.from_pretrained(model, "you/piers")' in card
+    config = json.loads(hub.read("you/piers", "adapter_config.json"))
+    assert config["base_model_name_or_path"] == "you/harbors"
+    run(ADAPTER, hub, tmp_path / "home", tmp_path / "found")
+    pixel_values = torch.ones(1, 3, *[model.config.vision_config.image_size] * 2)
+    with torch.no_grad():
+        expected = model.eval().get_image_features(pixel_values).pooler_output
+    for found in torch.load(tmp_path / "found"):
+        assert (found - expected).abs().max() < 1e-6
+
+
+DATASET = """
+import sys
+from datasets import load_dataset
+from geoalign_hf.rows import load_rows
+
+rows = load_dataset("you/rows", split="train")
+again = load_rows("you/rows", "train")
+assert rows["phrases"][:] == again["phrases"][:]
+print(len(rows), sum(map(len, rows["boxes"])), file=open(sys.argv[1], "w"))
+"""
+
+
+def test_rows_are_pushed_and_loaded_by_name(hub, coco_folder, tmp_path):
+    from geoalign_hf.build import BuildConfig, build
+
+    config = BuildConfig(str(tmp_path / "rows"), coco=str(coco_folder / "rows.json"), license="mit")
+    statistics = build(config)
+    push(tmp_path / "rows", "you/rows")
+    files = hub.list("you/rows", repo_type="dataset")
+    assert "data/train-00000-of-00001.parquet" in files and "contact_sheet.png" in files
+    card = hub.read("you/rows", "README.md", repo_type="dataset").decode()
+    assert 'load_dataset("you/rows", split="train")' in card
+    run(DATASET, hub, tmp_path / "home", tmp_path / "counts")
+    counts = (tmp_path / "counts").read_text().split()
+    assert list(map(int, counts)) == [statistics["num_rows"], statistics["num_regions"]]
+
+
+def test_a_folder_is_pushed_beside_what_goes_on_even_if_it_is_dropped_meanwhile(hub, saved, caplog):
+    hub.faults = [Fault("POST .*preupload", 1.0)]
+    background = BackgroundPush("harbors", HubConfig(push_to_hub=True, hub_private_repo=True))
+    assert hub.repositories["model", "you/harbors"].private
+    checkpoint = saved.rename(saved.with_name("checkpoint-8"))
+    start = time.perf_counter()
+    background.start(checkpoint)
+    background.start(checkpoint)  # one at a time
+    assert time.perf_counter() - start < 0.5
+    final = checkpoint.with_name("final")
+    shutil.copytree(checkpoint, final)
+    (final / "args.json").write_text("{}")
+    shutil.rmtree(checkpoint)
+    background.finish(final)
+    messages = hub.repositories["model", "you/harbors"].messages
+    assert messages == ["initial commit", "Push checkpoint-8", "Push final"]
+    assert [path.name for path in final.parent.iterdir() if path.name.startswith("partial")] == []
+
+
+def test_a_push_in_the_background_that_fails_stops_nothing_and_the_final_one_says_so(hub, saved):
+    background = BackgroundPush("harbors", HubConfig(push_to_hub=True))
+    hub.faults = [Fault("POST .*/commit/", "cut", times=2)]
+    background.start(saved)
+    with pytest.raises(RuntimeError, match="^you/harbors: the push did not end"):
+        background.finish(saved)
+    assert hub.repositories["model", "you/harbors"].messages == ["initial commit"]
