@@ -4,6 +4,7 @@
         --output_dir outputs/train --num_epochs 100 --mixed_precision bf16
     accelerate launch --config_file examples/accelerate_configs/ddp.yaml examples/train.py ...
     ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 examples/train.py ...
+    python examples/train.py ... --push_to_hub --hub_model_id you/geoalign-clip --hub_private_repo
 
 Starts from `--model` (a GeoAlignCLIP, or made of a CLIP by `python -m geoalign_hf.convert`), or from a small
 model with fresh weights. `--preset` chooses the weights of the loss terms, and each can be given by its name.
@@ -21,8 +22,9 @@ from accelerate import PartialState
 from transformers import AutoModel, AutoProcessor, HfArgumentParser
 
 from geoalign_hf.augment import Augmentation
-from geoalign_hf.cards import write_card
+from geoalign_hf.cards import describe_dataset
 from geoalign_hf.evaluation import classify_regions
+from geoalign_hf.hub import BackgroundPush, HubConfig
 from geoalign_hf.losses import PRESETS, LossWeights
 from geoalign_hf.model.processing_geoalign_clip import CONCEPT_TEMPLATES
 from geoalign_hf.rows import from_coco, list_concepts, load_rows
@@ -51,6 +53,7 @@ class ScriptArguments:
     patch_size: int = field(default=16, metadata={"help": "fresh model: side of a patch"})
     width: int = field(default=192, metadata={"help": "fresh model: of the vision tower"})
     depth: int = field(default=4, metadata={"help": "fresh model: blocks of the vision tower"})
+    license: str | None = field(default=None, metadata={"help": "of the weights, as the Hub spells it"})
 
 
 def read_rows(source: str, images: str | None, split: str):
@@ -60,9 +63,9 @@ def read_rows(source: str, images: str | None, split: str):
 
 def main() -> None:
     """Read, train, evaluate, write."""
-    parser = HfArgumentParser((ScriptArguments, LossWeights, TrainingConfig, Augmentation))
+    parser = HfArgumentParser((ScriptArguments, LossWeights, TrainingConfig, Augmentation, HubConfig))
     parser.set_defaults(**asdict(PRESETS[parser.parse_known_args()[0].preset]))
-    arguments, weights, config, augment = parser.parse_args_into_dataclasses()
+    arguments, weights, config, augment, hub = parser.parse_args_into_dataclasses()
 
     # 1. Rows.
     rows, eval_rows = read_rows(arguments.dataset, arguments.images, "train"), None
@@ -84,29 +87,31 @@ def main() -> None:
         )
 
     # 3. Training, with evaluation before, on the way and after.
-    evaluate = partial(classify_regions, processor=processor, rows=eval_rows) if eval_rows else None
-    folder = train(model, processor, rows, weights, config, augment, evaluate=evaluate)
+    state, output_dir, background = PartialState(), Path(config.output_dir), None
+    if hub.push_to_hub and state.is_main_process:
+        background = BackgroundPush(hub.hub_model_id or output_dir.resolve().name, hub)
+    about = {"script": asdict(arguments), "license": arguments.license, "base_model": arguments.model}
+    folder = train(
+        model,
+        processor,
+        rows,
+        weights,
+        config,
+        augment,
+        evaluate=partial(classify_regions, processor=processor, rows=eval_rows) if eval_rows else None,
+        publish=background.start if background else None,
+        about=about | {"data": describe_dataset(arguments.dataset)},
+    )
 
-    # 4. What came of it, each number with its protocol.
-    state = PartialState()
-    if not state.is_main_process:
-        return state.destroy_process_group()
-    output_dir, metrics = Path(config.output_dir), {}
-    if evaluate:
-        metrics = json.loads((output_dir / "metrics.json").read_text())
-        model = AutoModel.from_pretrained(folder).to(state.device)
-        metrics["final, by windows"] = evaluate(model, region_source="window")
-        for name, scores in metrics.items():
+    # 4. What came of it.
+    if state.is_main_process and eval_rows:
+        for name, scores in json.loads((output_dir / "metrics.json").read_text()).items():
             print(
-                f"{name:>18}: region top-1 micro {scores['top1_micro']:.4f}, macro "
-                f"{scores['top1_macro']:.4f} on {scores['num_regions']} boxes of {len(eval_rows)} images"
+                f"{name:>5}: region top-1 micro {scores['top1_micro']:.4f}, macro {scores['top1_macro']:.4f} "
+                f"on {scores['num_regions']} boxes of {len(eval_rows)} images"
             )
-    (output_dir / "metrics.json").write_text(json.dumps(metrics, indent=2))
-    settings = {"script": asdict(arguments)} | json.loads((output_dir / "args.json").read_text())
-    (output_dir / "args.json").write_text(json.dumps(settings, indent=2))
-    write_card(folder, {name: scores for name, scores in metrics.items() if name != "best"}, settings)
-    if evaluate:
-        write_card(output_dir / "best", {"best": metrics["best"]}, settings)
+    if background:
+        print(background.finish(folder).commit_url)
     state.destroy_process_group()
 
 

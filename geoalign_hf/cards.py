@@ -128,9 +128,10 @@ def describe_dataset(source: str) -> dict[str, str | None]:
 
 
 def _name_folder(folder: Path) -> str:
-    """Give a folder's name, or that of the run whose last or best model it is."""
+    """Give a folder's name, or that of the run which left it."""
     folder = folder.resolve()
-    return folder.parent.name if folder.name in ("final", "best") else folder.name
+    is_of_run = folder.name.startswith(("final", "best", "checkpoint-", "partial-"))
+    return folder.parent.name if is_of_run else folder.name
 
 
 def _read_json(path: Path) -> dict:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from transformers.utils import logging
 
+from .cards import write_card
+
 PARTIAL = "partial-"
 
 
@@ -59,8 +61,10 @@ def no_progress_bars() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def save_model(accelerator, model, processor, folder: Path) -> None:
-    """Save weights, code and processor together: a folder that can be loaded and published as it is."""
+def save_model(
+    accelerator, model, processor, folder: Path, settings: dict, metrics: dict | None = None
+) -> None:
+    """Save weights, code, processor and card: a folder that can be loaded and published as it is."""
     # Every process takes part in collecting weights that are sharded over them.
     state = accelerator.get_state_dict(model)
     if accelerator.is_main_process:
@@ -68,16 +72,20 @@ def save_model(accelerator, model, processor, folder: Path) -> None:
             state["logit_scale"] = state["logit_scale"].reshape(())  # as in CLIP, see `prepare_for_fsdp`
         accelerator.unwrap_model(model).save_pretrained(folder, state_dict=state)
         processor.save_pretrained(folder)
+        write_card(folder, metrics or {}, settings)
 
 
-def save_checkpoint(accelerator, model, processor, output_dir: Path, step: int, keep: int) -> None:
-    """Write the checkpoint of a step, then drop the oldest beyond `keep`."""
+def save_checkpoint(
+    accelerator, model, processor, output_dir: Path, settings: dict, step: int, keep: int
+) -> Path:
+    """Write the checkpoint of a step, then drop the oldest beyond `keep`; give its folder."""
     with write_whole(accelerator, output_dir / f"checkpoint-{step}") as folder:
         accelerator.save_state(folder / "state")
-        save_model(accelerator, model, processor, folder)
+        save_model(accelerator, model, processor, folder, settings)
     if accelerator.is_main_process:
         for old in list_checkpoints(output_dir)[:-keep]:
             remove_folder(old)
+    return output_dir / f"checkpoint-{step}"
 
 
 def find_newest_checkpoint(output_dir: Path) -> Path | None:

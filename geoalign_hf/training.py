@@ -5,8 +5,8 @@ load by `from_pretrained` and can be pushed as they are; checkpoints that a run 
 `args.json`, `history.jsonl`, `metrics.json`, `curves.png`.
 """
 
-import json
 import math
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -19,9 +19,11 @@ from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from torch.utils.data import DataLoader
 from transformers.utils import logging
 
+from .cards import write_card
 from .checkpoints import find_newest_checkpoint, no_progress_bars, save_checkpoint, save_model, write_whole
 from .collator import RowCollator
 from .distributed import gather
+from .files import write_json
 from .history import History, draw_curves, read_records
 from .launch import check_processes, group_parameters, prepare_model, prepare_output, warmup_cosine
 from .losses import LossWeights
@@ -108,6 +110,10 @@ class Progress:
             )
         self.step, self.scores = state["step"], state["scores"]
 
+    def list_results(self, *names: str) -> dict[str, dict]:
+        """Give those scores that a card can show: they have a protocol."""
+        return {name: self.scores[name] for name in names if "protocol" in self.scores.get(name, {})}
+
 
 def train(
     model,
@@ -118,6 +124,8 @@ def train(
     augment: Callable | None = None,
     templates: tuple[str, ...] = CONCEPT_TEMPLATES,
     evaluate: Callable[[torch.nn.Module], dict] | None = None,
+    publish: Callable[[Path], None] | None = None,
+    about: dict | None = None,
 ) -> Path:
     """Train a model on rows.
 
@@ -132,6 +140,8 @@ def train(
         evaluate: gives the scores of a model, as `classify_regions` does, before the first step, after
             the last and every `eval_every` steps; its numbers are logged, and the model with the highest
             `best_metric` is kept in `best/`. Every process calls it.
+        publish: is given the folder of each checkpoint, on the main process; see `BackgroundPush`.
+        about: what else `args.json` and the cards are to say; see `write_card`.
 
     Returns:
         The folder of the trained model.
@@ -198,7 +208,7 @@ def train(
         accelerator.load_state(newest / "state")
         if accelerator.is_main_process:
             logger.warning(f"resuming from {newest}")
-    arguments = {
+    settings = (about or {}) | {
         "training": asdict(config),
         "loss_weights": asdict(weights),
         "templates": list(templates),
@@ -208,7 +218,7 @@ def train(
         "num_processes": accelerator.num_processes,
     }
     if accelerator.is_main_process:
-        (output_dir / "args.json").write_text(json.dumps(arguments, indent=2))
+        write_json(output_dir / "args.json", settings)
     resumed_step = progress.step if newest else None
     history = History(output_dir / "history.jsonl", resumed_step, accelerator.is_main_process)
     if config.report_to:
@@ -224,7 +234,7 @@ def train(
 
     # 3. Steps.
     if evaluate and "start" not in progress.scores:
-        record(evaluate_step(accelerator, model, processor, evaluate, config, progress, "start"))
+        record(evaluate_step(accelerator, model, processor, evaluate, config, progress, settings, "start"))
     model.train()
     num_chunks = -(-config.batch_size // config.chunk_size) if config.chunk_size else 1
     bar = logging.tqdm(
@@ -258,30 +268,37 @@ def train(
                 and config.eval_every
                 and progress.step % config.eval_every == 0 < num_steps - progress.step
             ):
-                record(evaluate_step(accelerator, model, processor, evaluate, config, progress))
+                record(evaluate_step(accelerator, model, processor, evaluate, config, progress, settings))
             if config.save_every and progress.step % config.save_every == 0 and progress.step < num_steps:
-                save_checkpoint(
-                    accelerator, model, processor, output_dir, progress.step, config.keep_checkpoints
+                keep = config.keep_checkpoints
+                folder = save_checkpoint(
+                    accelerator, model, processor, output_dir, settings, progress.step, keep
                 )
+                if publish and accelerator.is_main_process:
+                    publish(folder)
             start = time.perf_counter()
     bar.close()
 
     # 4. The trained model, and what is to be said of it.
     with write_whole(accelerator, output_dir / "final") as folder:
-        save_model(accelerator, model, processor, folder)
+        save_model(accelerator, model, processor, folder, settings)
     if evaluate:
-        record(evaluate_step(accelerator, model, processor, evaluate, config, progress))
-        if accelerator.is_main_process:
-            (output_dir / "metrics.json").write_text(json.dumps(progress.scores, indent=2))
+        record(evaluate_step(accelerator, model, processor, evaluate, config, progress, settings))
     if accelerator.is_main_process:
+        if evaluate:
+            write_json(output_dir / "metrics.json", progress.scores)
         draw_curves(read_records(history.path), output_dir / "curves.png")
+        shutil.copy(output_dir / "curves.png", output_dir / "final")
+        write_card(output_dir / "final", progress.list_results("start", "final"), settings)
     for tracker in accelerator.trackers:
         tracker.finish()
     accelerator.wait_for_everyone()
     return output_dir / "final"
 
 
-def evaluate_step(accelerator, model, processor, evaluate, config, progress, name: str = "final") -> dict:
+def evaluate_step(
+    accelerator, model, processor, evaluate, config, progress, settings, name: str = "final"
+) -> dict:
     """Evaluate the model of this step, keep it if it is the best so far, and give the numbers to log."""
     with no_progress_bars():
         # What differs in the last digit between processes must not make them part ways below.
@@ -297,7 +314,7 @@ def evaluate_step(accelerator, model, processor, evaluate, config, progress, nam
     if best is None or scores[config.best_metric] > best[config.best_metric]:
         progress.scores["best"] = scores
         with write_whole(accelerator, Path(config.output_dir) / "best") as folder:
-            save_model(accelerator, model, processor, folder)
+            save_model(accelerator, model, processor, folder, settings, progress.list_results("best"))
     return {f"eval_{name}": number for name, number in numbers.items()}
 
 

@@ -4,9 +4,9 @@ import json
 import re
 
 import pytest
-from huggingface_hub import ModelCard
+from huggingface_hub import DatasetCard, DatasetCardData, ModelCard
 
-from geoalign_hf.cards import list_numbers, list_protocol, list_tables, write_card
+from geoalign_hf.cards import describe_dataset, list_numbers, list_protocol, list_tables, write_card
 from geoalign_hf.evaluation import (
     choose_phrases,
     choose_statements,
@@ -72,7 +72,7 @@ def test_the_card_that_was_written_is_the_one_given_back(metrics, tmp_path):
 def test_the_card_says_what_the_hub_asks(metrics, tmp_path):
     write_card(tmp_path / "toy-clip", metrics)
     data = ModelCard.load(tmp_path / "toy-clip" / "README.md").data
-    assert (data.license, data.library_name, data.language) == ("apache-2.0", "transformers", "en")
+    assert (data.license, data.library_name, data.language) == (None, "transformers", "en")
     assert data.pipeline_tag == "zero-shot-image-classification"
     assert data.tags == ["remote-sensing", "clip", "region", "geoalign_clip", "custom_code"]
     assert data.model_name == "toy-clip"
@@ -172,16 +172,61 @@ def test_without_metrics_and_settings_the_card_says_so_and_has_no_results(tmp_pa
     card = write_card(tmp_path, {})
     sections = split_sections(card.text)
     assert sections["Results"].strip() == "None were measured."
-    assert sections["Training"].strip() == "Not recorded."
+    assert sections["Training"].strip() == "Settings were not recorded."
     assert ModelCard.load(tmp_path / "README.md").data.eval_results is None
     assert "model-index" not in card.content.split("---")[1]
 
 
-def test_a_folder_called_final_is_named_for_the_run_that_it_ended(tmp_path):
-    (tmp_path / "harbors" / "final").mkdir(parents=True)
-    card = write_card(tmp_path / "harbors" / "final", {})
+@pytest.mark.parametrize("name", ["final", "best", "checkpoint-8", "partial-checkpoint-8"])
+def test_a_folder_of_a_run_is_named_for_the_run(tmp_path, name):
+    (tmp_path / "harbors" / name).mkdir(parents=True)
+    card = write_card(tmp_path / "harbors" / name, {})
     assert "\n# harbors\n" in card.text
-    assert 'from_pretrained("harbors", trust_remote_code=True)' in card.text
+    assert 'from_pretrained("you/your-repository", trust_remote_code=True)' in card.text
+
+
+def test_what_the_card_was_made_of_lies_beside_it(metrics, tmp_path):
+    write_card(tmp_path, metrics, SETTINGS)
+    assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
+    assert json.loads((tmp_path / "args.json").read_text()) == SETTINGS
+
+
+def test_data_licence_base_and_pictures_have_their_places(tmp_path):
+    (tmp_path / "curves.png").write_bytes(b"")
+    (tmp_path / "COCO.json").write_text('{"licenses": [{"id": 1, "name": "research only"}]}')
+    about = {"license": "cc-by-4.0", "base_model": "someone/clip"}
+    card = write_card(tmp_path, {}, about | {"data": describe_dataset(str(tmp_path / "COCO.json"))})
+    assert (card.data.license, card.data.base_model) == ("cc-by-4.0", "someone/clip")
+    sections = split_sections(card.text)
+    assert "Trained on COCO.json; its licence: research only." in sections["Data and licences"]
+    assert "Licence of the weights: cc-by-4.0." in sections["Data and licences"]
+    assert "Started from someone/clip." in sections["Training"]
+    assert "![curves.png](curves.png)" in card.text
+
+
+def test_a_local_base_is_no_link(tmp_path):
+    card = write_card(tmp_path, {}, {"base_model": str(tmp_path)})
+    assert card.data.base_model is None
+    assert f"Started from {tmp_path}." in card.text
+
+
+def test_the_terms_of_a_built_set_are_those_of_its_card(tmp_path):
+    DatasetCard.from_template(DatasetCardData(license="other", license_name="ask first")).save(
+        tmp_path / "README.md"
+    )
+    told = describe_dataset(str(tmp_path))
+    assert told == {"name": tmp_path.name, "repo_id": None, "license": "ask first"}
+
+
+@pytest.mark.parametrize("is_adapter", [True, False])
+def test_the_code_on_the_card_is_code(tmp_path, is_adapter):
+    if is_adapter:
+        (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "you/base"}')
+    text = write_card(tmp_path, {}).text
+    (block,) = re.findall(r"```python\n(.+?)```", text, re.DOTALL)
+    compile(block, "card", "exec")
+    assert ("PeftModel" in block) == is_adapter
+    assert sum(line.strip() != "" for line in block.splitlines()) <= 20
 
 
 def test_a_card_replaces_the_one_before(metrics, tmp_path):

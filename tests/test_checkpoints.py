@@ -82,7 +82,7 @@ def test_removing_a_folder_removes_its_name_first(tmp_path, monkeypatch):
 
 def test_a_scale_that_was_given_an_axis_is_saved_without(model, processor, tmp_path):
     model.logit_scale = torch.nn.Parameter(model.logit_scale.detach().reshape(1))
-    save_model(Accelerator(), model, processor, tmp_path)
+    save_model(Accelerator(), model, processor, tmp_path, {})
     assert load_file(tmp_path / "model.safetensors")["logit_scale"].shape == ()
 
 

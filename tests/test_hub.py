@@ -313,7 +313,7 @@ def test_what_was_pushed_works_by_its_name_where_the_package_is_not_installed(
     with torch.no_grad():
         output = model(**processor(**call, return_tensors="pt", padding=True))
     for name in ("image_embeds", "region_embeds", "text_embeds"):
-        assert torch.equal(found[name], output[name]), name
+        assert (found[name] - output[name]).abs().max() < 1e-6, name
     assert found["task"] == "zero-shot-region-classification"
     for task, name, options in (
         ("zero-shot-region-classification", "answers", {"boxes": call["boxes"][0]}),
@@ -321,7 +321,11 @@ def test_what_was_pushed_works_by_its_name_where_the_package_is_not_installed(
     ):
         words = {"candidate_concepts": ["ship", "road"]} if options else {"candidate_labels": call["text"]}
         answers = pipeline(task, model=str(saved))(call["images"][0], **words, **options)
-        assert found[name] == answers
+        answer, again = (answers, found[name]) if name == "scene" else (answers[0], found[name][0])
+        assert [part["label"] for part in again] == [part["label"] for part in answer]
+        assert [part["score"] for part in again] == pytest.approx(
+            [part["score"] for part in answer], abs=1e-5
+        )
     assert sorted(os.listdir(found["snapshot"])) == hub.list("you/harbors")
 
 
@@ -346,7 +350,7 @@ def test_the_methods_of_transformers_push_the_code_too(hub, saved, built, toy_ro
     found = torch.load(tmp_path / "inputs.out", weights_only=False)
     with torch.no_grad():
         output = built[0](**built[1](**call, return_tensors="pt", padding=True))
-    assert torch.equal(found["region_embeds"], output.region_embeds)
+    assert (found["region_embeds"] - output.region_embeds).abs().max() < 1e-6
 
 
 ADAPTER = """
