@@ -13,6 +13,7 @@ code, processor, card), checkpoints, `args.json`, `metrics.json`, `history.jsonl
 """
 
 import json
+import os
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -87,8 +88,8 @@ def main() -> None:
         )
 
     # 3. Training, with evaluation before, on the way and after.
-    state, output_dir, background = PartialState(), Path(config.output_dir), None
-    if hub.push_to_hub and state.is_main_process:
+    output_dir, background = Path(config.output_dir), None
+    if hub.push_to_hub and os.environ.get("RANK", "0") == "0":  # Accelerate is not up yet
         background = BackgroundPush(hub.hub_model_id or output_dir.resolve().name, hub)
     about = {"script": asdict(arguments), "license": arguments.license, "base_model": arguments.model}
     folder = train(
@@ -104,6 +105,7 @@ def main() -> None:
     )
 
     # 4. What came of it.
+    state = PartialState()
     if state.is_main_process and eval_rows:
         for name, scores in json.loads((output_dir / "metrics.json").read_text()).items():
             print(

@@ -111,8 +111,9 @@ class Progress:
         self.step, self.scores = state["step"], state["scores"]
 
     def list_results(self, *names: str) -> dict[str, dict]:
-        """Give those scores that a card can show: they have a protocol."""
-        return {name: self.scores[name] for name in names if "protocol" in self.scores.get(name, {})}
+        """Give those scores that a card can show: their protocol names their task."""
+        told = {name: self.scores[name] for name in names if name in self.scores}
+        return {name: scores for name, scores in told.items() if "task" in scores.get("protocol", {})}
 
 
 def train(
