@@ -10,8 +10,12 @@ from accelerate import Accelerator, DistributedType
 from .checkpoints import PARTIAL, find_newest_checkpoint, remove_partial_folders
 
 
-def check_processes(num_processes: int) -> None:
-    """Refuse to train alone where several processes were launched.
+def check_processes(num_processes: int, script: str = "examples/train.py") -> None:
+    """Refuse to work alone where several processes were launched.
+
+    Args:
+        num_processes: that Accelerate came up with.
+        script: that was launched.
 
     Raises:
         RuntimeError: if Accelerate came up with another number of processes than were asked for.
@@ -19,16 +23,16 @@ def check_processes(num_processes: int) -> None:
     launched = os.environ.get("WORLD_SIZE")
     if launched is not None and int(launched) != num_processes:
         raise RuntimeError(
-            f"WORLD_SIZE is {launched} but Accelerate started {num_processes} process, so each would train "
-            "alone on a part of the negatives. On CPUs start with: "
-            f"ACCELERATE_USE_CPU=true torchrun --nproc_per_node {launched} examples/train.py ..."
+            f"WORLD_SIZE is {launched} but Accelerate started {num_processes} process, so each would work "
+            "alone and know nothing of the others. On CPUs start with: "
+            f"ACCELERATE_USE_CPU=true torchrun --nproc_per_node {launched} {script} ..."
         )
     # What `accelerate launch --cpu --num_processes N` leaves behind for N > 1, before it starts one process.
     is_on_cpus = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1")
     if launched is None and num_processes == 1 and is_on_cpus and "MASTER_PORT" in os.environ:
         raise RuntimeError(
             "accelerate launch was asked for several processes on CPUs and started one. Start them with: "
-            "ACCELERATE_USE_CPU=true torchrun --nproc_per_node N examples/train.py ..."
+            f"ACCELERATE_USE_CPU=true torchrun --nproc_per_node N {script} ..."
         )
 
 

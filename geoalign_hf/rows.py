@@ -127,10 +127,16 @@ def write_rows(rows: list[dict], path: Path) -> None:
     columns = {name: [row[name] for row in checked] for name in FEATURES}
     # As an Image() datasets would drop bytes whose path happens to be a file here, and write the path alone.
     plain = Features(FEATURES | {"image": {"bytes": Value("binary"), "path": Value("string")}})
-    dataset = Dataset.from_dict(columns, features=plain)
+    with _without_bars():
+        dataset = Dataset.from_dict(columns, features=plain).cast(FEATURES)
+    write_parquet(dataset, path)
+
+
+def write_parquet(dataset: Dataset, path: Path) -> None:
+    """Write a dataset as one Parquet file that is whole or not there."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     with partial.open("wb") as file, _without_bars():
-        dataset.cast(FEATURES).to_parquet(file)
+        dataset.to_parquet(file)
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)

@@ -1,14 +1,22 @@
 """Every example runs as its docstring says, at a small size."""
 
 import json
+import os
 import runpy
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
+import torch
 from PIL import Image
+from transformers import AutoProcessor
+
+from geoalign_hf.embedding import Embedder
+from geoalign_hf.embedding_shards import read_embeds
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -151,6 +159,153 @@ def test_localize_maps_phrases_and_scores_maps_against_a_truth(toy_rows, folder,
     assert list(metrics) == ["localisation, tile", "localisation, dense"]
     for scores in metrics.values():
         assert scores["num_queries"] == 1 and f"rmi {scores['rmi']:.4f}" in printed
+
+
+def test_zero_shot_names_an_image_and_its_boxes(toy_rows, folder, built, tmp_path, run_here):
+    row = toy_rows[0]
+    row["image"].save(tmp_path / "scene.png")
+    boxes = [",".join(map(str, box)) for box in row["boxes"]]
+    asked = ["--image", "scene.png", "--concepts", "ship", "storage tank", "--boxes", *boxes]
+    printed = run_here("zero_shot.py", "--model", folder, *asked)
+    answers = json.loads((tmp_path / "outputs" / "zero_shot" / "answers.json").read_text())
+    texts = [f"a satellite image of a {concept}." for concept in ("ship", "storage tank")]
+    batch = built[1](images=row["image"], text=texts, return_tensors="pt", padding=True)
+    with torch.no_grad():
+        expected = built[0](**batch).logits_per_image[0].softmax(-1).tolist()
+    found = {answer["label"]: answer["score"] for answer in answers["image"]}
+    assert [found["ship"], found["storage tank"]] == pytest.approx(expected, abs=1e-5)
+    assert [best["box"] for best, _ in answers["regions"]] == row["boxes"]
+    best = answers["regions"][0][0]
+    assert f"box {best['box']}: {best['label']} {best['score']:.4f}" in printed
+
+
+def test_zero_shot_runs_where_geoalign_hf_is_not_installed(toy_rows, folder, tmp_path):
+    toy_rows[0]["image"].save(tmp_path / "scene.png")
+    (tmp_path / "absent").mkdir()
+    (tmp_path / "absent" / "geoalign_hf.py").write_text("raise ModuleNotFoundError('geoalign_hf')")
+    asked = ["--image", "scene.png", "--concepts", "ship", "road", "--boxes", "2,2,30,30"]
+    command = [sys.executable, EXAMPLES / "zero_shot.py", "--model", folder, "--trust_remote_code", *asked]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "absent")}
+    result = subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, cwd=tmp_path, env=environment
+    )
+    assert result.returncode == 0, result.stderr
+    assert "box [2.0, 2.0, 30.0, 30.0]: " in result.stdout
+
+
+def test_linear_probe_on_folders_and_on_boxes(toy_rows, folder, coco_folder, tmp_path, run_here):
+    for i, row in enumerate(toy_rows):
+        path = tmp_path / "scenes" / ("Storage_tank" if i % 2 else "road") / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        row["image"].save(path)
+    fewer = ["--num_neighbors", 1, "--folds", 2, "--output_dir"]
+    run_here(
+        "linear_probe.py", "--model", folder, "--folder", "scenes", "--test_folder", "scenes", *fewer, "a"
+    )
+    metrics = json.loads((tmp_path / "a" / "metrics.json").read_text())
+    assert list(metrics) == ["linear probe", "1 nearest neighbours", "zero-shot"]
+    assert metrics["1 nearest neighbours"]["top1_micro"] == 1  # each test image is its own neighbour
+    assert metrics["zero-shot"]["num_per_concept"] == {"road": 4, "storage tank": 4}
+
+    boxes = ["--coco", coco_folder / "rows.json", "--images", coco_folder]
+    printed = run_here("linear_probe.py", "--model", folder, *boxes, *fewer, "b")
+    metrics = json.loads((tmp_path / "b" / "metrics.json").read_text())
+    num_regions = sum(len(row["boxes"]) for row in toy_rows)
+    for scores in metrics.values():
+        assert scores["num_tests"] + scores["protocol"]["num_train"] == num_regions
+        assert f"micro {scores['top1_micro']:.4f}" in printed
+    first = metrics
+    run_here("linear_probe.py", "--model", folder, *boxes, *fewer, "b")
+    assert json.loads((tmp_path / "b" / "metrics.json").read_text()) == first
+
+
+def test_search_finds_in_an_embedded_folder_what_brute_force_finds(
+    folder, built, coco_folder, run_here, tmp_path
+):
+    files = ["--images", coco_folder, "--coco", coco_folder / "rows.json", "--shard_size", 3]
+    printed = run_here("embed_folder.py", "--model", folder, *files, "--output_dir", "embeds")
+    assert "process 0 of 1: made 3 shards;" in printed and "8 images make 3 shards in embeds" in printed
+    assert "made 0 shards" in run_here("embed_folder.py", "--model", folder, *files, "--output_dir", "embeds")
+
+    embedder = Embedder(*built)
+    queries = ["a ship", "a storage tank near a road"]
+    text_embeds, image_embeds = embedder.embed_texts(queries), embedder.embed_images([coco_folder / "2.png"])
+    everything = read_embeds(tmp_path / "embeds")
+    asked = ["--model", folder, "--embeds", "embeds", "--image", coco_folder / "2.png", "--query", *queries]
+    for kind in ("image", "region"):
+        again = None
+        for _ in range(2):  # with the index that is built, and with the one that is loaded
+            printed = run_here("search.py", *asked, "--kind", kind, "--images", coco_folder, "--top_k", 4)
+            assert again in (None, printed)
+            again = printed
+        rows = [row for row in everything if row["kind"] == kind]
+        embeds = np.array([row["embed"] for row in rows])
+        expected = ""
+        for name, query in zip([*queries, coco_folder / "2.png"], [*text_embeds, *image_embeds], strict=True):
+            expected += f"{name}:\n"
+            scores = embeds @ query.numpy()
+            for i in np.argsort(-scores)[:4]:
+                box = [round(side, 1) for side in rows[i]["box"]] if kind == "region" else "whole"
+                concept = f"{rows[i]['concept']} " if kind == "region" else ""
+                expected += f"  {rows[i]['path']} {box} {concept}{scores[i]:.4f}\n"
+        assert printed == expected
+        assert Image.open(tmp_path / "outputs" / "search" / "hits_2.png").height > 400
+    assert rows and "  2.png whole 1.0000" in run_here("search.py", *asked)
+
+
+def test_exported_towers_say_what_the_model_says(folder, built, toy_rows, tmp_path, run_here):
+    printed = run_here("export_onnx.py", "--model", folder)
+    assert printed.count("differs by at most") == 3
+    onnx = tmp_path / "outputs" / "export_onnx"
+    processor = AutoProcessor.from_pretrained(onnx)
+    images, boxes = [row["image"] for row in toy_rows], [row["boxes"] for row in toy_rows]
+    texts = [row["captions"][0] for row in toy_rows]
+    batch = processor(images=images, boxes=boxes, text=texts, return_tensors="pt", padding=True)
+    with torch.no_grad():
+        expected = built[0](**batch)
+    for name in ("image", "text", "region"):
+        session = onnxruntime.InferenceSession(onnx / f"{name}.onnx", providers=["CPUExecutionProvider"])
+        inputs = {entry.name: batch[entry.name].numpy() for entry in session.get_inputs()}
+        (found,) = session.run([f"{name}_embeds"], inputs)
+        assert found == pytest.approx(expected[f"{name}_embeds"].numpy(), abs=1e-4)
+
+
+@pytest.mark.slow
+def test_oriented_boxes_and_the_value_path_are_exported_too(model, processor, tmp_path, run_here):
+    model.config.dense_mode = "value"
+    model.save_pretrained(tmp_path / "value")
+    processor.save_pretrained(tmp_path / "value")
+    printed = run_here("export_onnx.py", "--model", "value", "--region_form", "quads")
+    assert printed.count("differs by at most") == 3
+
+
+@pytest.mark.slow
+def test_two_processes_embed_a_folder_as_one_does_and_a_killed_run_goes_on(folder, coco_folder, tmp_path):
+    boxes = ["--coco", coco_folder / "rows.json"]
+    files = ["--model", folder, "--images", coco_folder, "--shard_size", 1, *boxes]
+    run("embed_folder.py", *files, "--output_dir", "one", cwd=tmp_path)
+    script = [EXAMPLES / "embed_folder.py", *files, "--output_dir", "two"]
+    port = 29400 + os.getpid() % 500
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", 2, "--master_port", port]
+    command = list(map(str, [sys.executable, *launcher, *script]))
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
+    alone = subprocess.Popen(
+        list(map(str, [sys.executable, *script])), cwd=tmp_path, stderr=subprocess.DEVNULL
+    )
+    while not list((tmp_path / "two").glob("*.parquet")):
+        assert alone.poll() is None
+        time.sleep(0.001)
+    alone.kill()
+    alone.wait()
+    result = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    assert "process 0 of 2: made" in result.stdout and "process 1 of 2: made" in result.stdout
+    assert not list((tmp_path / "two").glob("*.partial"))
+    one, two = (read_embeds(tmp_path / name) for name in ("one", "two"))
+    assert np.array(two["embed"]) == pytest.approx(np.array(one["embed"]), abs=1e-6)  # but for rounding
+    assert two.remove_columns("embed").to_list() == one.remove_columns("embed").to_list()
 
 
 @pytest.mark.slow

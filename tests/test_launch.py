@@ -202,8 +202,8 @@ def test_only_matrices_decay_and_every_trainable_parameter_is_in_one_group(model
 def test_processes_that_did_not_come_up_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
     message = (
-        "WORLD_SIZE is 4 but Accelerate started 1 process, so each would train alone on a part of the "
-        "negatives. On CPUs start with: "
+        "WORLD_SIZE is 4 but Accelerate started 1 process, so each would work alone and know nothing of the "
+        "others. On CPUs start with: "
         "ACCELERATE_USE_CPU=true torchrun --nproc_per_node 4 examples/train.py ..."
     )
     with pytest.raises(RuntimeError, match=f"^{re.escape(message)}$"):

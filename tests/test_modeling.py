@@ -361,3 +361,13 @@ def test_regions_in_no_form_are_refused(built):
 def test_an_unknown_dense_mode_is_refused(built):
     with pytest.raises(ValueError, match=r"^dense_mode is 'first'; it must be one of \('last', 'value'\)\.$"):
         built[0].get_patch_features(draw_pixels(), dense_mode="first")
+
+
+def test_an_exported_model_takes_any_number_of_images_and_regions(built):
+    num_images, num_regions = torch.export.Dim("images"), torch.export.Dim("regions")
+    shapes = {"pixel_values": {0: num_images}, "region_boxes": {0: num_images, 1: num_regions}}
+    inputs = {"pixel_values": draw_pixels(), "region_boxes": BOXES}
+    exported = torch.export.export(built[0], (), inputs, dynamic_shapes=shapes, strict=False)
+    other = {"pixel_values": draw_pixels(1)[:1], "region_boxes": BOXES[:1].repeat(1, 3, 1)}
+    found = exported.module()(**other)
+    assert torch.allclose(found.region_embeds, built[0](**other).region_embeds, atol=1e-6)

@@ -236,7 +236,7 @@ class GeoAlignCLIPModel(CLIPModel):
             ValueError: if no form or several are given, or the number of images differs.
         """
         regions = (region_boxes, region_quads, region_coverage, region_mask)
-        weights = weigh_regions(len(pixel_values), self._grid(pixel_values), *regions)
+        weights = weigh_regions(pixel_values.shape[0], self._grid(pixel_values), *regions)
         _, features = self._encode_pixels(pixel_values, dense_mode, interpolate_pos_encoding)
         return self._embed_weighted(features, weights)
 
@@ -349,7 +349,7 @@ class GeoAlignCLIPModel(CLIPModel):
         vision_output = text_output = image_embeds = region_embeds = text_embeds = None
         logits_per_image = logits_per_text = logits_per_region = pooler_output = loss = None
         if has_regions:
-            weights = weigh_regions(len(pixel_values), self._grid(pixel_values), *regions, region_mask)
+            weights = weigh_regions(pixel_values.shape[0], self._grid(pixel_values), *regions, region_mask)
             vision_output, patch_features = self._encode_pixels(
                 pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
             )

@@ -352,7 +352,7 @@ def weigh_regions(
     if len(given) > 1:
         raise ValueError(f"regions are given as {' and '.join(given)}. Give one form in a call.")
     regions, weigh = forms[given[0]]
-    if len(regions) != num_images:
+    if regions.shape[0] != num_images:  # `len` would fix the number of images of an exported model
         raise ValueError(
             f"{given[0]} is for {len(regions)} images, but there are {num_images} images. "
             "Give one list of regions per image, an empty one where there are none."
