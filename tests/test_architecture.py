@@ -49,7 +49,8 @@ MAY_IMPORT = {
     "collator": {"packing", "processing"},
     "concepts": {"modeling", "processing"},
     "scratch": {"configuration", "modeling", "processing"},
-    "convert": {"configuration", "modeling", "processing"},
+    "open_clip_layout": set(),
+    "convert": {"configuration", "modeling", "open_clip_layout", "processing"},
     "hub": {"pipeline"},
     "figures": set(),
     "embedding": {"augment"},
@@ -73,7 +74,7 @@ MAY_IMPORT = {
 DOORS = {
     "datasets": {"rows", "metric_modules"},
     "evaluate": {"metric_modules"},
-    "safetensors": {"concepts", "convert"},
+    "safetensors": {"concepts", "open_clip_layout"},
     "accelerate": {"launch", "steps", "training"},
     "peft": {"training"},
     "rasterio": {"scenes"},
