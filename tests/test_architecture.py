@@ -61,7 +61,8 @@ MAY_IMPORT = {
     "collator": {"packing", "processing"},
     "concepts": {"modeling", "processing"},
     "scratch": {"configuration", "modeling", "processing"},
-    "convert": {"configuration", "modeling", "processing"},
+    "open_clip_layout": set(),
+    "convert": {"configuration", "modeling", "open_clip_layout", "processing"},
     "cards": {"files", "pipeline"},
     "hub": {"cards"},
     "figures": set(),
@@ -89,7 +90,7 @@ MAY_IMPORT = {
 DOORS = {
     "datasets": {"rows", "metric_modules", "embedding_shards"},
     "evaluate": {"metric_modules"},
-    "safetensors": {"concepts", "convert"},
+    "safetensors": {"concepts", "open_clip_layout"},
     "accelerate": {"launch", "steps", "training"},
     "peft": {"training"},
     "rasterio": {"scenes"},

@@ -1,5 +1,6 @@
 """Laws of conversion: a CLIP stays what it was, and a checkpoint that is not whole is refused."""
 
+import argparse
 import json
 import math
 import re
@@ -176,6 +177,57 @@ def test_converted_saved_and_loaded_the_model_has_equal_bits(converted, tmp_path
     assert all(torch.equal(batch[key], loaded_batch[key]) for key in batch)
 
 
+@pytest.mark.parametrize("form", ["pytorch_model.bin", "shards", "half precision"])
+def test_the_form_of_the_source_s_weights_does_not_matter(saved, converted, source, form):
+    weights = load_file(source / "model.safetensors")
+    if form == "shards":
+        (source / "model.safetensors").unlink()
+        CLIPModel.from_pretrained(saved).save_pretrained(source, max_shard_size="50KB")
+        assert len(list(source.glob("model-*.safetensors"))) > 1
+    elif form == "half precision":
+        spoil(source, lambda weights: weights.update({name: value.half() for name, value in weights.items()}))
+    else:
+        torch.save(weights, source / "pytorch_model.bin")
+        (source / "model.safetensors").unlink()
+    model, _ = convert_clip(source)
+    for name, weight in model.state_dict().items():
+        expected = converted[0].state_dict()[name]
+        expected = expected.half().float() if form == "half precision" else expected
+        assert weight.dtype == torch.float32
+        assert torch.equal(weight, expected), name
+
+
+# Long texts
+
+
+def test_a_source_of_248_positions_takes_texts_of_248_tokens(saved, source):
+    config = CLIPConfig.from_pretrained(saved)
+    config.text_config.max_position_embeddings = 248
+    torch.manual_seed(2)
+    CLIPModel(config).save_pretrained(source)
+    model, processor = convert_clip(source)
+    batch = processor(text="a ship " * 300, truncation=True, return_tensors="pt")
+    assert batch["input_ids"].shape == (1, 248)
+    clip = CLIPModel.from_pretrained(source).eval()
+    with torch.no_grad():
+        expected = torch.nn.functional.normalize(clip.get_text_features(**batch).pooler_output, dim=-1)
+        torch.testing.assert_close(model.embed_text(**batch), expected, rtol=0, atol=1e-5)
+
+
+def test_a_stretched_model_is_saved_with_its_length_and_keeps_short_texts(saved, converted, tmp_path):
+    model, processor = convert_clip(saved, text_length=248)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    loaded = GeoAlignCLIPModel.from_pretrained(tmp_path).eval()
+    assert loaded.config.text_config.max_position_embeddings == 248
+    assert GeoAlignCLIPProcessor.from_pretrained(tmp_path).tokenizer.model_max_length == 248
+    short = processor(text=TEXTS, padding=True, return_tensors="pt")
+    long = processor(text="a ship " * 300, truncation=True, return_tensors="pt")
+    with torch.no_grad():
+        assert torch.equal(loaded.embed_text(**short), converted[0].embed_text(**short))
+        torch.testing.assert_close(loaded.embed_text(**long), model.embed_text(**long), rtol=0, atol=1e-6)
+
+
 # What is refused
 
 
@@ -224,12 +276,36 @@ def test_a_source_that_is_no_clip_is_refused(tmp_path):
         convert_clip(tmp_path)
 
 
-def test_a_folder_with_pickled_weights_alone_is_refused(source):
+def test_a_pickle_of_more_than_tensors_is_not_run(source):
     weights = load_file(source / "model.safetensors")
-    torch.save(weights, source / "pytorch_model.bin")
+    torch.save(weights | {"options": argparse.Namespace(lr=1)}, source / "pytorch_model.bin")
     (source / "model.safetensors").unlink()
-    with pytest.raises(OSError, match=f"no file named model.safetensors found in directory {source}"):
+    with refuses(
+        f"{source} cannot be read as plain tensors (found argparse.Namespace), and a pickle is not run here. "
+        "Where you trust the file, load it yourself and save its state dict alone."
+    ):
         convert_clip(source)
+
+
+def test_what_a_configuration_tells_is_not_to_be_given(source):
+    with refuses(f"{source} tells --activation, --text_heads in its config.json. Leave that out."):
+        convert_clip(source, activation="gelu", text_heads=2)
+
+
+def test_a_folder_without_a_configuration_is_refused(source):
+    (source / "config.json").unlink()
+    with refuses(
+        f"{source} was not found, or holds neither config.json nor open_clip_config.json with one of "
+        "open_clip_model.safetensors, open_clip_pytorch_model.bin, open_clip_pytorch_model.pt. If it holds "
+        f"weights alone, name the file: {source}/FILE."
+    ):
+        convert_clip(source)
+
+
+@pytest.mark.parametrize("name", ["none.pt", "some/none.pt", "/some/where/none.pt", "/some/where"])
+def test_what_is_not_there_is_refused(name):
+    with refuses(f"{name} is not there. Give a file, folder, repository or REPOSITORY/FILE."):
+        convert_clip(name)
 
 
 @pytest.mark.parametrize(("part", "name"), [("visual", "image_embeds"), ("text", "text_embeds")])
@@ -254,3 +330,11 @@ def test_the_command_writes_a_folder_that_loads(saved, converted, tmp_path, monk
         assert torch.equal(weight, converted[0].state_dict()[name]), name
     assert not GeoAlignCLIPProcessor.from_pretrained(dest).image_processor.do_center_crop
     assert json.loads((dest / "config.json").read_text())["model_type"] == "geoalign_clip"
+
+
+def test_a_folder_that_is_not_empty_is_not_written_into(saved, tmp_path, monkeypatch):
+    (tmp_path / "notes.txt").write_text("mine")
+    monkeypatch.setattr(sys, "argv", ["convert", str(saved), str(tmp_path)])
+    with refuses(f"{tmp_path} is there already and not empty. Give another folder, or remove it."):
+        main()
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
