@@ -9,6 +9,7 @@ Starts from `--model` (a GeoAlignCLIP, or made of a CLIP by `python -m geoalign_
 model with fresh weights. `--preset` chooses the weights of the loss terms, and each can be given by its name.
 Prints the region accuracy before and after, and leaves in the output folder `final/` and `best/` (weights,
 code, processor, card), checkpoints, `args.json`, `metrics.json`, `history.jsonl` and `curves.png`.
+`--lora vision,text` trains adapters alone, `--freeze vision` all but a tower; see train_lora.py.
 """
 
 import json
@@ -20,6 +21,7 @@ import torch
 from accelerate import PartialState
 from transformers import AutoModel, AutoProcessor, HfArgumentParser
 
+from geoalign_hf.adapters import AdapterConfig, adapt_model, describe_share
 from geoalign_hf.augment import Augmentation
 from geoalign_hf.evaluation import classify_regions
 from geoalign_hf.hub import write_card
@@ -60,9 +62,11 @@ def read_rows(source: str, images: str | None, split: str):
 
 def main() -> None:
     """Read, train, evaluate, write."""
-    parser = HfArgumentParser((ScriptArguments, LossWeights, TrainingConfig, Augmentation))
+    parser = HfArgumentParser((ScriptArguments, LossWeights, TrainingConfig, Augmentation, AdapterConfig))
     parser.set_defaults(**asdict(PRESETS[parser.parse_known_args()[0].preset]))
-    arguments, weights, config, augment = parser.parse_args_into_dataclasses()
+    arguments, weights, config, augment, adapters = parser.parse_args_into_dataclasses()
+    if adapters.lora and not arguments.model:
+        parser.error("--lora adapts a model that is there: give it as --model")
 
     # 1. Rows.
     rows, eval_rows = read_rows(arguments.dataset, arguments.images, "train"), None
@@ -83,11 +87,16 @@ def main() -> None:
             texts, arguments.image_size, arguments.patch_size, arguments.width, arguments.depth
         )
 
-    # 3. Training, with evaluation before, on the way and after.
+    # 3. What of it is trained.
+    model = adapt_model(model, adapters)
+    if PartialState().is_main_process:
+        print(describe_share(model))
+
+    # 4. Training, with evaluation before, on the way and after.
     evaluate = partial(classify_regions, processor=processor, rows=eval_rows) if eval_rows else None
     folder = train(model, processor, rows, weights, config, augment, evaluate=evaluate)
 
-    # 4. What came of it, each number with its protocol.
+    # 5. What came of it, each number with its protocol.
     state = PartialState()
     if not state.is_main_process:
         return state.destroy_process_group()
@@ -102,7 +111,8 @@ def main() -> None:
                 f"{scores['top1_macro']:.4f} on {scores['num_regions']} boxes of {len(eval_rows)} images"
             )
     (output_dir / "metrics.json").write_text(json.dumps(metrics, indent=2))
-    settings = {"script": asdict(arguments)} | json.loads((output_dir / "args.json").read_text())
+    settings = {"script": asdict(arguments), "adapters": asdict(adapters)}
+    settings |= json.loads((output_dir / "args.json").read_text())
     (output_dir / "args.json").write_text(json.dumps(settings, indent=2))
     write_card(folder, {name: scores for name, scores in metrics.items() if name != "best"}, settings)
     if evaluate:

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "geoalign_hf"
-SHIPPED = ("configuration", "packing", "regions", "modeling", "processing", "pipeline")
+SHIPPED = ("configuration", "packing", "regions", "scales", "modeling", "processing", "pipeline")
 
 # What each file may import from ours, and nothing else.
 MAY_IMPORT = {
@@ -18,7 +18,8 @@ MAY_IMPORT = {
     "regions": set(),
     "pipeline": set(),
     "packing": set(),
-    "modeling": {"configuration", "packing", "regions", "pipeline"},
+    "scales": set(),
+    "modeling": {"configuration", "packing", "regions", "pipeline", "scales"},
     "processing": {"regions"},
     "metrics": set(),
     "score_maps": set(),
@@ -27,6 +28,7 @@ MAY_IMPORT = {
     "history": set(),
     "checkpoints": set(),
     "launch": {"checkpoints"},
+    "adapters": set(),
     "contrast": {"distributed"},
     "losses": {"contrast", "distributed"},
     "steps": {"collator", "distributed", "losses", "packing"},
@@ -75,7 +77,7 @@ DOORS = {
     "evaluate": {"metric_modules"},
     "safetensors": {"concepts", "convert"},
     "accelerate": {"launch", "steps", "training"},
-    "peft": {"training"},
+    "peft": {"adapters"},
     "rasterio": {"scenes"},
     "yaml": {"readers"},
     "huggingface_hub": {"hub", "configuration"},
