@@ -71,10 +71,8 @@ def prepare_model(model: torch.nn.Module, gradient_checkpointing: bool, accelera
 
 def prepare_for_fsdp(model: torch.nn.Module, accelerator: Accelerator) -> None:
     """Give CLIP's scale an axis, since FSDP shards no scalars; it is saved without."""
-    clip = next(
-        module for module in model.modules() if "logit_scale" in module._parameters
-    )  # within adapters
-    scale = clip.logit_scale
+    clip = next(module for module in model.modules() if "logit_scale" in module._parameters)
+    scale = clip.logit_scale  # of the model itself, which adapters may wrap
     clip.logit_scale = torch.nn.Parameter(scale.detach().reshape(1), scale.requires_grad)
     # Autocast alone makes half precision: FSDP's own would round boxes and scales, too.
     accelerator.state.fsdp_plugin.mixed_precision_policy = None
