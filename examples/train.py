@@ -10,6 +10,7 @@ Starts from `--model` (a GeoAlignCLIP, or made of a CLIP by `python -m geoalign_
 model with fresh weights. `--preset` chooses the weights of the loss terms, and each can be given by its name.
 Prints the region accuracy before and after, and leaves in the output folder `final/` and `best/` (weights,
 code, processor, card), checkpoints, `args.json`, `metrics.json`, `history.jsonl` and `curves.png`.
+`--lora vision,text` trains adapters alone, `--freeze vision` all but a tower; see train_lora.py.
 """
 
 import json
@@ -22,6 +23,7 @@ import torch
 from accelerate import PartialState
 from transformers import AutoModel, AutoProcessor, HfArgumentParser
 
+from geoalign_hf.adapters import AdapterConfig, adapt_model, describe_share
 from geoalign_hf.augment import Augmentation
 from geoalign_hf.cards import describe_dataset
 from geoalign_hf.evaluation import classify_regions
@@ -64,9 +66,13 @@ def read_rows(source: str, images: str | None, split: str):
 
 def main() -> None:
     """Read, train, evaluate, write."""
-    parser = HfArgumentParser((ScriptArguments, LossWeights, TrainingConfig, Augmentation, HubConfig))
+    parser = HfArgumentParser(
+        (ScriptArguments, LossWeights, TrainingConfig, Augmentation, AdapterConfig, HubConfig)
+    )
     parser.set_defaults(**asdict(PRESETS[parser.parse_known_args()[0].preset]))
-    arguments, weights, config, augment, hub = parser.parse_args_into_dataclasses()
+    arguments, weights, config, augment, adapters, hub = parser.parse_args_into_dataclasses()
+    if adapters.lora and not arguments.model:
+        parser.error("--lora adapts a model that is there: give it as --model")
 
     # 1. Rows.
     rows, eval_rows = read_rows(arguments.dataset, arguments.images, "train"), None
@@ -87,11 +93,17 @@ def main() -> None:
             texts, arguments.image_size, arguments.patch_size, arguments.width, arguments.depth
         )
 
-    # 3. Training, with evaluation before, on the way and after.
+    # 3. What of it is trained.
+    model = adapt_model(model, adapters)
+    is_first = os.environ.get("RANK", "0") == "0"  # Accelerate is not up yet
+    if is_first:
+        print(describe_share(model))
+
+    # 4. Training, with evaluation before, on the way and after.
     output_dir, background = Path(config.output_dir), None
-    if hub.push_to_hub and os.environ.get("RANK", "0") == "0":  # Accelerate is not up yet
+    if hub.push_to_hub and is_first:
         background = BackgroundPush(hub.hub_model_id or output_dir.resolve().name, hub)
-    about = {"script": asdict(arguments), "license": arguments.license, "base_model": arguments.model}
+    about = {"script": asdict(arguments), "adapters": asdict(adapters), "license": arguments.license}
     folder = train(
         model,
         processor,
@@ -101,10 +113,10 @@ def main() -> None:
         augment,
         evaluate=partial(classify_regions, processor=processor, rows=eval_rows) if eval_rows else None,
         publish=background.start if background else None,
-        about=about | {"data": describe_dataset(arguments.dataset)},
+        about=about | {"base_model": arguments.model, "data": describe_dataset(arguments.dataset)},
     )
 
-    # 4. What came of it.
+    # 5. What came of it.
     state = PartialState()
     if state.is_main_process and eval_rows:
         for name, scores in json.loads((output_dir / "metrics.json").read_text()).items():

@@ -59,20 +59,25 @@ def prepare_output(output_dir: Path, resume: bool) -> None:
 
 def prepare_model(model: torch.nn.Module, gradient_checkpointing: bool, accelerator: Accelerator) -> None:
     """Give the model float32 weights to train, and the forms that its wrappers ask for."""
+    is_mixed = accelerator.mixed_precision != "no"
     for parameter in model.parameters():
-        if parameter.requires_grad:  # a checkpoint may have come in half precision
+        # A checkpoint may have come in half precision; under mixed precision what is frozen may stay so.
+        if parameter.requires_grad or (parameter.is_floating_point() and not is_mixed):
             parameter.data = parameter.data.float()
     if gradient_checkpointing:
         # its name before transformers 5.23
         old = getattr(model, "gradient_checkpointing_enable", None)
         getattr(model, "activation_checkpointing_enable", old)({"use_reentrant": False})
+        model.disable_input_require_grads()  # only the reentrant kind asks for gradients of a frozen tower
     if accelerator.distributed_type == DistributedType.FSDP:
         prepare_for_fsdp(model, accelerator)
 
 
 def prepare_for_fsdp(model: torch.nn.Module, accelerator: Accelerator) -> None:
     """Give CLIP's scale an axis, since FSDP shards no scalars; it is saved without."""
-    model.logit_scale = torch.nn.Parameter(model.logit_scale.detach().reshape(1))
+    clip = next(module for module in model.modules() if "logit_scale" in module._parameters)
+    scale = clip.logit_scale  # of the model itself, which adapters may wrap
+    clip.logit_scale = torch.nn.Parameter(scale.detach().reshape(1), scale.requires_grad)
     # Autocast alone makes half precision: FSDP's own would round boxes and scales, too.
     accelerator.state.fsdp_plugin.mixed_precision_policy = None
 

@@ -67,6 +67,8 @@ class Teacher:
         if self.kind != "ema":
             return
         for mean, parameter in zip(self.copy.parameters(), student.parameters(), strict=True):
+            if not parameter.requires_grad:
+                continue
             # FSDP has a share of it here and must collect the rest.
             whole = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
             mean.lerp_(whole.view_as(mean).to(mean.dtype), 1 - self.decay)

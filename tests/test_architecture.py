@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "geoalign_hf"
-SHIPPED = ("configuration", "packing", "regions", "modeling", "processing", "pipeline")
+SHIPPED = ("configuration", "packing", "regions", "scales", "modeling", "processing", "pipeline")
 
 # What each file may import from ours, and nothing else.
 MAY_IMPORT = {
@@ -18,7 +18,8 @@ MAY_IMPORT = {
     "regions": set(),
     "pipeline": set(),
     "packing": set(),
-    "modeling": {"configuration", "packing", "regions", "pipeline"},
+    "scales": set(),
+    "modeling": {"configuration", "packing", "regions", "pipeline", "scales"},
     "processing": {"regions"},
     "metrics": set(),
     "score_maps": set(),
@@ -28,6 +29,7 @@ MAY_IMPORT = {
     "history": {"files"},
     "checkpoints": {"cards"},
     "launch": {"checkpoints"},
+    "adapters": set(),
     "contrast": {"distributed"},
     "losses": {"contrast", "distributed"},
     "steps": {"collator", "distributed", "losses", "packing"},
@@ -92,7 +94,7 @@ DOORS = {
     "evaluate": {"metric_modules"},
     "safetensors": {"concepts", "open_clip_layout"},
     "accelerate": {"launch", "steps", "training"},
-    "peft": {"training"},
+    "peft": {"adapters"},
     "rasterio": {"scenes"},
     "yaml": {"readers"},
     "huggingface_hub": {"cards", "hub", "configuration"},

@@ -95,7 +95,8 @@ def test_images_and_texts_keep_their_embeddings(saved, converted):
 
 def test_every_weight_is_the_source_s(saved, converted):
     ours, theirs = converted[0].state_dict(), load_file(saved / "model.safetensors")
-    assert ours.keys() - theirs.keys() == {"region_scale.logit_scale"}
+    assert ours.keys() - theirs.keys() == {"region_scale.logit_scale", "scene_scale.offset"}
+    assert ours["scene_scale.offset"].tolist() == [0.0]
     for name, weight in theirs.items():
         assert torch.equal(ours[name], weight), name
 

@@ -76,7 +76,7 @@ def compute_grads(module, model, batch, weights, num_chunks: int = 1) -> dict[st
         no_sync = {"no_sync": module.no_sync} if module is not model else {}
         chunks = split_batch(batch, num_chunks)
         losses = backward_in_chunks(chunks, encode, compute, torch.Tensor.backward, **no_sync)
-    grads = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
     return {name: loss.detach() for name, loss in losses.items()} | grads
 
 
@@ -136,7 +136,7 @@ def alone(built, batches):
 
 
 def check_grads(found: dict, expected: dict, model) -> None:
-    names = [name for name, _ in model.named_parameters()]
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     total = torch.stack([expected[name].norm() for name in names]).norm()
     for name in names:
         # The bias of keys has no gradient but rounding, hence the floor beside the relative bound.
@@ -161,7 +161,8 @@ def test_several_processes_give_the_gradients_of_one(results, alone, model, job,
 
 @pytest.mark.parametrize("num", WORLDS)
 def test_all_processes_hold_the_same_gradients(results, model, num):
-    for name, _ in model.named_parameters():
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    for name in names:
         for job in JOBS:
             assert all(torch.equal(result[job][name], results[num][0][job][name]) for result in results[num])
 

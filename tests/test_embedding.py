@@ -25,7 +25,8 @@ def stock(built):
     model, processor = built
     towers = {name: getattr(model.config, name).to_dict() for name in ("text_config", "vision_config")}
     clip = CLIPModel(CLIPConfig(**towers, projection_dim=model.config.projection_dim)).eval()
-    clip.load_state_dict({name: value for name, value in model.state_dict().items() if "region" not in name})
+    weights = {name: value for name, value in model.state_dict().items() if "_scale." not in name}
+    clip.load_state_dict(weights)
     side = {"height": 64, "width": 64}
     image_processor = CLIPImageProcessor(size={"shortest_edge": 64}, crop_size=side)
     return clip, CLIPProcessor(image_processor, processor.tokenizer)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -385,3 +386,41 @@ def test_the_pooling_benchmark_prints_ratios(tmp_path):
     printed = run("benchmarks/region_pooling.py", "--rounds", 1, "--threads", 1, cwd=tmp_path)
     assert "our boxes" in printed
     assert "grid_sample" in printed
+
+
+def test_train_lora_leaves_an_adapter_and_a_merged_model_that_score_alike(
+    coco_folder, folder, tmp_path, run_here, rows
+):
+    files = ["--dataset", coco_folder / "rows.json", "--eval_dataset", coco_folder / "rows.json"]
+    options = ["--images", coco_folder, "--num_epochs", 2, "--batch_size", 4, "--lora_rank", 2]
+    printed = run_here("train_lora.py", "--model", folder, *files, *options, "--output_dir", "out")
+    assert re.search(r"^9,218 of [\d,]+ parameters are trained", printed)
+    adapter = tmp_path / "out" / "final" / "adapter_model.safetensors"
+    assert f"final/adapter_model.safetensors: {adapter.stat().st_size / 2**20:.2f} MiB" in printed
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert list(metrics) == ["start", "best", "final", "merged"]
+    assert metrics["merged"] | {"step": 4} == metrics["final"]
+    card = (tmp_path / "out" / "merged" / "README.md").read_text()
+    assert f"| top1_micro | {metrics['merged']['top1_micro']:.4f} |" in card
+
+    scored = ["--coco", coco_folder / "rows.json", "--images", coco_folder]
+    run_here("evaluate_regions.py", "--model", "out/final", *scored, "--output_dir", "scores")
+    scores = json.loads((tmp_path / "scores" / "metrics.json").read_text())
+    assert scores["concepts, image"]["top1_micro"] == metrics["final"]["top1_micro"]
+
+
+def test_train_takes_adapters_over_a_model_that_is_there(coco_folder, folder, tmp_path, run_here):
+    files = ["--dataset", coco_folder / "rows.json", "--images", coco_folder, "--output_dir", "out"]
+    small = ["--num_epochs", 1, "--batch_size", 4, "--lora", "text", "--lora_blocks", 1]
+    printed = run_here("train.py", *files, *small, "--model", folder)
+    assert "parameters are trained (" in printed
+    assert (tmp_path / "out" / "final" / "adapter_config.json").exists()
+    with pytest.raises(SystemExit):
+        run_here("train.py", *files, *small)
+
+
+@pytest.mark.slow
+def test_the_lora_benchmark_prints_ratios(tmp_path):
+    small = ["--rounds", 1, "--batch_size", 2, "--width", 64, "--depth", 2, "--image_size", 64]
+    printed = run("benchmarks/lora_memory.py", *small, cwd=tmp_path)
+    assert re.search(r"^LoRA, last 2 blocks +[\d,]+ +0\.\d+", printed, flags=re.MULTILINE)

@@ -26,6 +26,7 @@ import torch
 from accelerate import Accelerator, state
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from toy_rows import CONCEPTS, draw_rows
+from geoalign_hf.adapters import AdapterConfig, adapt_model
 from geoalign_hf.augment import Augmentation
 from geoalign_hf.evaluation import classify_regions
 from geoalign_hf.model.processing_geoalign_clip import CONCEPT_TEMPLATES
@@ -59,6 +60,8 @@ texts = [text for row in drawn for text in [*row["captions"], *row["phrases"], r
 texts += [template.format(concept) for template in CONCEPT_TEMPLATES for concept in CONCEPTS]
 torch.manual_seed(0)
 model, processor = build_model(texts, 64, 16, 64, 2, 64, 2, 32)
+if "--lora" in sys.argv:
+    model = adapt_model(model, AdapterConfig(lora="vision,text", lora_rank=4, train_projections=True))
 rows = build_rows(drawn)
 num = int(os.environ.get("WORLD_SIZE", 1))
 config = TrainingConfig(
@@ -100,6 +103,11 @@ def alone(script, tmp_path_factory):
     return folder
 
 
+def load_weights(folder) -> dict:
+    adapter = folder / "adapter_model.safetensors"
+    return load_file(adapter if adapter.exists() else folder / "model.safetensors")
+
+
 def check_same_run(folder, alone) -> None:
     """The same losses, scores and weights, but for rounding that AdamW has made larger."""
     found, expected = (read_records(path / "history.jsonl") for path in (folder, alone))
@@ -107,7 +115,7 @@ def check_same_run(folder, alone) -> None:
     for one, other in zip(found, expected, strict=True):
         for name in other.keys() - {"images_per_second", "step"}:
             assert one[name] == pytest.approx(other[name], rel=1e-3, abs=1e-4), (one["step"], name)
-    left, right = (load_file(path / "final" / "model.safetensors") for path in (folder, alone))
+    left, right = (load_weights(path / "final") for path in (folder, alone))
     assert left.keys() == right.keys()
     for name in right:
         assert left[name].shape == right[name].shape
@@ -128,13 +136,22 @@ def test_several_processes_train_as_one_does(script, alone, tmp_path, num, argum
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arguments", [[], ["--fsdp", "--ema"]])
+@pytest.mark.parametrize("arguments", [["--chunks"], ["--fsdp"]])
+def test_several_processes_train_adapters_as_one_does(script, tmp_path, arguments):
+    command = [sys.executable, str(script), str(tmp_path / "alone"), "--lora"]
+    subprocess.run(command, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    launch(2, script, tmp_path / "two", "--lora", *arguments)
+    check_same_run(tmp_path / "two", tmp_path / "alone")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", [[], ["--fsdp", "--ema"], ["--lora", "--ema"]])
 def test_several_processes_go_on_from_a_checkpoint(script, tmp_path, arguments):
     launch(2, script, tmp_path / "a", *arguments)
     (tmp_path / "b").mkdir()
     (tmp_path / "a" / "checkpoint-3").rename(tmp_path / "b" / "checkpoint-3")
     launch(2, script, tmp_path / "b", "--resume", *arguments)
-    left, right = (load_file(tmp_path / name / "final" / "model.safetensors") for name in "ab")
+    left, right = (load_weights(tmp_path / name / "final") for name in "ab")
     for name in left:
         assert (left[name] - right[name]).abs().max() < 1e-6, name
 

@@ -70,6 +70,7 @@ def test_the_folder_holds_the_code_and_names_every_way_in(folder):
         "pipeline_geoalign_clip.py",
         "processing_geoalign_clip.py",
         "regions_geoalign_clip.py",
+        "scales_geoalign_clip.py",
     ]
     config = json.loads((folder / "config.json").read_text())
     assert config["auto_map"] == {

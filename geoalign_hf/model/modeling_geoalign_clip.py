@@ -18,8 +18,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 from .configuration_geoalign_clip import DENSE_MODES, GeoAlignCLIPConfig
 from .packing_geoalign_clip import locate_texts
 from .regions_geoalign_clip import pool_regions, weigh_regions
-
-MAX_LOGIT_SCALE = 100.0  # CLIP, https://arxiv.org/abs/2103.00020, section 2.5
+from .scales_geoalign_clip import RegionScale, SceneScale
 
 
 @dataclass
@@ -49,26 +48,12 @@ class GeoAlignCLIPOutput(CLIPOutput):
     pooler_output: torch.FloatTensor | None = None
 
 
-class RegionScale(nn.Module):
-    """The learned factor on region cosines.
-
-    A module, so that PEFT can train and save it; of shape (1,), so that FSDP can shard it.
-    """
-
-    def __init__(self):
-        super().__init__()
-        self.logit_scale = nn.Parameter(torch.empty(1))
-
-    def forward(self) -> torch.Tensor:
-        """Give the factor as a number, (), capped at 100."""
-        return self.logit_scale.exp().clamp(max=MAX_LOGIT_SCALE).squeeze(0)
-
-
 class GeoAlignCLIPModel(CLIPModel):
     """CLIP for overhead images that aligns whole images, regions and concepts with language.
 
     Every parameter of CLIP keeps its name, so any CLIP checkpoint loads, and its embeddings of images and
-    texts stay what they were. The only new parameter is the region scale; it starts from CLIP's.
+    texts stay what they were. The only new weight is the region scale, which starts from CLIP's; the offset
+    in `scene_scale` is for adapters alone.
 
     Source:
         GeoAlignCLIP, https://arxiv.org/abs/2603.09566: a reconstruction, since only its abstract is public.
@@ -78,10 +63,11 @@ class GeoAlignCLIPModel(CLIPModel):
     _auto_class = "AutoModel"
     # Otherwise Trainer takes the keyword arguments of `forward` as a sign that the loss is already scaled.
     accepts_loss_kwargs = False
+    _keys_to_ignore_on_load_missing = [r"scene_scale\.offset"]
 
     def __init__(self, config: GeoAlignCLIPConfig):
         super().__init__(config)
-        self.region_scale = RegionScale()
+        self.region_scale, self.scene_scale = RegionScale(), SceneScale()
         self.post_init()
 
     @torch.no_grad()
@@ -92,6 +78,9 @@ class GeoAlignCLIPModel(CLIPModel):
                 init.copy_(module.logit_scale, self.logit_scale.reshape(1))
             else:
                 init.constant_(module.logit_scale, self.config.logit_scale_init_value)
+        elif isinstance(module, SceneScale):
+            init.zeros_(module.offset)
+            module.offset.requires_grad_(False)  # which loading has forgotten
         elif module is self:
             init.constant_(self.logit_scale, self.config.logit_scale_init_value)
 
@@ -116,8 +105,11 @@ class GeoAlignCLIPModel(CLIPModel):
         """Replace the token embedding."""
         self.text_model.set_input_embeddings(value)
 
-    def save_pretrained(self, save_directory, *args, **kwargs):
-        """Save as every transformers model does, and name the classes that ship beside the weights."""
+    def save_pretrained(self, save_directory, is_main_process=True, state_dict=None, **kwargs):
+        """Save as every transformers model does, and name the classes that ship beside the weights.
+
+        The offset of the scene scale is saved as part of `logit_scale`, where every CLIP has it.
+        """
         # This import also tells transformers to copy the pipeline's file.
         from .pipeline_geoalign_clip import ZeroShotRegionClassificationPipeline
 
@@ -130,7 +122,13 @@ class GeoAlignCLIPModel(CLIPModel):
         self.config.custom_pipelines = {
             pipeline.task_name: {"impl": impl, "pt": ["AutoModel"], "type": "multimodal"}
         }
-        super().save_pretrained(save_directory, *args, **kwargs)
+        if not getattr(self, "_hf_peft_config_loaded", False):  # else transformers saves the adapter alone
+            state_dict = dict(state_dict or self.state_dict())
+            if (offset := state_dict.pop("scene_scale.offset", None)) is not None:
+                state_dict["logit_scale"] = state_dict["logit_scale"] + offset.squeeze()
+        super().save_pretrained(
+            save_directory, is_main_process=is_main_process, state_dict=state_dict, **kwargs
+        )
 
     def get_patch_features(
         self,
@@ -344,7 +342,7 @@ class GeoAlignCLIPModel(CLIPModel):
 
         has_both = input_ids is not None and pixel_values is not None
         # Not in calls with one modality: pipelines split every tensor of the output by image or text.
-        logit_scale = self.logit_scale.exp().clamp(max=MAX_LOGIT_SCALE).squeeze() if has_both else None
+        logit_scale = self.scene_scale(self.logit_scale) if has_both else None
         region_logit_scale = self.region_scale() if has_both or has_regions else None
         vision_output = text_output = image_embeds = region_embeds = text_embeds = None
         logits_per_image = logits_per_text = logits_per_region = pooler_output = loss = None
