@@ -45,10 +45,13 @@ def _register_model():
 
 def _register_processor():
     import transformers
-    from transformers import AutoProcessor, AutoTokenizer, CLIPImageProcessorPil, CLIPTokenizer
-
-    # transformers 5.6 without torchvision hands out a dummy at the top level
-    from transformers.models.auto.image_processing_auto import AutoImageProcessor
+    from transformers import (
+        AutoImageProcessor,
+        AutoProcessor,
+        AutoTokenizer,
+        CLIPImageProcessorPil,
+        CLIPTokenizer,
+    )
 
     config = __getattr__("GeoAlignCLIPConfig")
     image_processors = {"pil": CLIPImageProcessorPil}

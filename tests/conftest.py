@@ -129,3 +129,21 @@ def coco_folder(toy_rows, tmp_path):
     content = {"images": images, "annotations": annotations, "categories": categories}
     (path / "rows.json").write_text(json.dumps(content))
     return path
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A Hub of this test's own, which this process takes for the only one."""
+    import huggingface_hub
+    from hub_server import HubServer
+    from huggingface_hub.utils import close_session
+
+    with HubServer() as server:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.url)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setenv("HF_TOKEN", "hf_writer")
+        monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)  # of its retries
+        close_session()
+        yield server
+        close_session()

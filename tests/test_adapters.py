@@ -12,7 +12,6 @@ import peft
 import pytest
 import torch
 import torch.distributed
-import transformers
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from packaging.version import Version
@@ -41,12 +40,6 @@ NAMES = ("image_embeds", "text_embeds", "region_embeds", "logit_scale", "region_
 needs_native = pytest.mark.skipif(
     Version(peft.__version__) < Version(MIN_PEFT_VERSION),
     reason=f"this transformers refuses peft {peft.__version__}: its own adapters want {MIN_PEFT_VERSION}",
-)
-
-
-reads_saved_modules = pytest.mark.skipif(
-    Version(transformers.__version__) < Version("5.18"),
-    reason="this transformers does not load what PEFT's modules_to_save has saved; PeftModel does",
 )
 
 
@@ -307,8 +300,8 @@ def load_by_peft(base, adapter):
     [
         load_by_peft,
         load_by_auto_peft,
-        pytest.param(load_by_auto_model, marks=reads_saved_modules),
-        pytest.param(load_into, marks=reads_saved_modules),
+        load_by_auto_model,
+        load_into,
     ],
 )
 def test_every_way_of_loading_gives_equal_bits(trained, folder, inputs, load):
@@ -387,7 +380,6 @@ def test_what_peft_passes_beside_the_inputs_does_no_harm(model, inputs):
 
 
 @needs_native
-@reads_saved_modules
 def test_adapters_of_transformers_itself_add_save_switch_and_load(folder, model, inputs, tmp_path):
     native = load_base(folder)
     config = LoraConfig(
@@ -422,7 +414,6 @@ def test_evaluation_takes_adapted_and_merged_models_alike(trained, merged, proce
     torch.testing.assert_close(banks[0].embeds, banks[1].embeds, rtol=1e-5, atol=1e-5)
 
 
-@reads_saved_modules
 @pytest.mark.parametrize(
     ("task", "words"),
     [
@@ -490,7 +481,6 @@ torch.save(found, path)
 """
 
 
-@reads_saved_modules
 def test_where_geoalign_hf_is_not_installed_adapters_load_over_the_base_s_own_code(
     trained, folder, inputs, toy_rows, tmp_path
 ):

@@ -11,27 +11,11 @@ import time
 import huggingface_hub
 import pytest
 import torch
-from hub_server import Fault, HubServer
+from hub_server import Fault
 from huggingface_hub import HfApi
 
 from geoalign_hf.cards import UNNAMED, write_card
 from geoalign_hf.hub import BackgroundPush, HubConfig, check_folder, push
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    """A Hub of this test's own, which this process takes for the only one."""
-    from huggingface_hub.utils import close_session
-
-    with HubServer() as server:
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setenv("HF_TOKEN", "hf_writer")
-        monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)  # of its retries
-        close_session()
-        yield server
-        close_session()
 
 
 @pytest.fixture

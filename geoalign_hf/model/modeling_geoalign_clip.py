@@ -89,14 +89,6 @@ class GeoAlignCLIPModel(CLIPModel):
         """Say no: transformers otherwise skips the initial values of the parts missing from a checkpoint."""
         return False
 
-    def initialize_weights(self):
-        """Give what is missing its initial values, also where transformers is too old for the above."""
-        kind, type(self)._auto_class = type(self)._auto_class, None  # before 5.13 it asks this
-        try:
-            super().initialize_weights()
-        finally:
-            type(self)._auto_class = kind
-
     def get_input_embeddings(self) -> nn.Module:
         """Give the token embedding, as tools for text models expect."""
         return self.text_model.get_input_embeddings()
