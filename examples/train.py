@@ -73,6 +73,8 @@ def main() -> None:
     arguments, weights, config, augment, adapters, hub = parser.parse_args_into_dataclasses()
     if adapters.lora and not arguments.model:
         parser.error("--lora adapts a model that is there: give it as --model")
+    if adapters.lora and hub.push_to_hub and Path(arguments.model).exists():
+        parser.error("--push_to_hub of an adapter needs its base on the Hub: push that, and give its name")
 
     # 1. Rows.
     rows, eval_rows = read_rows(arguments.dataset, arguments.images, "train"), None

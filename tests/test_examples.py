@@ -409,6 +409,29 @@ def test_train_lora_leaves_an_adapter_and_a_merged_model_that_score_alike(
     assert scores["concepts, image"]["top1_micro"] == metrics["final"]["top1_micro"]
 
 
+def test_train_pushes_its_checkpoints_and_the_final_model(hub, coco_folder, folder, tmp_path, run_here):
+    files = ["--dataset", coco_folder / "rows.json", "--eval_dataset", coco_folder / "rows.json"]
+    options = ["--images", coco_folder, "--num_epochs", 2, "--batch_size", 4, "--model", folder]
+    more = ["--save_every", 2, "--push_to_hub", "--hub_model_id", "harbors", "--license", "mit"]
+    printed = run_here("train.py", *files, *options, *more, "--output_dir", "out")
+    messages = hub.repositories["model", "you/harbors"].messages
+    assert messages == ["initial commit", "Push checkpoint-2", "Push final"]
+    assert f"{hub.url}/you/harbors/commit/" in printed
+    final = tmp_path / "out" / "final"
+    for name in ("model.safetensors", "metrics.json", "args.json", "curves.png"):
+        assert hub.read("you/harbors", name) == (final / name).read_bytes()
+    card = hub.read("you/harbors", "README.md").decode()
+    assert "license: mit" in card and "rows.json; its licence: not stated there." in card
+    assert (
+        f"| top1_micro | {json.loads((final / 'metrics.json').read_text())['final']['top1_micro']:.4f} |"
+        in card
+    )
+    assert not list((tmp_path / "out").glob("partial-*"))
+
+    with pytest.raises(SystemExit):  # an adapter whose base nobody else has
+        run_here("train.py", *files, *options, *more, "--lora", "text", "--output_dir", "adapted")
+
+
 def test_train_takes_adapters_over_a_model_that_is_there(coco_folder, folder, tmp_path, run_here):
     files = ["--dataset", coco_folder / "rows.json", "--images", coco_folder, "--output_dir", "out"]
     small = ["--num_epochs", 1, "--batch_size", 4, "--lora", "text", "--lora_blocks", 1]
