@@ -30,7 +30,7 @@ from .open_clip_layout import (
     stretch_positions,
 )
 
-OUR_KEYS = {"region_scale.logit_scale"}
+OUR_KEYS = {"region_scale.logit_scale", "scene_scale.offset"}
 TOLERANCE = 1e-5  # of a unit vector's entries, in float32
 TOKENIZER = "openai/clip-vit-base-patch32"  # all CLIPs of OpenAI and most of OpenCLIP have its vocabulary
 SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
