@@ -54,15 +54,15 @@ def draw_images(model: torch.nn.Module, num_images: int, num_regions: int, form:
     return torch.randn(num_images, 3, side, side), regions, mask
 
 
-def draw_texts(model: torch.nn.Module, num_texts: int, num_tokens: int) -> tuple:
+def draw_texts(tokenizer, num_texts: int, num_tokens: int) -> tuple:
     """Draw token ids that end somewhere, and their mask."""
-    config = model.config.text_config
-    ids = torch.randint(0, min(config.bos_token_id, config.eos_token_id), (num_texts, num_tokens))
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    ids = torch.randint(0, min(bos, eos), (num_texts, num_tokens))
     lengths = torch.randint(2, num_tokens + 1, (num_texts, 1))
     lengths[0] = num_tokens
-    ids[:, 0] = config.bos_token_id
+    ids[:, 0] = bos
     places = torch.arange(num_tokens)
-    ids = ids.masked_fill(places >= lengths - 1, config.eos_token_id)  # CLIP pads with its end, too
+    ids = ids.masked_fill(places >= lengths - 1, eos)  # CLIP pads with its end, too
     return ids, (places < lengths).long()
 
 
@@ -76,6 +76,7 @@ def main() -> None:
 
     # 1. The model in float32, and of each tower the inputs, their axes and how to draw them.
     model = AutoModel.from_pretrained(arguments.model, dtype=torch.float32).eval()
+    processor = AutoProcessor.from_pretrained(arguments.model)
     form = arguments.region_form
     images, texts, tokens, regions = (Dim(name) for name in ("images", "texts", "tokens", "regions"))
     of_region, of_text = {0: images, 1: regions}, {0: texts, 1: tokens}
@@ -85,7 +86,7 @@ def main() -> None:
         "text": (
             "embed_text",
             {"input_ids": of_text, "attention_mask": of_text},
-            lambda num, more: draw_texts(model, num, 4 + more),
+            lambda num, more: draw_texts(processor.tokenizer, num, 4 + more),
         ),
         "region": (
             "embed_regions",
@@ -96,7 +97,7 @@ def main() -> None:
 
     # 2. Each tower, exported from two images or texts and compared on one, two and three.
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
-    AutoProcessor.from_pretrained(arguments.model).save_pretrained(arguments.output_dir)
+    processor.save_pretrained(arguments.output_dir)
     torch.manual_seed(0)
     size = sum(parameter.nbytes for parameter in model.parameters())
     for name, (method, axes, draw) in towers.items():

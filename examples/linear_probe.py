@@ -73,6 +73,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if bool(arguments.folder) == bool(arguments.coco and arguments.images):
         parser.error("give either --folder, or --coco and --images")
+    if arguments.test_coco and not arguments.images:
+        parser.error("--test_coco needs --images")
 
     # 1. Embeddings with their concepts.
     model = AutoModel.from_pretrained(arguments.model).to(PartialState().device)

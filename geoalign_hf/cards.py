@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
+from huggingface_hub.errors import EntryNotFoundError
 
-from .files import write_json
+from .files import read_json, write_json
 from .model.pipeline_geoalign_clip import ZeroShotRegionClassificationPipeline
 
 TEMPLATE = Path(__file__).parent / "model_card.md"
@@ -18,9 +19,8 @@ TASK_TYPES = {
     "retrieval of regions and phrases": "image-text-retrieval",
     "multiple choice over statements": "visual-question-answering",
 }
-UNNAMED = (
-    "you/your-repository"  # in the commands of a card; `hub.push` puts the repository's name in its place
-)
+# In a card, until `hub.push` puts names in their places: the repository's, and that of an adapter's base.
+UNNAMED, UNNAMED_BASE = "you/your-repository", "you/your-base-model"
 
 
 def write_card(folder: str | Path, metrics: dict[str, dict], settings: dict | None = None) -> ModelCard:
@@ -38,10 +38,11 @@ def write_card(folder: str | Path, metrics: dict[str, dict], settings: dict | No
         The card.
     """
     folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     card = make_card(folder, metrics, settings)
-    card.save(folder / "README.md")
     write_json(folder / "metrics.json", metrics)
     write_json(folder / "args.json", settings or {})
+    card.save(folder / "README.md")
     return card
 
 
@@ -53,6 +54,9 @@ def make_card(folder: Path, metrics: dict[str, dict], settings: dict | None = No
     adapter = _read_json(folder / "adapter_config.json")
     if adapter:
         base_model = adapter["base_model_name_or_path"]
+    is_published = base_model and not Path(base_model).exists()
+    if base_model and not is_published:
+        base_model = UNNAMED_BASE if adapter else "a local folder"
     results = [
         EvalResult(
             task_type=TASK_TYPES.get(scores["protocol"]["task"], "feature-extraction"),
@@ -69,7 +73,6 @@ def make_card(folder: Path, metrics: dict[str, dict], settings: dict | None = No
         for metric, value in list_numbers(scores).items()
         if not metric.startswith(("chance", "blind"))  # which no model has scored, or none that has seen
     ]
-    is_published = base_model and not Path(base_model).exists()
     card_data = ModelCardData(
         language="en",
         license=license,
@@ -116,15 +119,16 @@ def describe_dataset(source: str) -> dict[str, str | None]:
     path = Path(source)
     if path.suffix == ".json":
         named = _read_json(path).get("licenses") or []
-        license = ", ".join(str(entry.get("name") or entry.get("url")) for entry in named)
+        license = ", ".join(filter(None, (entry.get("name") or entry.get("url") for entry in named)))
         return {"name": path.name, "repo_id": None, "license": license or None}
+    told = {"name": path.name, "repo_id": None} if path.exists() else {"name": source, "repo_id": source}
     if path.exists() and not (path / "README.md").exists():
-        return {"name": path.name, "repo_id": None, "license": None}
-    data = DatasetCard.load(path / "README.md" if path.exists() else source).data
-    terms = getattr(data, "license_name", None) or data.license
-    return {"name": path.name if path.exists() else source, "repo_id": None if path.exists() else source} | {
-        "license": terms
-    }
+        return told | {"license": None}
+    try:
+        data = DatasetCard.load(path / "README.md" if path.exists() else source).data
+    except EntryNotFoundError:
+        return told | {"license": None}
+    return told | {"license": getattr(data, "license_name", None) or data.license}
 
 
 def _name_folder(folder: Path) -> str:
@@ -135,7 +139,7 @@ def _name_folder(folder: Path) -> str:
 
 
 def _read_json(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return read_json(path) if path.exists() else {}
 
 
 def write_dataset_card(
@@ -181,6 +185,12 @@ def write_dataset_card(
 def _name_size(num_rows: int) -> str:
     bounds = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
     return next((name for bound, name in bounds if num_rows < bound), "n>1M")
+
+
+def has_protocol(scores: object) -> bool:
+    """Say whether these are scores that a card can show: their protocol names their task."""
+    protocol = scores.get("protocol") if isinstance(scores, dict) else None
+    return isinstance(protocol, dict) and "task" in protocol
 
 
 def list_numbers(scores: dict) -> dict[str, float]:

@@ -52,7 +52,9 @@ def convert_clip(
     """Make a GeoAlignCLIP of another CLIP.
 
     Images are resized to a square and not cropped, since boxes must keep their ground; CLIP's own processor
-    crops. No pickle is run: files are read by safetensors or with `weights_only=True`.
+    crops. No pickle is run: files are read by safetensors or with `weights_only=True`. A file alone is taken
+    for what OpenCLIP's plain models are, since its keys do not tell: causal texts read at their end, images
+    read at the class token.
 
     Args:
         source: folder or Hub repository of a transformers CLIP, or with OpenCLIP's `open_clip_config.json`;

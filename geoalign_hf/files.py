@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, and what they say when they cannot be read."""
 
 import json
 import os
@@ -11,6 +11,33 @@ def write_text(path: str | Path, text: str) -> None:
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     partial.write_text(text, encoding="utf-8")
     partial.replace(path)
+
+
+def read_text(path: str | Path) -> str:
+    """Read a text.
+
+    Raises:
+        ValueError: if it is not UTF-8.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8 ({error}). Save it as one.") from error
+
+
+def read_json(path: str | Path) -> dict:
+    """Read a JSON file that holds one object.
+
+    Raises:
+        ValueError: if it does not.
+    """
+    try:
+        content = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is no JSON ({error}). Write it again.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}; expected an object by names.")
+    return content
 
 
 def write_json(path: str | Path, content: dict) -> None:

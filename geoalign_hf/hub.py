@@ -14,23 +14,40 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, get_token
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub import (
+    CommitInfo,
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    ModelCard,
+    get_token,
+    is_offline_mode,
+)
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from safetensors import SafetensorError, safe_open
 from transformers.utils import logging
 
-from .cards import UNNAMED, make_card
+from .cards import UNNAMED, UNNAMED_BASE, has_protocol, make_card
+from .files import read_json, read_text
 
 logger = logging.get_logger(__name__)
 
-# Its ancestor that lost connections have in common too, be it of httpx (hub 1) or httpx2 (hub 2).
+# What answers of the Hub and lost connections are kinds of: httpx.HTTPError, in hub 2 httpx2.HTTPError.
 HTTPError = next(base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError")
+MARKS = {
+    "adapter": "adapter_config.json",
+    "model": "config.json",
+    "dataset": "data",
+}  # of each kind of folder
 NEEDED = {  # the files that each kind of folder must have
     "model": ("config.json", "processor_config.json", "tokenizer.json"),
     "adapter": ("adapter_config.json", "adapter_model.safetensors"),
     "dataset": ("README.md",),
 }
+PLACEHOLDER = "[More Information Needed]"  # in the cards of PEFT and transformers
 # What of an older push would be taken for a part of this one.
-REPLACED = (".safetensors", ".safetensors.index.json", ".parquet")
+REPLACED = r"(adapter_)?model(-\d+-of-\d+)?\.safetensors(\.index\.json)?|data/[^/]+\.parquet"
 
 
 def _option(default, what: str):
@@ -63,7 +80,8 @@ def push(
 
     Args:
         folder: a saved model with its processor, an adapter, or rows of `geoalign_hf.build`. Subfolders of a
-            model (the `state` of a checkpoint) stay here. Without a README.md it gets a card.
+            model (the `state` of a checkpoint) stay here. Without a README.md it gets a card. Files of the
+            repository that have other names stay, but for weights or rows of an older push.
         repo_id: name, or owner/name; made if it is not there.
         private: whether only its owner sees a new repository; None leaves that to the owner's settings.
         revision: branch, made if it is not there; default: main.
@@ -77,8 +95,9 @@ def push(
         The commit; its `oid` is what others can pin as `revision`.
 
     Raises:
-        ValueError: if the folder is not whole, the repository is public where `private` was asked for, the
-            tag is taken, or an adapter stands on a local folder. Nothing was sent.
+        ValueError: if the folder is not whole, the repository is public where `private` was asked for or
+            holds a model where an adapter comes, the tag is taken, `revision` is no branch, or an adapter
+            stands on a local folder. Nothing was sent.
         RuntimeError: if there is no token, or it may not write, or the network fails. The repository shows
             all of the push or nothing of it.
     """
@@ -91,16 +110,21 @@ def push(
     api = HfApi(token=token)
     with clear_errors(repo_id, token):
         url = prepare_repository(api, repo_id, repo_type, private)
-        contents = {name: _name_repository(name, content, url) for name, content in contents.items()}
+        contents["README.md"] = contents["README.md"].replace(UNNAMED.encode(), url.encode())
         if revision or tag:
             refs = api.list_repo_refs(url, repo_type=repo_type)
             if tag in [ref.name for ref in refs.tags]:
                 raise ValueError(f"{url} has a tag {tag!r} already. Give another, or delete it there first.")
+            if revision in [ref.name for ref in refs.tags] or re.fullmatch(r"[0-9a-f]{40}", revision or ""):
+                raise ValueError(f"revision is {revision!r}, a tag or commit. Give the name of a branch.")
             if revision and not revision.startswith("refs/"):
                 api.create_branch(url, branch=revision, repo_type=repo_type, exist_ok=True)
         parent = api.repo_info(url, repo_type=repo_type, revision=revision)
-        there = [sibling.rfilename for sibling in parent.siblings]
-        stale = [name for name in there if name.endswith(REPLACED) and name not in contents]
+        there = [sibling.rfilename for sibling in parent.siblings or ()]
+        other = {"model": "adapter", "adapter": "model"}.get(kind)
+        if other and MARKS[other] in there and MARKS[kind] not in there:
+            raise ValueError(f"{url} holds a kind of {other}, not of {kind}. Give another name.")
+        stale = [name for name in there if re.fullmatch(REPLACED, name) and name not in contents]
         commit = api.create_commit(
             url,
             [CommitOperationAdd(name, content) for name, content in contents.items()]
@@ -123,8 +147,7 @@ def check_folder(folder: Path) -> str:
     Raises:
         ValueError: if it is none of them, or something is missing.
     """
-    kinds = {"adapter": "adapter_config.json", "model": "config.json", "dataset": "data"}
-    kind = next((kind for kind, name in kinds.items() if (folder / name).exists()), None)
+    kind = next((kind for kind, name in MARKS.items() if (folder / name).exists()), None)
     if kind is None:
         raise ValueError(
             f"{folder} holds no model (config.json), no adapter (adapter_config.json) and no rows (data/). "
@@ -132,12 +155,12 @@ def check_folder(folder: Path) -> str:
         )
     needed = list(NEEDED[kind])
     if kind == "model":
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = read_json(folder / "config.json")
         named = [*config.get("auto_map", {}).values()]
         named += [task["impl"] for task in config.get("custom_pipelines", {}).values()]
         needed += list_code(folder, {f"{name.split('.')[0]}.py" for name in named})
         index = folder / "model.safetensors.index.json"
-        shards = json.loads(index.read_text())["weight_map"].values() if index.exists() else ()
+        shards = read_json(index)["weight_map"].values() if index.exists() else ()
         needed += set(shards) or {"model.safetensors"}
     missing = [name for name in needed if not (folder / name).exists()]
     if kind == "dataset" and not list(folder.glob("data/*.parquet")):
@@ -147,6 +170,13 @@ def check_folder(folder: Path) -> str:
             f"{folder} is no whole {kind}: it lacks {sorted(missing)}. Save model and processor into it with "
             "save_pretrained, or let geoalign_hf.build finish."
         )
+    for name in filter(lambda name: name.endswith(".safetensors"), needed):
+        try:
+            safe_open(
+                folder / name, "pt"
+            )  # which reads the head, and knows from it how long the file must be
+        except SafetensorError as error:
+            raise ValueError(f"{folder / name} is not whole ({error}). Save it again.") from error
     return kind
 
 
@@ -161,7 +191,8 @@ def read_contents(folder: Path, kind: str, base_model: str | None = None) -> dic
     """Collect what is to be pushed, by its name in the repository: paths, and what had to be changed.
 
     Raises:
-        ValueError: if an adapter stands on a local folder and no `base_model` is given, or the reverse.
+        ValueError: if an adapter stands on a local folder and no `base_model` is given, or the reverse; or if
+            a text among the files cannot be read.
     """
     if base_model and kind != "adapter":
         raise ValueError(
@@ -174,26 +205,36 @@ def read_contents(folder: Path, kind: str, base_model: str | None = None) -> dic
         for name, path in names.items()
         if not name.endswith(".partial") and not any(part.startswith(".") for part in name.split("/"))
     }
-    if "README.md" not in contents:
+    card = read_text(folder / "README.md") if "README.md" in contents else ""
+    if kind != "dataset" and (not card or PLACEHOLDER in card):
         metrics, settings = (
-            json.loads(contents[name].read_text(encoding="utf-8")) if name in contents else {}
-            for name in ("metrics.json", "args.json")
+            read_json(folder / name) if name in contents else {} for name in ("metrics.json", "args.json")
         )
-        contents["README.md"] = str(make_card(folder, metrics, settings)).encode()
+        told = {name: scores for name, scores in metrics.items() if has_protocol(scores)}
+        card = str(make_card(folder, told, settings))
     if kind == "adapter":
-        config = json.loads(contents["adapter_config.json"].read_text(encoding="utf-8"))
-        stated = config["base_model_name_or_path"]
-        if base_model:
-            config["base_model_name_or_path"] = base_model
-            contents["adapter_config.json"] = json.dumps(config, indent=2).encode()
-            card = _read_bytes(contents["README.md"]).decode()
-            contents["README.md"] = card.replace(f'"{stated}"', f'"{base_model}"').encode()
-        elif not stated or Path(stated).exists():
+        config = read_json(folder / "adapter_config.json")
+        base = base_model or config["base_model_name_or_path"]
+        if not is_repository(base):
             raise ValueError(
-                f"the adapter in {folder} stands on the local folder {stated!r}, which nobody else has. Push "
-                "that first, and give its repository as base_model."
+                f"the adapter in {folder} stands on {base!r}, a local folder that nobody else has. Push that "
+                "first, and give its repository as base_model."
             )
-    return contents
+        config["base_model_name_or_path"] = base
+        contents["adapter_config.json"] = json.dumps(config, indent=2).encode()
+        named = ModelCard(card.replace(UNNAMED_BASE, base))
+        named.data.base_model = base
+        card = str(named)
+    return contents | {"README.md": card.encode()}
+
+
+def is_repository(name: str | None) -> bool:
+    """Say whether a name is one that a repository may have, and none of a folder here."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return not Path(name).exists()
 
 
 def prepare_repository(api: HfApi, repo_id: str, repo_type: str, private: bool | None) -> str:
@@ -218,8 +259,10 @@ def clear_errors(repo_id: str, token: str | None, state: str = "the push did not
     Raises:
         RuntimeError: in place of the Hub's own errors.
     """
-    if not (token or get_token()):
+    if not re.fullmatch(r"\w+", token or get_token() or ""):
         raise RuntimeError(f"pushing to {repo_id} needs a token, and there is none. Run `hf auth login`.")
+    if is_offline_mode():
+        raise RuntimeError(f"pushing to {repo_id} needs the network, but HF_HUB_OFFLINE is set. Unset it.")
     try:
         yield
     except (HTTPError, OSError, RuntimeError) as error:  # the last is what hf_xet raises
@@ -257,19 +300,25 @@ class BackgroundPush:
             logger.warning(f"{folder.name} is not pushed: the one before is still under way.")
             return
         copy = folder.with_name(f"partial-push-{folder.name}")  # checkpoints are dropped as others follow
-        shutil.rmtree(copy, ignore_errors=True)
-        copy.mkdir()
-        for path in filter(Path.is_file, folder.iterdir()):
-            _link(path, copy / path.name)
-        self.under_way = self.executor.submit(self._push, copy, folder.name)
+        with self._going_on(copy, folder.name):
+            shutil.rmtree(copy, ignore_errors=True)
+            copy.mkdir()
+            for path in filter(Path.is_file, folder.iterdir()):
+                _link(path, copy / path.name)
+            self.under_way = self.executor.submit(self._push, copy, folder.name)
 
     def _push(self, copy: Path, name: str) -> None:
-        try:
+        with self._going_on(copy, name):
             push(copy, self.repo_id, commit_message=f"Push {name}", **self.options)
-        except Exception as error:  # training is worth more than this push; the final one fails loudly
-            logger.warning(f"{name} was not pushed: {error}")
-        finally:
             shutil.rmtree(copy)
+
+    @contextmanager
+    def _going_on(self, copy: Path, name: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # training is worth more than this push; the final one fails loudly
+            shutil.rmtree(copy, ignore_errors=True)
+            logger.warning(f"{name} was not pushed: {error}")
 
     def finish(self, folder: Path) -> CommitInfo:
         """Wait for the push under way, then push the final folder.
@@ -286,14 +335,3 @@ def _link(path: Path, copy: Path) -> None:
         os.link(path, copy)
     except OSError:  # a file system that knows no links
         shutil.copy2(path, copy)
-
-
-def _read_bytes(content: Path | bytes) -> bytes:
-    return content if isinstance(content, bytes) else content.read_bytes()
-
-
-def _name_repository(name: str, content: Path | bytes, repo_id: str) -> Path | bytes:
-    """Put the repository's name into the commands of a card."""
-    if name != "README.md":
-        return content
-    return _read_bytes(content).decode().replace(UNNAMED, repo_id).encode()

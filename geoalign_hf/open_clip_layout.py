@@ -144,10 +144,18 @@ def _unwrap(content: object, path: str | Path) -> Mapping:
         found = [name for name in WRAPPERS if isinstance(content.get(name), Mapping)]
         if not found:
             return content
-        if len(found) > 1:
-            raise ValueError(f"{path} holds weights under each of {found}. Save the ones you want alone.")
+        others = [name for name, value in content.items() if name not in found and _is_weights(value)]
+        if len(found) > 1 or others:
+            raise ValueError(
+                f"{path} holds weights under each of {found + others}. Save the ones you want alone."
+            )
         content = content[found[0]]
     raise ValueError(f"{path} holds a {type(content).__name__}; expected a state dict.")
+
+
+def _is_weights(value: object) -> bool:
+    is_named = isinstance(value, Mapping) and value and all(isinstance(key, str) for key in value)
+    return is_named and all(isinstance(tensor, torch.Tensor) for tensor in value.values())
 
 
 def fold_positions(weights: dict[str, torch.Tensor], source: str | Path) -> dict[str, torch.Tensor]:
@@ -231,8 +239,9 @@ def measure_towers(
         )
     patch_size = sizes["visual.conv1.weight"][-1]
     vocab_size, text_width = sizes["token_embedding.weight"]
-    vision_heads = options["vision_heads"] or width / HEAD_WIDTHS.get(width, 64)
-    text_heads = options["text_heads"] or text_width / 64
+    vision_heads, text_heads = options["vision_heads"], options["text_heads"]
+    vision_heads = width / HEAD_WIDTHS.get(width, 64) if vision_heads is None else vision_heads
+    text_heads = text_width / 64 if text_heads is None else text_heads
     common = {
         "projection_dim": sizes["visual.proj"][-1],
         "hidden_act": options["activation"],
@@ -283,7 +292,7 @@ def _count_layers(weights: dict, tower: str) -> int:
 
 
 def _check_heads(source: str | Path, name: str, heads: float, width: int) -> int:
-    if heads % 1 or width % heads:
+    if heads < 1 or heads % 1 or width % heads:
         raise ValueError(
             f"{source}: a tower {width} wide cannot have {heads:g} heads. Give --{name}, a divisor of that."
         )
@@ -330,6 +339,7 @@ def rename_weights(
         "missing": sorted(missing),
         "left over": sorted(weights.keys() - used),
         "of another shape": sorted(reshaped),
+        "not floating point": sorted(name for name in used if not weights[name].is_floating_point()),
         "not finite": sorted(name for name in used if not weights[name].isfinite().all()),
     }
     return named, problems

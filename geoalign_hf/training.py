@@ -19,7 +19,7 @@ from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from torch.utils.data import DataLoader
 from transformers.utils import logging
 
-from .cards import write_card
+from .cards import has_protocol, write_card
 from .checkpoints import find_newest_checkpoint, no_progress_bars, save_checkpoint, save_model, write_whole
 from .collator import RowCollator
 from .distributed import gather
@@ -112,8 +112,7 @@ class Progress:
 
     def list_results(self, *names: str) -> dict[str, dict]:
         """Give those scores that a card can show: their protocol names their task."""
-        told = {name: self.scores[name] for name in names if name in self.scores}
-        return {name: scores for name, scores in told.items() if "task" in scores.get("protocol", {})}
+        return {name: self.scores[name] for name in names if has_protocol(self.scores.get(name))}
 
 
 def train(
@@ -306,6 +305,10 @@ def evaluate_step(
         scores = agree_on(evaluate(accelerator.unwrap_model(model))) | {"step": progress.step}
     model.train()
     numbers = {name: score for name, score in scores.items() if isinstance(score, float)}
+    if lost := [name for name, number in numbers.items() if not math.isfinite(number)]:
+        logger.warning(f"the evaluation of step {progress.step} gives no number for {lost}")
+        scores |= dict.fromkeys(lost)
+        numbers = {name: number for name, number in numbers.items() if name not in lost}
     if config.best_metric not in numbers:
         raise ValueError(
             f"best_metric is {config.best_metric!r}, but the evaluation gives {sorted(numbers)}."

@@ -225,7 +225,11 @@ def test_every_folder_holds_the_adapter_alone_and_knows_its_base(trained, folder
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"chunk_size": 1, "gradient_checkpointing": True}, {"teacher": "ema", "teacher_decay": 0.5}],
+    [
+        {"chunk_size": 1, "gradient_checkpointing": True},
+        pytest.param({}, marks=pytest.mark.slow),
+        pytest.param({"teacher": "ema", "teacher_decay": 0.5}, marks=pytest.mark.slow),
+    ],
 )
 def test_a_stopped_run_goes_on_with_the_same_bits(folder, processor, rows, tmp_path, changes):
     changes = {"num_epochs": 3, "save_every": 1, "keep_checkpoints": 10, **changes}
@@ -481,6 +485,7 @@ torch.save(found, path)
 """
 
 
+@pytest.mark.slow
 def test_where_geoalign_hf_is_not_installed_adapters_load_over_the_base_s_own_code(
     trained, folder, inputs, toy_rows, tmp_path
 ):

@@ -66,7 +66,7 @@ MAY_IMPORT = {
     "open_clip_layout": set(),
     "convert": {"configuration", "modeling", "open_clip_layout", "processing"},
     "cards": {"files", "pipeline"},
-    "hub": {"cards"},
+    "hub": {"cards", "files"},
     "figures": set(),
     "embedding": {"augment"},
     "embedding_shards": {"checkpoints", "embedding", "files", "readers", "report", "rows", "sources"},
@@ -92,7 +92,7 @@ MAY_IMPORT = {
 DOORS = {
     "datasets": {"rows", "metric_modules", "embedding_shards"},
     "evaluate": {"metric_modules"},
-    "safetensors": {"concepts", "open_clip_layout"},
+    "safetensors": {"concepts", "hub", "open_clip_layout"},
     "accelerate": {"launch", "steps", "training"},
     "peft": {"adapters"},
     "rasterio": {"scenes"},
@@ -180,11 +180,13 @@ def test_importing_the_package_imports_nothing_heavy():
     "first",
     [
         "import geoalign_hf",
-        "import geoalign_hf; from transformers import CLIPModel",
-        "import geoalign_hf; from transformers import pipeline",
+        pytest.param("import geoalign_hf; from transformers import CLIPModel", marks=pytest.mark.slow),
+        pytest.param("import geoalign_hf; from transformers import pipeline", marks=pytest.mark.slow),
         "import geoalign_hf; import peft",
-        "from geoalign_hf import GeoAlignCLIPProcessor",
-        "from geoalign_hf.model.modeling_geoalign_clip import GeoAlignCLIPModel",
+        pytest.param("from geoalign_hf import GeoAlignCLIPProcessor", marks=pytest.mark.slow),
+        pytest.param(
+            "from geoalign_hf.model.modeling_geoalign_clip import GeoAlignCLIPModel", marks=pytest.mark.slow
+        ),
         "from transformers import AutoModel, pipeline; import geoalign_hf",
     ],
 )

@@ -180,6 +180,7 @@ def test_zero_shot_names_an_image_and_its_boxes(toy_rows, folder, built, tmp_pat
     assert f"box {best['box']}: {best['label']} {best['score']:.4f}" in printed
 
 
+@pytest.mark.slow
 def test_zero_shot_runs_where_geoalign_hf_is_not_installed(toy_rows, folder, tmp_path):
     toy_rows[0]["image"].save(tmp_path / "scene.png")
     (tmp_path / "absent").mkdir()
@@ -254,6 +255,7 @@ def test_search_finds_in_an_embedded_folder_what_brute_force_finds(
     assert rows and "  2.png whole 1.0000" in run_here("search.py", *asked)
 
 
+@pytest.mark.slow
 def test_exported_towers_say_what_the_model_says(folder, built, toy_rows, tmp_path, run_here):
     printed = run_here("export_onnx.py", "--model", folder)
     assert printed.count("differs by at most") == 3
@@ -329,6 +331,7 @@ def test_a_built_dataset_is_trained_on_with_every_term(coco_folder, tmp_path):
         assert last[term] > 0, term
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_a_saved_model(coco_folder, tmp_path, folder):
     files = [
         "--dataset",
@@ -350,6 +353,7 @@ def test_training_goes_on_from_a_saved_model(coco_folder, tmp_path, folder):
     assert all((before[name] == after[name]).all() for name in before)
 
 
+@pytest.mark.slow
 def test_quickstart_goes_the_whole_way(tmp_path):
     printed = run("quickstart.py", "--num_rows", 32, "--num_epochs", 1, cwd=tmp_path)
     assert "untrained: region top-1" in printed

@@ -80,6 +80,16 @@ def test_weights_of_an_older_push_do_not_stay_behind(hub, saved, model):
     assert found == shards | {"model.safetensors.index.json"}
 
 
+def test_files_of_other_names_stay(hub, saved):
+    push(saved, "you/harbors")
+    kept = {"concepts.safetensors", "v2/model.safetensors", "embeds/embeds-0.json"}
+    for name in kept:
+        HfApi().upload_file(path_or_fileobj=b"mine", path_in_repo=name, repo_id="you/harbors")
+    (saved / "args.json").write_text("{}")
+    push(saved, "you/harbors")
+    assert kept < set(hub.list("you/harbors"))
+
+
 def test_private_branch_tag_and_pull_request(hub, saved):
     commit = push(saved, "you/harbors", private=True, revision="wide", tag="v1", commit_message="wider")
     repository = hub.repositories["model", "you/harbors"]
@@ -122,6 +132,9 @@ def test_wrong_wishes_are_refused_before_anything_is_sent(hub, saved):
     push(saved, "you/harbors", tag="v1")
     num_sent = len(list_large(hub))
     refuse("^you/harbors has a tag 'v1' already. Give another, or delete it there first.$", tag="v1")
+    for revision in ("v1", hub.repositories["model", "you/harbors"].find("v1")):
+        message = f"^revision is '{revision}', a tag or commit. Give the name of a branch.$"
+        refuse(message, revision=revision)
     refuse(
         "^you/harbors is there already and public, but private was asked for. Make it private in its "
         "settings, or give another name.$",
@@ -132,6 +145,7 @@ def test_wrong_wishes_are_refused_before_anything_is_sent(hub, saved):
 @pytest.mark.parametrize(
     ("token", "message"),
     [
+        ("two words", "^pushing to you/harbors needs a token, and there is none. Run `hf auth login`.$"),
         (None, "^pushing to you/harbors needs a token, and there is none. Run `hf auth login`.$"),
         ("hf_wrong", r"^you/harbors: the push did not end; the token is not valid. Run `hf auth login` \("),
         (
@@ -227,6 +241,43 @@ def test_a_folder_that_lacks_something_is_not_pushed(hub, saved, name):
         push(saved, "you/harbors")
     assert name in str(error.value)
     assert not hub.log
+
+
+def test_without_the_network_nothing_is_tried(hub, saved, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(RuntimeError, match="needs the network, but HF_HUB_OFFLINE is set. Unset it.$"):
+        push(saved, "you/harbors")
+    assert not hub.log
+
+
+@pytest.mark.parametrize("size", [0, 5000])
+def test_a_file_that_was_cut_is_noticed(saved, size):
+    path = saved / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(ValueError, match=r"model.safetensors is not whole \(.+\). Save it again.$"):
+        check_folder(saved)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("README.md", b"\xff", "README.md is no text in UTF-8 .*. Save it as one.$"),
+        ("config.json", b"{", "config.json is no JSON .*. Write it again.$"),
+        ("config.json", b"[]", "config.json holds a list; expected an object by names.$"),
+    ],
+)
+def test_a_text_that_cannot_be_read_is_named_before_anything_is_sent(hub, saved, name, content, message):
+    (saved / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        push(saved, "you/harbors")
+    assert not hub.log
+
+
+def test_numbers_without_a_protocol_are_not_shown(hub, folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "harbors")
+    (tmp_path / "harbors" / "metrics.json").write_text('{"eval_loss": 0.1}')  # of another trainer
+    push(tmp_path / "harbors", "you/harbors")
+    assert "None were measured." in hub.read("you/harbors", "README.md").decode()
 
 
 def test_a_lost_shard_is_noticed(saved, model):
@@ -325,6 +376,7 @@ processor.push_to_hub("harbors")
 """
 
 
+@pytest.mark.slow
 def test_the_methods_of_transformers_push_the_code_too(hub, saved, built, toy_rows, tmp_path):
     run(STOCK_PUSH, hub, tmp_path / "pusher", saved)
     assert sum("safetensors" in name for name in hub.list("you/harbors")) > 2
@@ -362,14 +414,20 @@ def test_an_adapter_is_pushed_with_its_base_and_loads_by_name(hub, saved, model,
     model = get_peft_model(model, LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
     model.save_pretrained(tmp_path / "piers")
     assert check_folder(tmp_path / "piers") == "adapter"
-    write_card(tmp_path / "piers", {})
-    with pytest.raises(
-        ValueError, match="stands on the local folder '.*harbors', which nobody else has. Push"
-    ):
-        push(tmp_path / "piers", "you/piers")
+    assert "[More Information Needed]" in (tmp_path / "piers" / "README.md").read_text()  # PEFT's own
+    for base in (None, "/no/longer/there", "../x y"):
+        with pytest.raises(
+            ValueError, match="stands on '.*', a local folder that nobody else has. Push that"
+        ):
+            push(tmp_path / "piers", "you/piers", base_model=base)
     push(tmp_path / "piers", "you/piers", base_model="you/harbors")
     card = hub.read("you/piers", "README.md").decode()
     assert 'from_pretrained("you/harbors"' in card and 'PeftModel.from_pretrained(model, "you/piers")' in card
+    assert "base_model: you/harbors" in card and "Started from you/harbors." in card
+    assert str(tmp_path) not in card
+    for mine, name, other in (("harbors", "you/piers", "adapter"), ("piers", "you/harbors", "model")):
+        with pytest.raises(ValueError, match=f"^{name} holds a kind of {other}, not of "):
+            push(tmp_path / mine, name, base_model="you/harbors" if mine == "piers" else None)
     config = json.loads(hub.read("you/piers", "adapter_config.json"))
     assert config["base_model_name_or_path"] == "you/harbors"
     run(ADAPTER, hub, tmp_path / "home", tmp_path / "found")
@@ -392,6 +450,7 @@ print(len(rows), sum(map(len, rows["boxes"])), file=open(sys.argv[1], "w"))
 """
 
 
+@pytest.mark.slow
 def test_rows_are_pushed_and_loaded_by_name(hub, coco_folder, tmp_path):
     from geoalign_hf.build import BuildConfig, build
 
@@ -413,6 +472,7 @@ def test_a_folder_is_pushed_beside_what_goes_on_even_if_it_is_dropped_meanwhile(
     assert hub.repositories["model", "you/harbors"].private
     checkpoint = saved.rename(saved.with_name("checkpoint-8"))
     start = time.perf_counter()
+    background.start(saved)  # which is gone: that stops nothing
     background.start(checkpoint)
     background.start(checkpoint)  # one at a time
     assert time.perf_counter() - start < 0.5

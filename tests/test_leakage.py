@@ -76,6 +76,7 @@ def test_the_table_counts_each_kind(images, evaluation):
     ]
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_table_and_writes_the_list(images, tmp_path):
     (tmp_path / "eval").mkdir()
     images[0].save(tmp_path / "eval" / "a.png")

@@ -114,6 +114,7 @@ assert scores == (expected if rank == 0 else None), scores
 """
 
 
+@pytest.mark.slow
 def test_the_shards_of_two_processes_score_as_the_whole_on_the_first(tmp_path):
     command = [sys.executable, "-c", PROCESS, "retrieval"]
     processes = [

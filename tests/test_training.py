@@ -127,6 +127,15 @@ def test_the_best_model_is_kept_with_its_scores(model, processor, rows, tmp_path
     assert torch.equal(best, seen[1]) and not torch.equal(best, seen[3])
 
 
+def test_a_number_that_is_none_is_told_and_stops_nothing(model, processor, rows, tmp_path, caplog):
+    evaluate = lambda _: {"score": 0.5, "other": float("nan")}  # noqa: E731
+    config = configure(tmp_path, best_metric="score")
+    train(model, processor, rows, config=config, evaluate=evaluate)
+    assert "the evaluation of step 0 gives no number for ['other']" in caplog.text
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["final"]["other"] is None and metrics["final"]["score"] == 0.5
+
+
 def test_the_best_and_the_first_scores_survive_a_resume(built, processor, rows, tmp_path):
     def run(scores, **more):
         served = iter(scores)
