@@ -51,6 +51,7 @@ def make_card(folder: Path, metrics: dict[str, dict], settings: dict | None = No
     settings = dict(settings or {})
     license, base_model = settings.pop("license", None), settings.pop("base_model", None)
     data, name = settings.pop("data", None), _name_folder(folder)
+    data = data if isinstance(data, dict) and {"name", "repo_id", "license"} <= data.keys() else None
     adapter = _read_json(folder / "adapter_config.json")
     if adapter:
         base_model = adapter["base_model_name_or_path"]

@@ -35,12 +35,9 @@ logger = logging.get_logger(__name__)
 
 # What answers of the Hub and lost connections are kinds of: httpx.HTTPError, in hub 2 httpx2.HTTPError.
 HTTPError = next(base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError")
-MARKS = {
-    "adapter": "adapter_config.json",
-    "model": "config.json",
-    "dataset": "data",
-}  # of each kind of folder
-NEEDED = {  # the files that each kind of folder must have
+# By which each kind of folder is known, and what it must have.
+MARKS = {"adapter": "adapter_config.json", "model": "config.json", "dataset": "data"}
+NEEDED = {
     "model": ("config.json", "processor_config.json", "tokenizer.json"),
     "adapter": ("adapter_config.json", "adapter_model.safetensors"),
     "dataset": ("README.md",),
@@ -172,9 +169,7 @@ def check_folder(folder: Path) -> str:
         )
     for name in filter(lambda name: name.endswith(".safetensors"), needed):
         try:
-            safe_open(
-                folder / name, "pt"
-            )  # which reads the head, and knows from it how long the file must be
+            safe_open(folder / name, "pt")  # it reads the head, which tells how long the file must be
         except SafetensorError as error:
             raise ValueError(f"{folder / name} is not whole ({error}). Save it again.") from error
     return kind
