@@ -97,6 +97,7 @@ def backward_in_chunks(
         for chunk in chunks:
             states.append(_get_random_state(chunk))
             parts.append(encode(chunk))
+    torch.clear_autocast_cache()  # weights cast here have no gradient; older torch would use them again
     cached = {}
     for name, first in parts[0].items():
         cached[name] = torch.cat([part[name] for part in parts]) if first.ndim else first.clone()

@@ -59,6 +59,7 @@ class Teacher:
         model.eval()
         output = model(**inputs)
         model.train(was_training)
+        torch.clear_autocast_cache()  # weights cast here have no gradient; older torch would use them again
         return output.region_embeds[:Q, 0]
 
     @torch.no_grad()
