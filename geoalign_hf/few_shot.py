@@ -33,7 +33,7 @@ class FewShotConfig:
     rehearsed: int = _option(0, "boxes of each old concept that LoRA also sees; 0: it has no old data")
     ridge: float = _option(3.0, "per shot; what the ridge probe adds to the diagonal")
     num_steps: int = _option(200, "of LoRA")
-    learning_rate: float = _option(1e-3, "of LoRA, at its highest")
+    learning_rate: float = _option(5e-4, "of LoRA, at its highest")
     batch_size: int = _option(12, "of LoRA, boxes per step at most")
     mixed_precision: str | None = _option(None, "of LoRA: no, bf16 or fp16")
 
@@ -221,7 +221,7 @@ def adapt_by_lora(
         ValueError: if `adapters` names no tower.
     """
     if not adapters.lora:
-        raise ValueError("lora is ''; it must name the towers that get adapters: vision, text or vision,text.")
+        raise ValueError("lora is ''; it must name towers that get adapters: vision, text or vision,text.")
     negatives = {name: [add_article(other) for other in concepts if other != name] for name in concepts}
     told = [
         {
