@@ -11,6 +11,7 @@ model with fresh weights. `--preset` chooses the weights of the loss terms, and 
 Prints the region accuracy before and after, and leaves in the output folder `final/` and `best/` (weights,
 code, processor, card), checkpoints, `args.json`, `metrics.json`, `history.jsonl` and `curves.png`.
 `--lora vision,text` trains adapters alone, `--freeze vision` all but a tower; see train_lora.py.
+`--leave_out ship bridge` trains a base that was never told of these concepts, for adapt.py to adapt to them.
 """
 
 import json
@@ -30,7 +31,7 @@ from geoalign_hf.evaluation import classify_regions
 from geoalign_hf.hub import BackgroundPush, HubConfig
 from geoalign_hf.losses import PRESETS, LossWeights
 from geoalign_hf.model.processing_geoalign_clip import CONCEPT_TEMPLATES
-from geoalign_hf.rows import from_coco, list_concepts, load_rows
+from geoalign_hf.rows import from_coco, leave_out_concepts, list_concepts, load_rows
 from geoalign_hf.scratch import build_model
 from geoalign_hf.training import TrainingConfig, train
 
@@ -48,6 +49,10 @@ class ScriptArguments:
         default=None, metadata={"help": "likewise, to evaluate on; of a folder or repository the split test"}
     )
     images: str | None = field(default=None, metadata={"help": "folder of the images of a COCO file"})
+    leave_out: list[str] = field(
+        default_factory=list,
+        metadata={"help": "concepts that the model is not told of: their boxes and all words with them go"},
+    )
     preset: str = field(
         default="geoalign", metadata={"help": "objective to start from", "choices": list(PRESETS)}
     )
@@ -80,6 +85,11 @@ def main() -> None:
     rows, eval_rows = read_rows(arguments.dataset, arguments.images, "train"), None
     if arguments.eval_dataset:
         eval_rows = read_rows(arguments.eval_dataset, arguments.images, "test")
+    if arguments.leave_out:
+        rows = leave_out_concepts(rows, arguments.leave_out)
+        if eval_rows:
+            there = set(list_concepts(eval_rows)) & set(arguments.leave_out)
+            eval_rows = leave_out_concepts(eval_rows, sorted(there)) if there else eval_rows
 
     # 2. The model: a checkpoint, or fresh weights and a tokenizer learnt from the words of the rows.
     if arguments.model:

@@ -5,8 +5,9 @@ the columns of `FEATURES`, after which nobody asks where a row came from.
 """
 
 import os
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from datasets import (
     List,
     Value,
     are_progress_bars_disabled,
+    concatenate_datasets,
     disable_progress_bars,
     enable_progress_bars,
     load_dataset,
@@ -29,6 +31,7 @@ from transformers.utils import logging
 
 from .readers import read_coco
 from .report import Report
+from .words import pluralize
 
 logger = logging.get_logger(__name__)
 
@@ -278,6 +281,52 @@ def list_concepts(dataset: Dataset) -> list[str]:
         ['airplane', 'ship']
     """
     return sorted({concept for concepts in dataset["concepts"] for concept in concepts})
+
+
+def leave_out_concepts(rows: Dataset, names: Sequence[str]) -> Dataset:
+    """Take concepts out of rows, so that a model which is trained on these has never been told of them.
+
+    Their regions go, and so does every caption, description, hard negative and region with a phrase in which
+    one of the names stands, also in the plural. What is there in the pixels stays, as ground round the rest.
+
+    Args:
+        rows: a dataset of rows.
+        names: of the concepts.
+
+    Returns:
+        The rows that have a region, a caption or a description left.
+
+    Raises:
+        ValueError: if a concept does not occur, or no row is left.
+    """
+    if unknown := sorted(set(names) - set(concepts := list_concepts(rows))):
+        raise ValueError(f"the rows have no concepts {unknown}; they have {concepts}. Name some of these.")
+    spelled = "|".join(re.escape(form) for name in names for form in (name, pluralize(name)))
+    told = re.compile(rf"\b({spelled})\b", re.IGNORECASE)
+    with _without_bars():
+        words = rows.remove_columns("image").map(_leave_out_told, fn_kwargs={"told": told})
+    kept = [i for i, row in enumerate(words) if row["boxes"] or row["captions"] or row["description"]]
+    if not kept:
+        raise ValueError(f"no row says anything but {sorted(names)}. Leave out fewer concepts.")
+    with _without_bars():
+        parts = [rows.select_columns("image").select(kept), words.select(kept)]
+        return decode_images(concatenate_datasets(parts, axis=1))
+
+
+def _leave_out_told(row: dict, told: re.Pattern) -> dict:
+    pairs = enumerate(zip(row["concepts"], row["phrases"], strict=True))
+    kept = [r for r, pair in pairs if not any(map(told.search, pair))]
+    row |= {name: [row[name][r] for r in kept] for name in REGION_COLUMNS if row.get(name)}
+    for r, phrases in enumerate(row.get("hard_negatives") or []):
+        untold = [i for i, phrase in enumerate(phrases) if not told.search(phrase)]
+        for name in ("hard_negatives", "negative_kinds"):
+            if row.get(name):
+                row[name][r] = [row[name][r][i] for i in untold]
+    for name in ("captions", "unboxed"):
+        row[name] = [words for words in row.get(name) or [] if not told.search(words)]
+    description = row.get("description")
+    row["description"] = None if description and told.search(description) else description
+    return row
 
 
 def count_rows(rows: Iterable[dict]) -> dict:

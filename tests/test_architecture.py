@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "sources": {"regions", "report", "words"},
     "readers": {"report", "sources"},
     "captions": {"report", "sources"},
-    "rows": {"readers", "report"},
+    "rows": {"readers", "report", "words"},
     "augment": {"rows", "words"},
     "tiles": {"augment", "report"},
     "facts": {"words"},
@@ -73,6 +73,7 @@ MAY_IMPORT = {
     "evaluation": {"concepts", "embedding", "files", "metrics", "processing", "rows"},
     "retrieval": {"embedding", "evaluation", "metrics"},
     "localization": {"embedding", "evaluation", "score_maps"},
+    "few_shot": {"adapters", "augment", "losses", "metrics", "rows", "training", "words"},
     "training": {
         "cards",
         "checkpoints",

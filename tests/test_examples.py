@@ -14,12 +14,14 @@ import onnxruntime
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoProcessor
+from transformers import AutoModel, AutoProcessor
 
 from geoalign_hf.embedding import Embedder
 from geoalign_hf.embedding_shards import read_embeds
+from geoalign_hf.rows import list_concepts
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+WAYS = ("prototypes", "prototypes and names", "ridge probe", "LoRA")  # of adapt.py
 
 
 def run(script: str, *arguments, cwd: Path) -> str:
@@ -444,6 +446,31 @@ def test_train_takes_adapters_over_a_model_that_is_there(coco_folder, folder, tm
     assert (tmp_path / "out" / "final" / "adapter_config.json").exists()
     with pytest.raises(SystemExit):
         run_here("train.py", *files, *small)
+
+
+def test_train_leaves_concepts_out_and_adapt_brings_them_in(coco_folder, folder, tmp_path, run_here, rows):
+    new, *old = list_concepts(rows)
+    boxes = ["--images", coco_folder, "--coco", coco_folder / "rows.json"]
+    small = ["--concepts", new, "--shots", "1,2", "--num_seeds", 2, "--num_steps", 2, "--rehearsed", 1]
+    test = ["--test_coco", coco_folder / "rows.json", "--output_dir", "out"]
+    printed = run_here("adapt.py", "--model", folder, *boxes, *small, *test)
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    ways = [f"{way}, {shots}-shot" for shots in (1, 2) for way in WAYS]
+    assert list(metrics) == ["zero-shot", *ways]
+    for title, scores in metrics.items():
+        assert re.search(rf"^\| {title} \| 100.0", printed, flags=re.MULTILINE)  # one name to choose from
+        assert scores["protocol"]["old"] == ", ".join(old)
+    adapted = AutoModel.from_pretrained(tmp_path / "out" / "final")  # the base with the adapter
+    alone = {"lora_A", "lora_B"} & {part for name in adapted.state_dict() for part in name.split(".")}
+    assert alone == {"lora_A", "lora_B"}
+    card = (tmp_path / "out" / "final" / "README.md").read_text()
+    assert "**this adapter**" in card and "**LoRA, 2-shot**" in card
+
+    fresh = ["--image_size", 64, "--width", 64, "--depth", 1, "--num_epochs", 1, "--batch_size", 4]
+    files = ["--dataset", coco_folder / "rows.json", "--eval_dataset", coco_folder / "rows.json"]
+    run_here("train.py", *files, *boxes[:2], *fresh, "--leave_out", new, "--output_dir", "base")
+    told = json.loads((tmp_path / "base" / "metrics.json").read_text())["final"]["protocol"]["concepts"]
+    assert told == old
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from geoalign_hf.rows import (
     REGION_COLUMNS,
     build_rows,
     check_columns,
+    leave_out_concepts,
     list_concepts,
     load_rows,
     write_rows,
@@ -223,3 +224,53 @@ def test_training_takes_rows_as_they_are_loaded(folder, processor):
     rows = load_rows(folder, on_bad_image="leave_out")
     batch = RowCollator(processor, max_regions=6)([rows[0], rows[1]])
     assert batch["region_mask"].sum() == len(rows[0]["boxes"]) + len(rows[1]["boxes"])
+
+
+# Concepts left out
+
+
+def test_a_left_out_concept_is_told_nowhere_and_all_else_stays():
+    image = Image.new("RGB", (8, 6), (1, 2, 3))
+    rows = build_rows(
+        [
+            MINIMAL
+            | {
+                "image": image,
+                "captions": ["two Ships and a bridge", "water"],
+                "description": "A ship.",
+                "boxes": [[0, 0, 4, 4], [1, 1, 3, 3], [2, 2, 4, 4]],
+                "phrases": ["a ship", "a bridge", "a car next to a ship"],
+                "concepts": ["ship", "bridge", "car"],
+                "hard_negatives": [["a bridge"], ["a ship", "a car"], []],
+                "negative_kinds": [["concept"], ["concept", "concept"], []],
+                "unboxed": ["ship", "pier"],
+            },
+            MINIMAL | {"image": image, "boxes": [[0, 0, 4, 4]], "phrases": ["x"], "concepts": ["ship"]},
+            MINIMAL | {"image": image, "captions": ["a shipyard"], "description": "Of another kind."},
+        ]
+    )
+    left = leave_out_concepts(rows, ["ship"])
+    assert left.features == rows.cast_column("image", left.features["image"]).features
+    assert left[0]["image"].getpixel((7, 5)) == (1, 2, 3)
+    first, second = left.remove_columns("image")
+    assert first == dict(rows.remove_columns("image")[0]) | {
+        "captions": ["water"],
+        "description": None,
+        "boxes": [[1, 1, 3, 3]],
+        "phrases": ["a bridge"],
+        "concepts": ["bridge"],
+        "hard_negatives": [["a car"]],
+        "negative_kinds": [["concept"]],
+        "unboxed": ["pier"],
+    }
+    assert second == rows.remove_columns("image")[2]
+
+
+def test_leaving_out_what_is_not_there_or_all_that_is_there_is_refused(rows):
+    concepts = list_concepts(rows)
+    with refuses(f"the rows have no concepts ['boat']; they have {concepts}. Name some of these."):
+        leave_out_concepts(rows, ["boat", concepts[0]])
+    bare = rows.remove_columns(["captions", "description"])
+    bare = bare.add_column("captions", [[]] * len(rows)).add_column("description", [None] * len(rows))
+    with refuses(f"no row says anything but {concepts}. Leave out fewer concepts."):
+        leave_out_concepts(bare, concepts)
