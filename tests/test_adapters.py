@@ -12,6 +12,7 @@ import peft
 import pytest
 import torch
 import torch.distributed
+from absent import ABSENT
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from packaging.version import Version
@@ -449,15 +450,9 @@ def test_both_pipelines_answer_alike_by_adapter_folder_and_merged(
         )
 
 
-REMOTE = """
-import sys
-
-class Absent:  # geoalign_hf is installed here; let this process believe that it is not
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "geoalign_hf":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-sys.meta_path.insert(0, Absent())
+REMOTE = (
+    ABSENT
+    + """
 import torch
 from peft import AutoPeftModelForFeatureExtraction, PeftModel
 from transformers import AutoModel, AutoProcessor, pipeline
@@ -483,6 +478,7 @@ classify = pipeline("zero-shot-region-classification", model=adapter, trust_remo
 found["answers"] = classify(given["image"], boxes=given["boxes"], candidate_concepts=["ship", "road"])
 torch.save(found, path)
 """
+)
 
 
 @pytest.mark.slow

@@ -448,6 +448,7 @@ def test_train_takes_adapters_over_a_model_that_is_there(coco_folder, folder, tm
         run_here("train.py", *files, *small)
 
 
+@pytest.mark.slow
 def test_train_leaves_concepts_out_and_adapt_brings_them_in(coco_folder, folder, tmp_path, run_here, rows):
     new, *old = list_concepts(rows)
     boxes = ["--images", coco_folder, "--coco", coco_folder / "rows.json"]

@@ -11,6 +11,7 @@ import time
 import huggingface_hub
 import pytest
 import torch
+from absent import ABSENT
 from hub_server import Fault
 from huggingface_hub import HfApi
 
@@ -290,15 +291,9 @@ def test_a_lost_shard_is_noticed(saved, model):
         check_folder(saved)
 
 
-ROUND_TRIP = """
-import sys
-
-class Absent:  # geoalign_hf is installed here; let this process believe that it is not
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "geoalign_hf":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-sys.meta_path.insert(0, Absent())
+ROUND_TRIP = (
+    ABSENT
+    + """
 import torch
 from huggingface_hub import snapshot_download
 from transformers import AutoModel, AutoProcessor, pipeline
@@ -320,6 +315,7 @@ found["scene"] = scene(given["images"][0], candidate_labels=["a ship", "a road"]
 found["snapshot"] = snapshot_download("you/harbors", revision=revision)
 torch.save(found, inputs + ".out")
 """
+)
 
 
 def run(code: str, hub, home, *arguments) -> None:

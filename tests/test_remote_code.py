@@ -6,16 +6,12 @@ import sys
 
 import pytest
 import torch
+from absent import ABSENT
 
-REMOTE = """
+REMOTE = (
+    ABSENT
+    + """
 import json, sys
-
-class Absent:  # geoalign_hf is installed here; let this process believe that it is not
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "geoalign_hf":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-sys.meta_path.insert(0, Absent())
 import torch
 from transformers import AutoModel, AutoModelForZeroShotImageClassification, AutoProcessor, pipeline
 
@@ -44,6 +40,7 @@ model.save_pretrained(resaved)
 processor.save_pretrained(resaved)
 torch.save(found, inputs + ".out")
 """
+)
 
 
 @pytest.fixture(scope="module")
