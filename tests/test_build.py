@@ -180,7 +180,8 @@ def test_a_model_words_the_rows_and_its_raw_answers_stay(drawn, tiny_pipeline, t
 # Processes and kills
 
 
-@pytest.mark.parametrize("num_workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("num_workers", [1, 2])
 def test_the_command_makes_the_same_bytes_in_other_processes_and_prints_what_it_built(
     built, config, num_workers
 ):

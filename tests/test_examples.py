@@ -394,6 +394,7 @@ def test_the_pooling_benchmark_prints_ratios(tmp_path):
     assert "grid_sample" in printed
 
 
+@pytest.mark.slow
 def test_train_lora_leaves_an_adapter_and_a_merged_model_that_score_alike(
     coco_folder, folder, tmp_path, run_here, rows
 ):

@@ -500,6 +500,7 @@ def test_what_is_told_twice_must_agree(build, tmp_path, name, told, given):
 # The Hub
 
 
+@pytest.mark.slow
 def test_a_repository_and_a_file_in_one_are_read_from_the_cache(build, tokenizer_folder, tmp_path):
     repository = tmp_path / "hub" / "models--you--clips"
     (repository / "refs").mkdir(parents=True)
