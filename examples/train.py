@@ -31,7 +31,7 @@ from geoalign_hf.evaluation import classify_regions
 from geoalign_hf.hub import BackgroundPush, HubConfig
 from geoalign_hf.losses import PRESETS, LossWeights
 from geoalign_hf.model.processing_geoalign_clip import CONCEPT_TEMPLATES
-from geoalign_hf.rows import from_coco, leave_out_concepts, list_concepts, load_rows
+from geoalign_hf.rows import leave_out_concepts, list_concepts, read_rows
 from geoalign_hf.scratch import build_model
 from geoalign_hf.training import TrainingConfig, train
 
@@ -62,11 +62,6 @@ class ScriptArguments:
     width: int = field(default=192, metadata={"help": "fresh model: of the vision tower"})
     depth: int = field(default=4, metadata={"help": "fresh model: blocks of the vision tower"})
     license: str | None = field(default=None, metadata={"help": "of the weights, as the Hub spells it"})
-
-
-def read_rows(source: str, images: str | None, split: str):
-    """Read rows from whatever they are in."""
-    return from_coco(source, images) if source.endswith(".json") else load_rows(source, split)
 
 
 def main() -> None:

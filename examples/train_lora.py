@@ -24,7 +24,7 @@ from geoalign_hf.adapters import AdapterConfig, adapt_model, describe_share
 from geoalign_hf.cards import describe_dataset, write_card
 from geoalign_hf.evaluation import classify_regions, write_metrics
 from geoalign_hf.losses import LossWeights
-from geoalign_hf.rows import from_coco, load_rows
+from geoalign_hf.rows import read_rows
 from geoalign_hf.training import TrainingConfig, train
 
 
@@ -36,11 +36,6 @@ class ScriptArguments:
     dataset: str = field(metadata={"help": "to train on: a folder or Hub repository of rows, or a COCO file"})
     eval_dataset: str = field(metadata={"help": "likewise, to evaluate on; of a folder the split test"})
     images: str | None = field(default=None, metadata={"help": "folder of the images of a COCO file"})
-
-
-def read_rows(source: str, images: str | None, split: str):
-    """Read rows from whatever they are in."""
-    return from_coco(source, images) if source.endswith(".json") else load_rows(source, split)
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from transformers.utils.logging import get_logger, tqdm
 from .captions import read_captions
 from .cards import write_dataset_card
 from .contact_sheet import draw_contact_sheet
-from .files import write_json, write_text
+from .files import read_json, write_json, write_text
 from .leakage import collect_sets, write_table
 from .readers import read_coco, read_dota, read_names, read_voc, read_yolo
 from .report import Report
@@ -122,7 +122,7 @@ def build(config: BuildConfig) -> dict:
     if (output / "report.jsonl").exists():
         logger.warning(f"{output} is complete; nothing is left to do.")
         shutil.rmtree(output / ".build")
-        return json.loads((output / "statistics.json").read_text(encoding="utf-8"))
+        return read_json(output / "statistics.json")
 
     # 2. The shards that are not there yet.
     missing = [index for index in range(job.num_shards) if not job.locate_shard(index).exists()]
@@ -135,7 +135,7 @@ def build(config: BuildConfig) -> dict:
     bar.close()
 
     # 3. What is told of the whole; the report comes last and says that all is done.
-    parts = [json.loads(job.locate_note(i).read_text(encoding="utf-8")) for i in range(job.num_shards)]
+    parts = [read_json(job.locate_note(i)) for i in range(job.num_shards)]
     report.entries += [entry for part in parts for entry in part["left_out"]]
     overlaps = [entry for part in parts for entry in part["overlaps"]]
     dataset = load_rows(output, config.split, streaming=True)
@@ -207,7 +207,7 @@ def _check_folder(config: BuildConfig, rows: list[dict]) -> None:
     settings["annotations"] = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
     path = output / "build.json"
     if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = read_json(path)
         if changed := sorted(name for name in settings if settings[name] != before.get(name)):
             raise ValueError(
                 f"{output} holds a build with other settings: {changed} differ. "

@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from .checkpoints import no_progress_bars
 from .embedding import Embedder
-from .files import write_json, write_text
+from .files import read_json, write_json, write_text
 from .readers import read_coco
 from .report import Report
 from .rows import decode_image, write_parquet
@@ -120,7 +120,7 @@ def prepare_folder(job: EmbeddingJob, description: dict) -> None:
         ValueError: if the folder holds embeddings of another model, of other images or in other shards.
     """
     path = job.output / "embeds.json"
-    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else description
+    before = read_json(path) if path.exists() else description
     told = description.keys() - {"model"}  # its path may be written in many ways; its weights tell
     if changed := sorted(name for name in told if description[name] != before.get(name)):
         raise ValueError(
@@ -214,7 +214,7 @@ def read_description(folder: Path) -> dict:
     path = folder / "embeds.json"
     if not path.exists():
         raise ValueError(f"{folder} has no embeds.json. Give the output_dir of examples/embed_folder.py.")
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read_json(path)
 
 
 def check_model(folder: Path, model: torch.nn.Module) -> None:

@@ -273,6 +273,11 @@ def check_columns(dataset: Dataset | IterableDataset) -> None:
         )
 
 
+def read_rows(source: str, images: str | None, split: str) -> Dataset:
+    """Read rows from a COCO .json file with its images, or from a folder or Hub repository of rows."""
+    return from_coco(source, images) if source.endswith(".json") else load_rows(source, split)
+
+
 def list_concepts(dataset: Dataset) -> list[str]:
     """List the concepts that occur, in alphabetical order.
 
