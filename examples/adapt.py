@@ -25,11 +25,13 @@ from datasets import concatenate_datasets
 from transformers import AutoModel, AutoProcessor, HfArgumentParser
 
 import geoalign_hf  # noqa: F401  (registers the classes)
-from geoalign_hf.adapters import AdapterConfig
-from geoalign_hf.cards import describe_dataset, write_card
-from geoalign_hf.embedding import Embedder
-from geoalign_hf.evaluation import write_metrics
-from geoalign_hf.few_shot import (
+from geoalign_hf.data.loading import from_coco
+from geoalign_hf.data.schema import list_concepts
+from geoalign_hf.embedding.embedder import Embedder
+from geoalign_hf.evaluation.results import write_metrics
+from geoalign_hf.hub.cards import describe_dataset, write_card
+from geoalign_hf.model.processing_geoalign_clip import CONCEPT_TEMPLATES
+from geoalign_hf.training.few_shot import (
     FewShotConfig,
     adapt_by_lora,
     blend_with_texts,
@@ -42,8 +44,7 @@ from geoalign_hf.few_shot import (
     summarize_seeds,
     write_table,
 )
-from geoalign_hf.model.processing_geoalign_clip import CONCEPT_TEMPLATES
-from geoalign_hf.rows import from_coco, list_concepts
+from geoalign_hf.training.lora import AdapterConfig
 
 
 @dataclass

@@ -16,7 +16,8 @@ from accelerate import PartialState
 from transformers import AutoModel, AutoProcessor
 
 import geoalign_hf  # noqa: F401  (registers the classes)
-from geoalign_hf.evaluation import choose_statements, write_metrics
+from geoalign_hf.evaluation.choice import choose_statements
+from geoalign_hf.evaluation.results import write_metrics
 
 
 def main() -> None:

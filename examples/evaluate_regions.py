@@ -17,13 +17,16 @@ from datasets import load_dataset
 from transformers import AutoModel, AutoProcessor
 
 import geoalign_hf  # noqa: F401  (registers the classes)
-from geoalign_hf.cards import list_numbers, list_tables
-from geoalign_hf.concepts import TEMPLATE_SETS
-from geoalign_hf.embedding import REGION_SOURCES
-from geoalign_hf.evaluation import choose_phrases, classify_regions, guard_embeddings, write_metrics
-from geoalign_hf.figures import draw_confusion
-from geoalign_hf.retrieval import retrieve_phrases
-from geoalign_hf.rows import from_coco
+from geoalign_hf.data.loading import from_coco
+from geoalign_hf.data.views import REGION_SOURCES
+from geoalign_hf.embedding.templates import TEMPLATE_SETS
+from geoalign_hf.evaluation.classification import classify_regions
+from geoalign_hf.evaluation.drift import guard_embeddings
+from geoalign_hf.evaluation.figures import draw_confusion
+from geoalign_hf.evaluation.phrases import choose_phrases
+from geoalign_hf.evaluation.results import write_metrics
+from geoalign_hf.evaluation.retrieval import retrieve_phrases
+from geoalign_hf.hub.cards import list_numbers, list_tables
 
 
 def main() -> None:

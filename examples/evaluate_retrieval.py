@@ -19,10 +19,10 @@ from datasets import load_dataset
 from transformers import AutoModel, AutoProcessor
 
 import geoalign_hf  # noqa: F401  (registers the classes)
-from geoalign_hf.cards import list_numbers
-from geoalign_hf.evaluation import write_metrics
-from geoalign_hf.retrieval import CAPTION_PREFIXES, retrieve_captions
-from geoalign_hf.rows import build_rows
+from geoalign_hf.data.schema import build_rows
+from geoalign_hf.evaluation.results import write_metrics
+from geoalign_hf.evaluation.retrieval import CAPTION_PREFIXES, retrieve_captions
+from geoalign_hf.hub.cards import list_numbers
 
 
 def main() -> None:

@@ -18,10 +18,11 @@ from datasets import load_dataset
 from transformers import AutoModel, AutoProcessor
 
 import geoalign_hf  # noqa: F401  (registers the classes)
-from geoalign_hf.cards import list_numbers, list_tables
-from geoalign_hf.concepts import TEMPLATE_SETS
-from geoalign_hf.evaluation import classify_scenes, write_metrics
-from geoalign_hf.figures import draw_confusion
+from geoalign_hf.embedding.templates import TEMPLATE_SETS
+from geoalign_hf.evaluation.classification import classify_scenes
+from geoalign_hf.evaluation.figures import draw_confusion
+from geoalign_hf.evaluation.results import write_metrics
+from geoalign_hf.hub.cards import list_numbers, list_tables
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"}
 

@@ -23,12 +23,14 @@ from sklearn.preprocessing import StandardScaler
 from transformers import AutoModel, AutoProcessor
 
 import geoalign_hf  # noqa: F401  (registers the classes)
-from geoalign_hf.concepts import TEMPLATE_SETS, spell_concept
-from geoalign_hf.embedding import REGION_SOURCES, Embedder
-from geoalign_hf.evaluation import write_metrics
-from geoalign_hf.metrics import score_concepts
-from geoalign_hf.rows import from_coco
-from geoalign_hf.sources import list_images
+from geoalign_hf.data.loading import from_coco
+from geoalign_hf.data.views import REGION_SOURCES
+from geoalign_hf.embedding.concept_bank import spell_concept
+from geoalign_hf.embedding.embedder import Embedder
+from geoalign_hf.embedding.templates import TEMPLATE_SETS
+from geoalign_hf.evaluation.metrics.scores import score_concepts
+from geoalign_hf.evaluation.results import write_metrics
+from geoalign_hf.readers.base import list_images
 
 
 def embed(

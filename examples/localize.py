@@ -20,11 +20,11 @@ from transformers import AutoModel, AutoProcessor
 from transformers.image_utils import load_image
 
 import geoalign_hf  # noqa: F401  (registers the classes)
-from geoalign_hf.embedding import Embedder
-from geoalign_hf.evaluation import write_metrics
-from geoalign_hf.figures import draw_score_map
-from geoalign_hf.localization import TILE_SIDES, build_score_maps, localize_phrases
-from geoalign_hf.score_maps import FIGURES, normalize_map
+from geoalign_hf.embedding.embedder import Embedder
+from geoalign_hf.evaluation.figures import draw_score_map
+from geoalign_hf.evaluation.localization import TILE_SIDES, build_score_maps, localize_phrases
+from geoalign_hf.evaluation.metrics.score_maps import FIGURES, normalize_map
+from geoalign_hf.evaluation.results import write_metrics
 
 
 def main() -> None:

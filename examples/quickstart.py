@@ -17,14 +17,15 @@ from PIL import Image, ImageDraw
 from toy_rows import CONCEPTS, draw_rows
 from transformers import AutoModel, AutoProcessor, pipeline
 
-from geoalign_hf.augment import Augmentation
-from geoalign_hf.cards import write_card
-from geoalign_hf.evaluation import classify_regions
-from geoalign_hf.losses import PRESETS
+from geoalign_hf.convert.from_scratch import build_model
+from geoalign_hf.data.augmentation import Augmentation
+from geoalign_hf.data.schema import build_rows
+from geoalign_hf.evaluation.classification import classify_regions
+from geoalign_hf.hub.cards import write_card
+from geoalign_hf.losses.objective import PRESETS
 from geoalign_hf.model.processing_geoalign_clip import CONCEPT_TEMPLATES
-from geoalign_hf.rows import build_rows
-from geoalign_hf.scratch import build_model
-from geoalign_hf.training import TrainingConfig, train
+from geoalign_hf.training.arguments import TrainingConfig
+from geoalign_hf.training.trainer import train
 
 
 def draw_result(image: Image.Image, regions: list[list[dict]], zoom: int = 4) -> Image.Image:

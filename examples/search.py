@@ -20,9 +20,9 @@ from transformers import AutoModel, AutoProcessor
 from transformers.image_utils import load_image
 
 import geoalign_hf  # noqa: F401  (registers the classes)
-from geoalign_hf.contact_sheet import draw_contact_sheet
-from geoalign_hf.embedding import Embedder
-from geoalign_hf.embedding_shards import check_model, read_description, read_embeds
+from geoalign_hf.dataset_builder.contact_sheet import draw_contact_sheet
+from geoalign_hf.embedding.embedder import Embedder
+from geoalign_hf.embedding.shards import check_model, read_description, read_embeds
 
 
 def add_index(dataset: Dataset, path: Path, newest: float) -> None:

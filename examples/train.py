@@ -6,7 +6,7 @@
     ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 examples/train.py ...
     python examples/train.py ... --push_to_hub --hub_model_id you/geoalign-clip --hub_private_repo
 
-Starts from `--model` (a GeoAlignCLIP, or made of a CLIP by `python -m geoalign_hf.convert`), or from a small
+Starts from `--model` (a GeoAlignCLIP, or made of a CLIP by `geoalign-hf convert`), or from a small
 model with fresh weights. `--preset` chooses the weights of the loss terms, and each can be given by its name.
 Prints the region accuracy before and after, and leaves in the output folder `final/` and `best/` (weights,
 code, processor, card), checkpoints, `args.json`, `metrics.json`, `history.jsonl` and `curves.png`.
@@ -24,16 +24,18 @@ import torch
 from accelerate import PartialState
 from transformers import AutoModel, AutoProcessor, HfArgumentParser
 
-from geoalign_hf.adapters import AdapterConfig, adapt_model, describe_share
-from geoalign_hf.augment import Augmentation
-from geoalign_hf.cards import describe_dataset
-from geoalign_hf.evaluation import classify_regions
-from geoalign_hf.hub import BackgroundPush, HubConfig
-from geoalign_hf.losses import PRESETS, LossWeights
+from geoalign_hf.convert.from_scratch import build_model
+from geoalign_hf.data.augmentation import Augmentation
+from geoalign_hf.data.loading import leave_out_concepts, read_rows
+from geoalign_hf.data.schema import list_concepts
+from geoalign_hf.evaluation.classification import classify_regions
+from geoalign_hf.hub.cards import describe_dataset
+from geoalign_hf.hub.push import BackgroundPush, HubConfig
+from geoalign_hf.losses.objective import PRESETS, LossWeights
 from geoalign_hf.model.processing_geoalign_clip import CONCEPT_TEMPLATES
-from geoalign_hf.rows import leave_out_concepts, list_concepts, read_rows
-from geoalign_hf.scratch import build_model
-from geoalign_hf.training import TrainingConfig, train
+from geoalign_hf.training.arguments import TrainingConfig
+from geoalign_hf.training.lora import AdapterConfig, adapt_model, describe_share
+from geoalign_hf.training.trainer import train
 
 
 @dataclass

@@ -20,12 +20,14 @@ from accelerate import PartialState
 from peft import PeftModel
 from transformers import AutoModel, AutoProcessor, HfArgumentParser
 
-from geoalign_hf.adapters import AdapterConfig, adapt_model, describe_share
-from geoalign_hf.cards import describe_dataset, write_card
-from geoalign_hf.evaluation import classify_regions, write_metrics
-from geoalign_hf.losses import LossWeights
-from geoalign_hf.rows import read_rows
-from geoalign_hf.training import TrainingConfig, train
+from geoalign_hf.data.loading import read_rows
+from geoalign_hf.evaluation.classification import classify_regions
+from geoalign_hf.evaluation.results import write_metrics
+from geoalign_hf.hub.cards import describe_dataset, write_card
+from geoalign_hf.losses.objective import LossWeights
+from geoalign_hf.training.arguments import TrainingConfig
+from geoalign_hf.training.lora import AdapterConfig, adapt_model, describe_share
+from geoalign_hf.training.trainer import train
 
 
 @dataclass

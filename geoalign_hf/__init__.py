@@ -16,9 +16,9 @@ _PUBLIC = {
     "GeoAlignCLIPOutput": "model.modeling_geoalign_clip",
     "GeoAlignCLIPProcessor": "model.processing_geoalign_clip",
     "ZeroShotRegionClassificationPipeline": "model.pipeline_geoalign_clip",
-    "ConceptBank": "concepts",
-    "LossWeights": "losses",
-    "TrainingConfig": "training",
+    "ConceptBank": "embedding.concept_bank",
+    "LossWeights": "losses.objective",
+    "TrainingConfig": "training.arguments",
 }
 
 __all__ = [*_PUBLIC, "__version__"]

@@ -12,9 +12,9 @@ import pytest
 import torch
 from toy_rows import CONCEPTS, draw_rows
 
+from geoalign_hf.convert.from_scratch import build_model
+from geoalign_hf.data.schema import build_rows
 from geoalign_hf.model.processing_geoalign_clip import CONCEPT_TEMPLATES
-from geoalign_hf.rows import build_rows
-from geoalign_hf.scratch import build_model
 
 torch.set_num_threads(1)  # small tensors: more threads wait for each other
 

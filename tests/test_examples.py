@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 from transformers import AutoModel, AutoProcessor
 
-from geoalign_hf.embedding import Embedder
-from geoalign_hf.embedding_shards import read_embeds
-from geoalign_hf.rows import list_concepts
+from geoalign_hf.data.schema import list_concepts
+from geoalign_hf.embedding.embedder import Embedder
+from geoalign_hf.embedding.shards import read_embeds
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 WAYS = ("prototypes", "prototypes and names", "ridge probe", "LoRA")  # of adapt.py
@@ -318,7 +318,7 @@ def test_a_built_dataset_is_trained_on_with_every_term(coco_folder, tmp_path):
     command = [
         sys.executable,
         "-m",
-        "geoalign_hf.build",
+        "geoalign_hf.dataset_builder.build",
         "--coco",
         coco_folder / "rows.json",
         "--output",

@@ -4,7 +4,7 @@ import re
 import shutil
 from pathlib import Path
 
-from geoalign_hf.build import BuildConfig, build
+from geoalign_hf.dataset_builder.build import BuildConfig, build
 
 README = Path(__file__).parents[1] / "README.md"
 

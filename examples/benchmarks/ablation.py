@@ -25,16 +25,19 @@ from matplotlib.figure import Figure
 from PIL import Image
 from transformers import AutoModel, AutoProcessor
 
-from geoalign_hf.augment import Augmentation
-from geoalign_hf.build import BuildConfig, build
-from geoalign_hf.evaluation import choose_phrases, classify_regions, classify_scenes
-from geoalign_hf.losses import PRESETS, LossWeights
+from geoalign_hf.convert.from_scratch import build_model
+from geoalign_hf.data.augmentation import Augmentation
+from geoalign_hf.data.loading import load_rows
+from geoalign_hf.data.schema import build_rows, list_concepts
+from geoalign_hf.dataset_builder.build import BuildConfig, build
+from geoalign_hf.evaluation.classification import classify_regions, classify_scenes
+from geoalign_hf.evaluation.phrases import choose_phrases
+from geoalign_hf.evaluation.retrieval import retrieve_captions
+from geoalign_hf.losses.objective import PRESETS, LossWeights
 from geoalign_hf.model.processing_geoalign_clip import CONCEPT_TEMPLATES
-from geoalign_hf.retrieval import retrieve_captions
-from geoalign_hf.rows import build_rows, list_concepts, load_rows
-from geoalign_hf.scratch import build_model
-from geoalign_hf.shards import write_text
-from geoalign_hf.training import TrainingConfig, train
+from geoalign_hf.storage import write_text
+from geoalign_hf.training.arguments import TrainingConfig
+from geoalign_hf.training.trainer import train
 
 SCENES = ("whu_rs19", "rsscn7")
 # Each row of the table, and the terms that it has more than the one above it.

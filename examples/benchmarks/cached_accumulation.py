@@ -23,10 +23,11 @@ import torch
 from accelerate import Accelerator
 from measure import compare, measure_alone, take_medians
 
-from geoalign_hf.collator import RowCollator
-from geoalign_hf.losses import LossWeights
-from geoalign_hf.scratch import build_model
-from geoalign_hf.steps import Teacher, compute_gradients
+from geoalign_hf.convert.from_scratch import build_model
+from geoalign_hf.data.collator import RowCollator
+from geoalign_hf.losses.objective import LossWeights
+from geoalign_hf.training.step import compute_gradients
+from geoalign_hf.training.teacher import Teacher
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # the examples
 from toy_rows import draw_rows  # noqa: E402

@@ -24,7 +24,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
-from geoalign_hf.rows import from_coco
+from geoalign_hf.data.loading import from_coco
 
 SIDE, CELL, ORIENTATIONS, COLOUR_BINS = 64, 8, 9, 16
 CONTEXTS, C_VALUES, SIZE_WEIGHTS = (1.0, 1.25, 1.5), (3e-4, 1e-3, 3e-3), (4.0, 16.0)

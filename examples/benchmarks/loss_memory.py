@@ -23,7 +23,7 @@ import torch
 from measure import compare, measure_alone, take_medians
 from torch.nn.functional import normalize
 
-from geoalign_hf.contrast import contrast_pairs
+from geoalign_hf.losses.contrastive import contrast_pairs
 
 WIDTH, SCALE, TOLERANCE = 512, 1 / 0.07, 2e-5
 

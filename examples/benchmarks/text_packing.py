@@ -19,11 +19,11 @@ from statistics import median
 import torch
 from measure import synchronize
 
+from geoalign_hf.convert.from_scratch import train_tokenizer
 from geoalign_hf.model.configuration_geoalign_clip import GeoAlignCLIPConfig
 from geoalign_hf.model.modeling_geoalign_clip import GeoAlignCLIPModel
 from geoalign_hf.model.packing_geoalign_clip import pack_texts
 from geoalign_hf.model.processing_geoalign_clip import CONCEPT_TEMPLATES
-from geoalign_hf.scratch import train_tokenizer
 
 SHORT, LONG, TOLERANCE = 77, 248, 1e-4
 SIZES, COLOURS = ("small", "large", "long", "narrow"), ("white", "red", "grey", "blue", "green", "brown")

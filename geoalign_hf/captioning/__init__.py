@@ -1,0 +1,1 @@
+"""Text from boxes: phrases, captions, descriptions and hard negatives."""

@@ -1,0 +1,300 @@
+"""What boxes and pixels say of an image: places, sizes, colours, groups, neighbours.
+
+What enters is a row with its image; what leaves are `Facts`, from which `describe` chooses true words and by
+which `negatives` makes sure that its words are untrue. In doubt nothing is said.
+"""
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from PIL import Image
+
+from .grammar import COLOURS, PLACES, SIZES
+
+# Start values, set by eye on pictures of NWPU VHR-10.
+LARGER = 1.45  # a large one is so many times as long as the median of its kind in the image
+SAID_SHARE = 0.25  # at least such a share of a region's pixels has the colour that is said of it,
+AROUND_SHARE = 0.06  # and at most such a share of the pixels around it
+DENIED_SHARE = 0.02  # at most such a share of its pixels has a colour that is denied
+NEAR = 0.5  # of the shorter of two longer sides is the widest gap of regions that are next to each other
+FAR = 3.0  # the same for those of which one is said to be to the left of the other
+HUES = {"red": (-15, 15), "yellow": (44, 62), "green": (100, 165), "blue": (205, 258)}  # degrees
+MOST_COMPARED = 1000  # more regions than that are neither compared with each other nor counted in words
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of the R regions of one image.
+
+    Args:
+        concepts: of each region.
+        boxes: (R, 4), xyxy in shares of the image's width and height.
+        pixels: (R, 4), the same in pixels.
+        uncounted: concepts of which there are or may be more than the regions.
+        colours: of each region, or None where none is clear.
+        possible_colours: of each region, all that occur in it at all.
+        sizes: "small", "large", or None where it is neither or cannot be told.
+        possible_sizes: of each region, its size, or both where it cannot be told.
+        groups: (R,), number of the cluster of close regions of one concept; a lone region has its own.
+    """
+
+    concepts: list[str]
+    boxes: np.ndarray
+    pixels: np.ndarray
+    uncounted: frozenset[str]
+    colours: list[str | None]
+    possible_colours: list[frozenset[str]]
+    sizes: list[str | None]
+    possible_sizes: list[frozenset[str]]
+    groups: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.concepts)
+
+    @cached_property
+    def kinds(self) -> dict[str, list[int]]:
+        """The regions of each concept."""
+        kinds: dict[str, list[int]] = {}
+        for r, concept in enumerate(self.concepts):
+            kinds.setdefault(concept, []).append(r)
+        return kinds
+
+    def list_group(self, r: int) -> list[int]:
+        """List the regions of the cluster that region `r` belongs to."""
+        return np.flatnonzero(self.groups == self.groups[r]).tolist()
+
+    def list_nearest(self, r: int, number: int = 5) -> list[int]:
+        """List the nearest regions of other concepts, by the gap to them; none in a crowd."""
+        if len(self) > MOST_COMPARED:
+            return []
+        low, high = self.pixels[:, :2], self.pixels[:, 2:]
+        apart = np.maximum(0, np.maximum(low - high[r], low[r] - high))
+        gaps = np.hypot(apart[:, 0], apart[:, 1])
+        nearest = np.argsort(gaps, kind="stable").tolist()
+        return [s for s in nearest if self.concepts[s] != self.concepts[r]][:number]
+
+    def find_place(self, regions: list[int]) -> str | None:
+        """Name the part of the image that holds all these regions, if one of `PLACES` clearly does."""
+        boxes = self.boxes[regions]
+        low, high = boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)
+        signs = [_find_side(*interval) for interval in zip(low, high, strict=True)]
+        if signs.count(None) == 1 and any(signs):  # clearly left, somewhere between top and bottom: "left"
+            signs = [sign or 0 for sign in signs]
+        return None if None in signs else PLACES[tuple(signs)]
+
+    def may_lie_at(self, r: int, place: str) -> bool:
+        """Say whether someone might say so of region `r`: it reaches into that part of the image."""
+        signs = find_signs(place)
+        for sign, low, high in zip(signs, self.boxes[r, :2], self.boxes[r, 2:], strict=True):
+            # What lies at the upper left lies at the left, too: a place of one axis asks for no other.
+            reaches = {-1: low < 0.5, 0: signs != (0, 0) or (low < 0.7 and high > 0.3), 1: high > 0.5}
+            if not reaches[sign]:
+                return False
+        return True
+
+    def measure_gap(self, r: int, s: int) -> float:
+        """Give the pixels between two boxes, 0 where they touch."""
+        a, b = self.pixels[r], self.pixels[s]
+        return float(np.hypot(*np.maximum(0, np.maximum(a[:2] - b[2:], b[:2] - a[2:]))))
+
+    def holds(self, r: int, relation: str, s: int) -> bool:
+        """Say whether "next to", "to the left of" or "to the right of" clearly holds from `r` to `s`."""
+        a, b = self.pixels[r], self.pixels[s]
+        gap, shorter = self.measure_gap(r, s), min((box[2:] - box[:2]).max() for box in (a, b))
+        if relation == "next to":
+            return gap <= NEAR * shorter
+        if relation == "to the right of":
+            a, b = b, a
+        overlap = min(a[3], b[3]) - max(a[1], b[1])
+        is_level = overlap >= 0.5 * min(a[3] - a[1], b[3] - b[1])
+        return bool(a[2] <= b[0] and is_level and gap <= FAR * shorter)
+
+    def may_hold(self, r: int, relation: str, s: int) -> bool:
+        """Say whether someone might say "to the left of" or "to the right of" of the two."""
+        centers = self.pixels[[r, s]][:, [0, 2]].mean(axis=1)
+        return bool(centers[0] <= centers[1] if relation == "to the left of" else centers[0] >= centers[1])
+
+    def is_in_row(self, regions: list[int]) -> bool:
+        """Say whether three or more regions stand in a line, evenly, and of a size."""
+        if len(regions) < 3:
+            return False
+        boxes = self.pixels[regions]
+        centers, sides = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]).max(axis=1)
+        centered = centers - centers.mean(axis=0)
+        along, across = np.linalg.svd(centered)[2] @ centered.T
+        steps = np.diff(np.sort(along))
+        is_straight = np.abs(across).max() <= 0.25 * sides.mean()
+        return bool(is_straight and steps.max() <= 1.6 * steps.min() and sides.max() <= 1.5 * sides.min())
+
+
+def find_signs(place: str) -> tuple[int, int]:
+    """Give the sign of x and of y that a place stands for.
+
+    Example:
+        >>> find_signs("upper left")
+        (-1, -1)
+    """
+    return next(signs for signs, name in PLACES.items() if name == place)
+
+
+def _find_side(low: float, high: float) -> int | None:
+    """Give -1, 0 or 1 for an interval of [0, 1] that clearly lies low, in the middle or high."""
+    center = (low + high) / 2
+    if high <= 0.5 and center < 0.27:
+        return -1
+    if low >= 0.5 and center > 0.73:
+        return 1
+    return 0 if abs(center - 0.5) < 0.1 and high - low <= 0.5 else None
+
+
+def find_facts(row: dict) -> Facts:
+    """Measure the regions of a row.
+
+    Args:
+        row: with a PIL image.
+
+    Returns:
+        Its facts.
+    """
+    image, concepts = row["image"].convert("RGB"), row["concepts"]
+    pixels = np.array(row["boxes"], dtype=float).reshape(-1, 4)
+    extent = np.array([image.width, image.height] * 2, dtype=float)
+    pixels = pixels.clip(0, extent)
+    quads = np.array(row.get("quads") or _to_quads(pixels), dtype=float).reshape(-1, 4, 2)
+    sizes, possible_sizes = _compare_sizes(concepts, pixels, quads, extent)
+    is_crowd = len(pixels) > MOST_COMPARED
+    unknown = (dict.fromkeys(COLOURS, 1.0), {})  # none is said, all are possible
+    shares = [unknown if is_crowd else measure_colours(image, pixels, r) for r in range(len(pixels))]
+    return Facts(
+        concepts=concepts,
+        boxes=pixels / extent,
+        pixels=pixels,
+        uncounted=frozenset(row.get("unboxed") or []).union(
+            concept for concept, number in Counter(concepts).items() if number > MOST_COMPARED
+        ),
+        colours=[choose_colour(*pair) for pair in shares],
+        possible_colours=[
+            frozenset(name for name in COLOURS if inside.get(name, 0) > DENIED_SHARE) for inside, _ in shares
+        ],
+        sizes=sizes,
+        possible_sizes=possible_sizes,
+        groups=_cluster(concepts, pixels),
+    )
+
+
+def _to_quads(boxes: np.ndarray) -> np.ndarray:
+    return boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]]
+
+
+def _compare_sizes(
+    concepts: list[str], pixels: np.ndarray, quads: np.ndarray, extent: np.ndarray
+) -> tuple[list[str | None], list[frozenset[str]]]:
+    """Compare each region with the median of its kind, without regions that the edge may have cut."""
+    sides = np.linalg.norm(quads - np.roll(quads, 1, axis=1), axis=-1).max(axis=1)
+    is_whole = ((pixels[:, :2] > 1) & (pixels[:, 2:] < extent[2:] - 1)).all(axis=1)
+    sizes: list[str | None] = [None] * len(concepts)
+    possible = [frozenset(SIZES)] * len(concepts)
+    for concept in set(concepts):
+        kind = [r for r, name in enumerate(concepts) if name == concept and is_whole[r]]
+        if len(kind) < 3:
+            continue
+        median = np.median(sides[kind])
+        for r in kind:
+            ratio = sides[r] / median
+            sizes[r] = "large" if ratio >= LARGER else "small" if ratio <= 1 / LARGER else None
+            possible[r] = frozenset(filter(None, [sizes[r]]))
+    return sizes, possible
+
+
+def _cluster(concepts: list[str], pixels: np.ndarray) -> np.ndarray:
+    """Join regions of one concept whose gap is at most the shorter of their longer sides."""
+    groups = np.arange(len(concepts))
+    longer = (pixels[:, 2:] - pixels[:, :2]).max(axis=1, initial=0)
+    for concept in sorted(set(concepts)):
+        kind = np.array([r for r, name in enumerate(concepts) if name == concept])
+        if len(kind) > MOST_COMPARED:
+            continue
+        low, high = pixels[kind, :2], pixels[kind, 2:]
+        apart = np.maximum(0, np.maximum(low[:, None] - high[None], low[None] - high[:, None]))
+        is_close = np.hypot(apart[..., 0], apart[..., 1]) <= np.minimum.outer(longer[kind], longer[kind])
+        before = None
+        while not np.array_equal(before, groups[kind]):  # the least number spreads through each cluster
+            before = groups[kind]
+            groups[kind] = np.where(is_close, before[None], len(groups)).min(axis=1)
+    return groups
+
+
+def measure_colours(
+    image: Image.Image, boxes: np.ndarray, r: int
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Give the share of each colour inside a box, and in a frame around it without the other boxes.
+
+    Args:
+        image: RGB.
+        boxes: (R, 4), xyxy pixels, inside the image.
+        r: which box.
+
+    Returns:
+        Two dictionaries from the names of `words.COLOURS` to shares.
+    """
+    x0, y0, x1, y1 = boxes[r]
+    margin = max(3.0, 0.25 * max(x1 - x0, y1 - y0))
+    left, top = max(0, int(x0 - margin)), max(0, int(y0 - margin))
+    right, bottom = min(image.width, math.ceil(x1 + margin)), min(image.height, math.ceil(y1 + margin))
+    scale = max(1, max(right - left, bottom - top) // 96)  # colours need no more pixels than that
+    codes = code_colours(np.asarray(image.crop((left, top, right, bottom)).reduce(scale)))
+    y = ((np.arange(codes.shape[0]) + 0.5) * scale + top)[:, None]
+    x = ((np.arange(codes.shape[1]) + 0.5) * scale + left)[None]
+    is_inside = (x >= x0) & (x <= x1) & (y >= y0) & (y <= y1)
+    is_around = ~is_inside
+    overlaps = ((boxes[:, :2] < (right, bottom)) & (boxes[:, 2:] > (left, top))).all(axis=1)
+    for u0, v0, u1, v1 in boxes[overlaps]:
+        is_around &= ~((x >= u0) & (x <= u1) & (y >= v0) & (y <= v1))
+    return _count_codes(codes[is_inside]), _count_codes(codes[is_around])
+
+
+def _count_codes(codes: np.ndarray) -> dict[str, float]:
+    counts = np.bincount(codes, minlength=len(COLOURS) + 1)[1:]
+    return dict(zip(COLOURS, (counts / max(len(codes), 1)).tolist(), strict=True))
+
+
+def code_colours(pixels: np.ndarray) -> np.ndarray:
+    """Tell the colour of each pixel.
+
+    Args:
+        pixels: (H, W, 3), uint8 RGB.
+
+    Returns:
+        (H, W), 1 + the index in `words.COLOURS`, or 0 for what is dark, gray or between two colours.
+
+    Example:
+        >>> code_colours(np.uint8([[[250, 250, 245], [200, 30, 40], [90, 92, 95]]])).tolist()
+        [[1, 2, 0]]
+    """
+    hue, saturation, brightness = np.moveaxis(
+        np.asarray(Image.fromarray(pixels).convert("HSV"), float), -1, 0
+    )
+    hue, saturation, brightness = hue * 360 / 256, saturation / 255, brightness / 255
+    codes = np.zeros(hue.shape, dtype=int)
+    codes[(brightness > 0.75) & (saturation < 0.15)] = 1 + COLOURS.index("white")
+    is_vivid = (saturation > 0.35) & (brightness > 0.25)
+    for name, (low, high) in HUES.items():
+        codes[is_vivid & ((hue - low) % 360 < high - low)] = 1 + COLOURS.index(name)
+    return codes
+
+
+def choose_colour(inside: dict[str, float], around: dict[str, float]) -> str | None:
+    """Choose the colour that a region has and its surroundings have not, if it is clear.
+
+    Example:
+        >>> choose_colour({"white": 0.6}, {}), choose_colour({"white": 0.6}, {"white": 0.5})
+        ('white', None)
+    """
+    first, second = sorted(COLOURS, key=lambda name: inside.get(name, 0), reverse=True)[:2]
+    is_alone = inside.get(second, 0) <= inside.get(first, 0) / 3
+    if is_alone and inside.get(first, 0) >= SAID_SHARE and around.get(first, 0) <= AROUND_SHARE:
+        return first
+    return None

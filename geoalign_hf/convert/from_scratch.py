@@ -1,0 +1,137 @@
+"""A small model from nothing: a tokenizer learnt from the texts at hand, a configuration, fresh weights.
+
+For tests, quick trials and machines without a Hub. Where a pretrained CLIP can be had, start from it
+(`convert.py`): it knows the world.
+"""
+
+import json
+from collections.abc import Iterable
+
+import torch
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import CLIPImageProcessor, CLIPTokenizer
+
+from ..model.configuration_geoalign_clip import GeoAlignCLIPConfig
+from ..model.modeling_geoalign_clip import GeoAlignCLIPModel
+from ..model.processing_geoalign_clip import GeoAlignCLIPProcessor
+
+BOS, EOS = "<|startoftext|>", "<|endoftext|>"
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int = 2000, max_length: int = 77) -> CLIPTokenizer:
+    """Learn a byte-level BPE of CLIP's kind. Any text can be written in it, known words in few tokens.
+
+    Args:
+        texts: to learn from.
+        vocab_size: at most; 514 are taken by bytes and special tokens.
+        max_length: positions of the text tower.
+
+    Example:
+        >>> tokenizer = train_tokenizer(["a ship", "a ship at a pier"])
+        >>> tokenizer.tokenize("a ship")
+        ['a</w>', 'ship</w>']
+    """
+    characters = sorted(ByteLevel.alphabet())
+    characters += [f"{character}</w>" for character in characters]
+
+    def build(merges):
+        tokens = [*characters, *map("".join, merges), BOS, EOS]
+        return CLIPTokenizer(
+            vocab={token: i for i, token in enumerate(tokens)}, merges=merges, model_max_length=max_length
+        )
+
+    # As special tokens the characters that end a word get ids in this order, else in that of a hash map,
+    # and equally frequent pairs would be merged in another order by every process.
+    learnt = build([]).train_new_from_iterator(
+        texts,
+        vocab_size=max(vocab_size, len(characters) + 2),
+        new_special_tokens=characters[256:],
+        show_progress=False,
+    )
+    merges = json.loads(learnt.backend_tokenizer.to_str())["model"]["merges"]
+    return build([tuple(merge) for merge in merges])
+
+
+def build_model(
+    texts: Iterable[str],
+    image_size: int = 224,
+    patch_size: int = 16,
+    width: int = 256,
+    depth: int = 6,
+    text_width: int = 128,
+    text_depth: int = 2,
+    embed_dim: int = 128,
+    dropout: float = 0.0,
+) -> tuple[GeoAlignCLIPModel, GeoAlignCLIPProcessor]:
+    """Build a small model with fresh weights and the processor that goes with it.
+
+    Args:
+        texts: to learn the tokenizer from.
+        image_size: side of `pixel_values`.
+        patch_size: side of a patch.
+        width: of the vision tower; one attention head per 64.
+        depth: blocks of the vision tower.
+        text_width: of the text tower; one attention head per 64.
+        text_depth: blocks of the text tower.
+        embed_dim: D.
+        dropout: on attention weights.
+
+    Raises:
+        ValueError: if a width is no multiple of 64, or the image size none of the patch size.
+    """
+    for name, value, factor in (
+        ("width", width, 64), ("text_width", text_width, 64), ("image_size", image_size, patch_size)
+    ):  # fmt: skip
+        if value % factor:
+            raise ValueError(f"{name} is {value}; it must be a multiple of {factor}.")
+    tokenizer = train_tokenizer(texts)
+    vision = {
+        "hidden_size": width,
+        "num_hidden_layers": depth,
+        "image_size": image_size,
+        "patch_size": patch_size,
+    }
+    text = {"hidden_size": text_width, "num_hidden_layers": text_depth, "vocab_size": len(tokenizer)}
+    for tower in (vision, text):
+        tower |= {
+            "intermediate_size": 4 * tower["hidden_size"],
+            "num_attention_heads": tower["hidden_size"] // 64,
+            "projection_dim": embed_dim,
+            "attention_dropout": dropout,
+            "hidden_act": "gelu",
+        }
+    text |= {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    config = GeoAlignCLIPConfig(text_config=text, vision_config=vision, projection_dim=embed_dim)
+    size = {"height": image_size, "width": image_size}
+    image_processor = CLIPImageProcessor(size=size, do_center_crop=False)
+    model = GeoAlignCLIPModel(config)
+    positions = model.vision_model.embeddings.position_embedding.weight
+    with torch.no_grad():  # the class token's position stays as it is
+        positions[1:] = encode_grid(image_size // patch_size, width)
+    return model, GeoAlignCLIPProcessor(image_processor, tokenizer)
+
+
+def encode_grid(side: int, width: int) -> torch.Tensor:
+    """Write the place of every patch in sines and cosines of its x and y.
+
+    As the first values of learnt positions these let a small vision tower see from the start what lies beside
+    what; CLIP's own random ones it would first have to sort, which takes more data than there is here.
+
+    Args:
+        side: patches along each side.
+        width: of the vision tower, a multiple of 4.
+
+    Returns:
+        (side * side, width), in [-1, 1], row by row.
+
+    Source:
+        Better plain ViT baselines for ImageNet-1k, https://arxiv.org/abs/2205.01580.
+
+    Example:
+        >>> encode_grid(2, 4)[:, 0].tolist() == [0.0, torch.tensor(1.0).sin().item()] * 2
+        True
+    """
+    y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    frequencies = 10_000.0 ** -torch.linspace(0, 1, width // 4)
+    angles = [place.flatten().unsqueeze(-1) * frequencies for place in (x, y)]  # (side * side, width / 4)
+    return torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=-1)

@@ -1,0 +1,1 @@
+"""Rows: schema, loading, augmentation, tiling and collation."""

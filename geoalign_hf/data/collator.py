@@ -1,0 +1,168 @@
+"""Rows to one batch: a list of rows in, tensors of fixed meaning out.
+
+All texts of a batch, whatever they describe, are tokenized together, once each, and packed end to end; index
+tensors say which text belongs to which image or region. Crops of regions are prepared beside the images.
+"""
+
+import hashlib
+import math
+
+import torch
+
+from ..model.packing_geoalign_clip import NO_TEXT, pack_texts
+from ..model.processing_geoalign_clip import CONCEPT_TEMPLATES, GeoAlignCLIPProcessor
+
+TEXT_KINDS = frozenset({"caption", "description", "phrase", "concept", "negative"})
+# What the batch holds for the losses alone, and what it holds of crops; the rest enters the model.
+LOSS_KEYS = frozenset({"row_ids", "negative_index"}) | {
+    f"{kind}_{what}" for kind in TEXT_KINDS - {"negative"} for what in ("index", "ids")
+}
+CROP_KEYS = frozenset({"crop_values", "crop_boxes", "crop_quads", "crop_index"})
+
+
+class RowCollator:
+    """Makes a training batch of rows.
+
+    Args:
+        processor: prepares images, regions and texts. Texts longer than the text tower are cut.
+        max_regions: R; every batch is padded to it, so that shapes agree on all processes.
+        templates: T sentences that word a concept.
+        text_kinds: which kinds of text to encode; the others keep their ids, and an index of 0.
+    """
+
+    def __init__(
+        self,
+        processor: GeoAlignCLIPProcessor,
+        max_regions: int,
+        templates=CONCEPT_TEMPLATES,
+        text_kinds=TEXT_KINDS,
+    ):
+        self.processor = processor
+        self.max_regions = max_regions
+        self.templates = tuple(templates)
+        self.text_kinds = frozenset(text_kinds)
+
+    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        """Make one batch.
+
+        Args:
+            rows: B rows. `row_id`, a number, comes back in `row_ids`; `crops` lists the regions to crop, too.
+
+        Returns:
+            What the model takes: `pixel_values`, regions, `region_mask`, and N texts packed into `input_ids`
+            and `text_ids` (M, L).
+            What the losses take beside its output: `caption_index`, `description_index` (B,), `phrase_index`
+            (B, R), `concept_index` (B, R, T) and `negative_index` (B, R, K), numbers of texts, -100 where
+            there is no negative; `caption_ids`, `description_ids` (B,), `phrase_ids`, `concept_ids` (B, R), a
+            stable hash of the words, -100 where there is none; `row_ids` (B,).
+            If a row has `crops`: `crop_values` (Q, 3, S, S), `crop_boxes` (Q, 1, 4) or `crop_quads`
+            (Q, 1, 4, 2), the region in its crop, and `crop_index` (Q,), the region's place among B * R.
+
+        Raises:
+            ValueError: if a row has more regions than `max_regions`, or regions that cannot be used.
+        """
+        B, R, T = len(rows), self.max_regions, len(self.templates)
+        batch = self._collect_images(rows)
+        negatives = [row.get("hard_negatives") or [] for row in rows] if "negative" in self.text_kinds else []
+        K = max((len(phrases) for row in negatives for phrases in row), default=0)
+        index = {name: torch.zeros(B, dtype=torch.long) for name in ("caption", "description")}
+        index |= {"phrase": torch.zeros(B, R, dtype=torch.long), "concept": torch.zeros(B, R, T).long()}
+        index |= {"negative": torch.full((B, R, K), NO_TEXT)}
+        ids = {name: torch.full(index[name].shape[:2], NO_TEXT) for name in index if name != "negative"}
+        texts: dict[str, int] = {}
+
+        def place(name: str, position, words: str | None, wordings: list[str]):
+            if not words:
+                return
+            ids[name][position] = hash_words(words)
+            if name in self.text_kinds:
+                numbers = [texts.setdefault(wording, len(texts)) for wording in wordings]
+                index[name][position] = torch.tensor(numbers) if name == "concept" else numbers[0]
+
+        for i, row in enumerate(rows):
+            caption = next(iter(row.get("captions") or []), None)
+            place("caption", i, caption, [caption])
+            place("description", i, row.get("description"), [row.get("description")])
+            for r, (phrase, concept) in enumerate(zip(row["phrases"], row["concepts"], strict=True)):
+                place("phrase", (i, r), phrase, [phrase])
+                place("concept", (i, r), concept, [template.format(concept) for template in self.templates])
+        for i, row in enumerate(negatives):
+            for r, phrases in enumerate(row):
+                for k, phrase in enumerate(phrases):
+                    index["negative"][i, r, k] = texts.setdefault(phrase, len(texts))
+        batch |= self._pack(list(texts), index)
+        batch |= {f"{name}_ids": hashes for name, hashes in ids.items()}
+        return batch | {"row_ids": torch.tensor([row.get("row_id", NO_TEXT) for row in rows])}
+
+    def _pack(self, texts: list[str], index: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Tokenize and pack the texts, and let the indices name them by their number in the rows."""
+        tokenizer = self.processor.tokenizer
+        # Without any words a text of no meaning keeps the text tower, and its gradients, in step.
+        tokens = [[tokenizer.bos_token_id, tokenizer.eos_token_id]]
+        if texts:
+            tokens = self.processor(text=texts, truncation=True)["input_ids"]
+        input_ids, text_ids, order = pack_texts(tokens, tokenizer.pad_token_id)
+        number = order.argsort()
+        indices = {f"{name}_index": number[places.clamp(min=0)] for name, places in index.items()}
+        indices["negative_index"][index["negative"] < 0] = NO_TEXT
+        return {"input_ids": input_ids, "text_ids": text_ids} | indices
+
+    def _collect_images(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        """Prepare images with their regions, and crops with theirs."""
+        # Quads if every row with regions has them, else boxes.
+        with_boxes = [row for row in rows if row["boxes"]]
+        form = "quads" if with_boxes and all(row.get("quads") for row in with_boxes) else "boxes"
+        images, regions = [row["image"] for row in rows], [row[form] if row["boxes"] else [] for row in rows]
+        batch = self._prepare(images, form, regions, self.max_regions)
+        if not any("crops" in row for row in rows):
+            return batch
+        places = [(i, r) for i, row in enumerate(rows) for r in row.get("crops", [])]
+        index = torch.tensor([i * self.max_regions + r for i, r in places], dtype=torch.long)
+        if not places:
+            empty = {
+                "crop_values": batch["pixel_values"][:0],
+                f"crop_{form}": batch[f"region_{form}"][:0, :1],
+            }
+            return batch | empty | {"crop_index": index}
+        crops, regions = zip(*(crop_region(images[i], regions[i][r]) for i, r in places), strict=True)
+        cropped = self._prepare(list(crops), form, [[region] for region in regions], 1)
+        batch |= {"crop_values": cropped["pixel_values"], f"crop_{form}": cropped[f"region_{form}"]}
+        return batch | {"crop_index": index}
+
+    def _prepare(self, images: list, form: str, regions: list, max_regions: int) -> dict[str, torch.Tensor]:
+        options = {form: regions, "max_regions": max_regions, "return_tensors": "pt"}
+        return dict(self.processor(images=images, **options))
+
+
+def crop_region(image, region: list) -> tuple:
+    """Cut a region out of its image, at whole pixels.
+
+    Args:
+        image: a PIL image.
+        region: a box, xyxy, or four corners, in pixels of the image.
+
+    Returns:
+        the crop, and the region in pixels of the crop.
+
+    Example:
+        >>> from PIL import Image
+        >>> crop, box = crop_region(Image.new("RGB", (20, 10)), [2.5, 1.0, 30.0, 4.0])
+        >>> crop.size, box
+        ((18, 3), [0.5, 0.0, 28.0, 3.0])
+    """
+    points = region if isinstance(region[0], (list, tuple)) else [region[:2], region[2:]]
+    xs, ys = zip(*points, strict=True)
+    left, top = max(math.floor(min(xs)), 0), max(math.floor(min(ys)), 0)
+    right, bottom = min(math.ceil(max(xs)), image.width), min(math.ceil(max(ys)), image.height)
+    moved = [[x - left, y - top] for x, y in points]
+    return image.crop((left, top, right, bottom)), moved if points is region else [*moved[0], *moved[1]]
+
+
+def hash_words(words: str) -> int:
+    """Give words a number that is the same on every process and in every run, at least 0.
+
+    Example:
+        >>> hash_words("a ship") == hash_words("a ship") != hash_words("two ships")
+        True
+    """
+    return int.from_bytes(hashlib.blake2b(words.encode(), digest_size=8).digest(), "big") >> 1

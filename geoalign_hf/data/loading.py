@@ -1,0 +1,190 @@
+"""The row: one image with its hierarchy of words; made, checked, written and loaded here.
+
+What enters are dictionaries of `readers` or of the user, or a built dataset; what leaves is a dataset with
+the columns of `FEATURES`, after which nobody asks where a row came from.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import PIL.Image
+from datasets import Dataset, Image, IterableDataset, concatenate_datasets, load_dataset
+from datasets.distributed import split_dataset_by_node
+from transformers.utils import logging
+
+from ..captioning.grammar import pluralize
+from ..readers.coco import read_coco
+from ..readers.skipped import Report
+from .schema import REGION_COLUMNS, _without_bars, build_rows, check_columns, list_concepts
+
+logger = logging.get_logger(__name__)
+
+
+def from_coco(annotations: str | Path, images: str | Path) -> Dataset:
+    """Read COCO detection files into rows, as `readers.read_coco` says.
+
+    Args:
+        annotations: the JSON file, or a folder of such files.
+        images: the folder that `file_name` is relative to, or the one that the files lie in.
+
+    Returns:
+        One row per image, in the file's order; images are read when a row is.
+    """
+    return decode_images(build_rows(read_coco(annotations, images)))
+
+
+def load_rows(
+    source: str | Path,
+    split: str = "train",
+    streaming: bool = False,
+    on_bad_image: str = "stop",
+    rank: int = 0,
+    num_processes: int = 1,
+    **arguments,
+) -> Dataset | IterableDataset:
+    """Load a built dataset from a folder or the Hub; plain `datasets.load_dataset` reads the same rows.
+
+    Images are decoded when a row is read, once, and not at all where only words are asked for.
+
+    Args:
+        source: a folder of `geoalign_hf.build`, or a repository.
+        split: which one.
+        streaming: read rows as they come, without a copy on this disk.
+        on_bad_image: "stop" names the row whose image cannot be decoded; "leave_out" leaves such rows out and
+            logs their number. Without streaming that decodes every image once beforehand.
+        rank: of this process.
+        num_processes: share the rows among so many; every row goes to one of them.
+        **arguments: of `datasets.load_dataset`, such as `revision` or `token`.
+
+    Returns:
+        A dataset; streamed, one to iterate over.
+
+    Raises:
+        ValueError: if a required column is missing, or (when the row is read) an image cannot be decoded.
+    """
+    dataset = load_dataset(str(source), split=split, streaming=streaming, **arguments)
+    check_columns(dataset)
+    if num_processes > 1:
+        dataset = split_dataset_by_node(dataset, rank=rank, world_size=num_processes)
+    return decode_images(dataset, on_bad_image)
+
+
+def decode_images(
+    dataset: Dataset | IterableDataset, on_bad_image: str = "stop"
+) -> Dataset | IterableDataset:
+    """Make a dataset name the row whose image cannot be decoded.
+
+    Args:
+        dataset: of rows.
+        on_bad_image: as for `load_rows`.
+
+    Returns:
+        The same rows; an image that cannot be decoded is an error when it is read, or its row is left out.
+    """
+    report = Report(on_bad_image)
+    if on_bad_image == "stop":
+        return dataset.cast_column("image", NamedImage())
+    encoded = dataset.cast_column("image", Image(decode=False))
+    if isinstance(dataset, IterableDataset):
+        # A batch of one row becomes a batch of one or none.
+        return encoded.map(_leave_out_bad, batched=True, batch_size=1, fn_kwargs={"report": report})
+    images = encoded.select_columns(["image"])
+    whole = [i for i, row in enumerate(images) if decode_image(row["image"], report) is not None]
+    if report.entries:
+        messages = [entry["message"] for entry in report.entries]
+        logger.warning(f"left out {len(messages)} rows of {len(dataset)}; the first: {messages[:3]}")
+    return dataset.select(whole).cast_column("image", NamedImage())
+
+
+def decode_image(encoded: dict, report: Report) -> PIL.Image.Image | None:
+    """Decode {"bytes": ..., "path": ...}; `path` names the row where that cannot be done.
+
+    Returns:
+        The image, or None if it was left out.
+
+    Raises:
+        ValueError: if it cannot be decoded and `report` says to stop.
+    """
+    try:
+        return NamedImage().decode_example(encoded)
+    except ValueError as error:
+        report.refuse("bad image", str(error), error)
+        return None
+
+
+def _leave_out_bad(batch: dict, report: Report) -> dict:
+    image = decode_image(batch["image"][0], report)
+    if image is None:
+        logger.warning(f"left out {len(report.entries)} rows so far: {report.entries[-1]['message']}")
+        return {name: [] for name in batch}
+    return batch | {"image": [image]}
+
+
+@dataclass
+class NamedImage(Image):
+    """The feature of an image that says which image it was that could not be decoded."""
+
+    def decode_example(self, value: dict, token_per_repo_id: dict | None = None) -> PIL.Image.Image:
+        """Decode one image.
+
+        Raises:
+            ValueError: if it cannot be decoded.
+        """
+        try:
+            return super().decode_example(value, token_per_repo_id)
+        except Exception as error:  # each format of PIL has errors of its own
+            message = f"the image of row {value['path']!r} cannot be decoded ({error})."
+            raise ValueError(f"{message} Replace it or leave it out.") from error
+
+
+def read_rows(source: str, images: str | None, split: str) -> Dataset:
+    """Read rows from a COCO .json file with its images, or from a folder or Hub repository of rows."""
+    return from_coco(source, images) if source.endswith(".json") else load_rows(source, split)
+
+
+def leave_out_concepts(rows: Dataset, names: Sequence[str]) -> Dataset:
+    """Take concepts out of rows, so that a model which is trained on these has never been told of them.
+
+    Their regions go, and so does every caption, description, hard negative and region with a phrase in which
+    one of the names stands, also in the plural. What is there in the pixels stays, as ground round the rest.
+
+    Args:
+        rows: a dataset of rows.
+        names: of the concepts.
+
+    Returns:
+        The rows that have a region, a caption or a description left.
+
+    Raises:
+        ValueError: if a concept does not occur, or no row is left.
+    """
+    if unknown := sorted(set(names) - set(concepts := list_concepts(rows))):
+        raise ValueError(f"the rows have no concepts {unknown}; they have {concepts}. Name some of these.")
+    spelled = "|".join(re.escape(form) for name in names for form in (name, pluralize(name)))
+    told = re.compile(rf"\b({spelled})\b", re.IGNORECASE)
+    with _without_bars():
+        words = rows.remove_columns("image").map(_leave_out_told, fn_kwargs={"told": told})
+    kept = [i for i, row in enumerate(words) if row["boxes"] or row["captions"] or row["description"]]
+    if not kept:
+        raise ValueError(f"no row says anything but {sorted(names)}. Leave out fewer concepts.")
+    with _without_bars():
+        parts = [rows.select_columns("image").select(kept), words.select(kept)]
+        return decode_images(concatenate_datasets(parts, axis=1))
+
+
+def _leave_out_told(row: dict, told: re.Pattern) -> dict:
+    pairs = enumerate(zip(row["concepts"], row["phrases"], strict=True))
+    kept = [r for r, pair in pairs if not any(map(told.search, pair))]
+    row |= {name: [row[name][r] for r in kept] for name in REGION_COLUMNS if row.get(name)}
+    for r, phrases in enumerate(row.get("hard_negatives") or []):
+        untold = [i for i, phrase in enumerate(phrases) if not told.search(phrase)]
+        for name in ("hard_negatives", "negative_kinds"):
+            if row.get(name):
+                row[name][r] = [row[name][r][i] for i in untold]
+    for name in ("captions", "unboxed"):
+        row[name] = [words for words in row.get(name) or [] if not told.search(words)]
+    description = row.get("description")
+    row["description"] = None if description and told.search(description) else description
+    return row

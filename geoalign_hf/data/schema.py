@@ -1,0 +1,189 @@
+"""The row: one image with its hierarchy of text. Its columns, checks and counts."""
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from datasets import (
+    Dataset,
+    Features,
+    Image,
+    IterableDataset,
+    List,
+    Value,
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+)
+
+FEATURES = Features(
+    {
+        "image": Image(),
+        "captions": List(Value("string")),  # short ones, of the whole image
+        "description": Value("string"),  # a long one, or None
+        "boxes": List(List(Value("float64"), length=4)),  # xyxy pixels; from here on one entry per region
+        "quads": List(
+            List(List(Value("float64"), length=2), length=4)
+        ),  # four corners; [] where boxes are all
+        "phrases": List(Value("string")),
+        "concepts": List(Value("string")),
+        "hard_negatives": List(List(Value("string"))),  # phrases that are nearly right and wrong
+        "negative_kinds": List(List(Value("string"))),  # what each of them changed
+        "difficult": List(Value("bool")),  # flagged so at the source; [] where it has no flags
+        "unboxed": List(Value("string")),  # concepts that are also in the image, without a region
+        "source": Value("string"),  # the picture that the row was made of, as named at the source, or None
+        "window": List(Value("int64")),  # the part of that picture, xyxy whole pixels; [] for all of it
+    }
+)
+REQUIRED_COLUMNS = ("image", "boxes", "phrases", "concepts")
+REGION_COLUMNS = (
+    "boxes", "quads", "phrases", "concepts", "hard_negatives", "negative_kinds", "difficult"
+)  # fmt: skip
+
+
+def build_rows(rows: Iterable[dict]) -> Dataset:
+    """Check rows and make a dataset of them.
+
+    Args:
+        rows: dictionaries with the columns of `FEATURES`; all but `REQUIRED_COLUMNS` may be missing. `image`
+            is a PIL image, a path, which is read when the row is, or the bytes of a file with its `path`.
+
+    Returns:
+        A dataset with exactly the columns of `FEATURES`.
+
+    Raises:
+        ValueError: if a row lacks a column, or its lists differ in length.
+    """
+    checked = [_check_row(i, row) for i, row in enumerate(rows)]
+    if not checked:
+        raise ValueError("there are no rows. Give at least one.")
+    return Dataset.from_list(checked, features=FEATURES)
+
+
+def _check_row(i: int, row: dict) -> dict:
+    row = {name: value for name, value in row.items() if value is not None}
+    if missing := [name for name in REQUIRED_COLUMNS if name not in row]:
+        raise ValueError(
+            f"row {i} lacks {missing}; it has {sorted(row)}. Give every row an image and its regions."
+        )
+    if unknown := sorted(row.keys() - FEATURES.keys()):
+        raise ValueError(f"row {i} has the unknown columns {unknown}; a row has {list(FEATURES)}.")
+    row = {name: None if name in ("description", "source") else [] for name in FEATURES} | row
+    for name in REGION_COLUMNS:
+        is_optional = name not in REQUIRED_COLUMNS
+        if len(row[name]) != len(row["boxes"]) and not (is_optional and not row[name]):
+            raise ValueError(
+                f"row {i} has {len(row['boxes'])} boxes, but {len(row[name])} {name}. "
+                "Give one entry per region, in the same order."
+            )
+    for r, (phrases, kinds) in enumerate(zip(row["hard_negatives"], row["negative_kinds"], strict=False)):
+        if len(phrases) != len(kinds):
+            raise ValueError(
+                f"row {i} has {len(phrases)} hard_negatives of region {r}, but {len(kinds)} negative_kinds. "
+                "Name the kind of each, or leave the column out."
+            )
+    row["image"] = str(row["image"]) if isinstance(row["image"], Path) else row["image"]
+    return row
+
+
+def write_rows(rows: list[dict], path: Path) -> None:
+    """Write rows as one Parquet file that is whole or not there, the same bytes for the same rows.
+
+    Args:
+        rows: as `build_rows` takes them, with images as bytes; none at all are allowed here.
+        path: of the file.
+    """
+    checked = [_check_row(i, row) for i, row in enumerate(rows)]
+    columns = {name: [row[name] for row in checked] for name in FEATURES}
+    # As an Image() datasets would drop bytes whose path happens to be a file here, and write the path alone.
+    plain = Features(FEATURES | {"image": {"bytes": Value("binary"), "path": Value("string")}})
+    with _without_bars():
+        dataset = Dataset.from_dict(columns, features=plain).cast(FEATURES)
+    write_parquet(dataset, path)
+
+
+def write_parquet(dataset: Dataset, path: Path) -> None:
+    """Write a dataset as one Parquet file that is whole or not there."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    with partial.open("wb") as file, _without_bars():
+        dataset.to_parquet(file)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    was_off = are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not was_off:
+            enable_progress_bars()
+
+
+def check_columns(dataset: Dataset | IterableDataset) -> None:
+    """Refuse a dataset that does not hold rows.
+
+    Raises:
+        ValueError: if a required column is missing.
+    """
+    if missing := [name for name in REQUIRED_COLUMNS if name not in (dataset.column_names or [])]:
+        raise ValueError(
+            f"the dataset lacks the columns {missing}; it has {sorted(dataset.column_names or [])}. "
+            "Rename them, or build rows with geoalign_hf.rows.from_coco or build_rows."
+        )
+
+
+def list_concepts(dataset: Dataset) -> list[str]:
+    """List the concepts that occur, in alphabetical order.
+
+    Example:
+        >>> list_concepts({"concepts": [["ship"], [], ["ship", "airplane"]]})
+        ['airplane', 'ship']
+    """
+    return sorted({concept for concepts in dataset["concepts"] for concept in concepts})
+
+
+def count_rows(rows: Iterable[dict]) -> dict:
+    """Count what a dataset holds.
+
+    Args:
+        rows: of it; their images are not looked at.
+
+    Returns:
+        `num_rows`, `num_regions`, `num_captions`, `num_descriptions`, `num_hard_negatives`, `num_phrases`
+        (different ones), `rows_without_regions`; the numbers of `concepts` and `negative_kinds`, the
+        commonest first; how many regions are `small`, `medium` and `large` (COCO: below 32 x 32 pixels,
+        below 96 x 96, above).
+
+    Example:
+        >>> row = {"boxes": [[0, 0, 9, 9]], "concepts": ["ship"], "phrases": ["a ship"], "captions": []}
+        >>> count_rows([row])["concepts"]
+        {'ship': 1}
+    """
+    totals, concepts, kinds, sizes, phrases = Counter(), Counter(), Counter(), Counter(), set()
+    for row in rows:
+        totals["num_rows"] += 1
+        totals["num_regions"] += len(row["boxes"])
+        totals["num_captions"] += len(row.get("captions") or [])
+        totals["num_descriptions"] += bool(row.get("description"))
+        totals["rows_without_regions"] += not row["boxes"]
+        totals["num_hard_negatives"] += sum(map(len, row.get("hard_negatives") or []))
+        concepts.update(row["concepts"])
+        phrases.update(row["phrases"])
+        for names in row.get("negative_kinds") or []:
+            kinds.update(names)
+        for x0, y0, x1, y1 in row["boxes"]:
+            area = (x1 - x0) * (y1 - y0)
+            sizes["small" if area < 32**2 else "medium" if area < 96**2 else "large"] += 1
+    names = ("num_rows", "num_regions", "num_captions", "num_descriptions", "num_hard_negatives")
+    return (
+        {name: totals[name] for name in (*names, "rows_without_regions")}
+        | {"num_phrases": len(phrases)}
+        | {name: sizes[name] for name in ("small", "medium", "large")}
+        | {"concepts": dict(concepts.most_common()), "negative_kinds": dict(kinds.most_common())}
+    )

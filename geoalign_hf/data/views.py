@@ -1,0 +1,66 @@
+"""Views of a region: the whole image, or a square window around the region."""
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from .augmentation import cut_window
+
+REGION_SOURCES = ("image", "window", "crop", "both")
+# Side of a window in longer sides of its box; for crops that of CLIPSelf, https://arxiv.org/abs/2310.01403.
+CONTEXTS = {"image": None, "window": 3.0, "crop": 1.5, "both": 1.5}
+
+
+def choose_context(region_source: str, context: float | None) -> float | None:
+    """Give the context that goes with a source of regions: the one asked for, or the usual one.
+
+    Raises:
+        ValueError: if the source is unknown, or the context below 1.
+    """
+    if region_source not in REGION_SOURCES:
+        raise ValueError(f"region_source is {region_source!r}; it must be one of {REGION_SOURCES}.")
+    if context is not None and context < 1:
+        raise ValueError(
+            f"context is {context}; it must be at least 1, or windows would cut into their boxes."
+        )
+    if region_source == "image":
+        return None
+    return CONTEXTS[region_source] if context is None else context
+
+
+def list_views(rows: Iterable[dict], region_source: str, context: float | None) -> Iterator[dict]:
+    """Yield what is encoded at once: an image with all its boxes, or a window with its one."""
+    for row in rows:
+        if region_source == "image" and row["boxes"]:
+            yield {"image": row["image"], "boxes": row["boxes"]}
+        elif region_source != "image":
+            for box in row["boxes"]:
+                region = {"image": row["image"], "boxes": [box], "phrases": [""], "concepts": [""]}
+                # However little of the box is inside the image, it is this region that is asked for.
+                yield cut_window(region, find_window(box, row["image"].size, context), min_visible=0.0)
+
+
+def find_window(box: list[float], size: tuple[int, int], context: float) -> tuple[int, int, int, int]:
+    """Choose a square round the box, moved or cut so that it lies inside the image.
+
+    Args:
+        box: xyxy, pixels of the image as given.
+        size: (width, height) of the image.
+        context: side of the square as a multiple of the longer side of the box.
+
+    Returns:
+        xyxy, whole pixels.
+
+    Example:
+        >>> find_window([100, 60, 120, 70], (300, 200), 3.0)
+        (80, 35, 140, 95)
+    """
+    x0, y0, x1, y1 = box
+    side = context * max(x1 - x0, y1 - y0)
+    window = []
+    for low, high, length in ((x0, x1, size[0]), (y0, y1, size[1])):
+        extent = min(side, length)
+        start = min(max((low + high - extent) / 2, 0), length - extent)
+        window.append((int(start), min(length, int(np.ceil(start + extent)))))
+    (left, right), (top, bottom) = window
+    return left, top, right, bottom

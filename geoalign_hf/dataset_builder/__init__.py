@@ -1,0 +1,1 @@
+"""Annotations to a published dataset of rows."""

@@ -1,0 +1,1 @@
+"""Embeddings of images, regions, text and concepts from any CLIP."""

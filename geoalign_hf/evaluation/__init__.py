@@ -1,0 +1,1 @@
+"""Evaluators: scores together with their protocol."""

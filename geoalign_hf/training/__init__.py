@@ -1,0 +1,1 @@
+"""Training, LoRA and few-shot adaptation."""

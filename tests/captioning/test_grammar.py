@@ -1,0 +1,87 @@
+"""Laws of words: articles, plurals, numbers."""
+
+import pytest
+
+from geoalign_hf.captioning.grammar import (
+    CONTEXT,
+    add_article,
+    count_concepts,
+    count_noun,
+    join_words,
+    name_concept,
+    pluralize,
+)
+
+
+@pytest.mark.parametrize(
+    ("concepts", "words"),
+    [
+        (["ship"], "a ship"),
+        (["oil tank", "oil tank"], "2 oil tanks"),
+        (["ship", "bridge", "ship"], "2 ships and a bridge"),
+        (["bridge", "airport", "ship"], "an airport, a bridge and a ship"),
+        (["bus", "bus", "bus", "ferry", "ferry", "quay", "quay", "bench", "bench"],
+         "3 buses, 2 benches, 2 ferries and 2 quays"),
+    ],
+)  # fmt: skip
+def test_concepts_are_counted_the_commonest_first(concepts, words):
+    assert count_concepts(concepts) == words
+
+
+def test_only_a_vowel_takes_the_article_an():
+    found = {concept: add_article(concept) for concept in ("Airport", "oil tank", "ship", "Bridge")}
+    assert found == {
+        "Airport": "an Airport", "oil tank": "an oil tank", "ship": "a ship", "Bridge": "a Bridge",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["a utility truck", "a university", "a unit", "a one-way road", "an hour", "an SUV", "an suv", "an x-ray",
+     "a European car", "an uninhabited island", "an unimproved road", "an unloaded ship", "an umbrella",
+     "a used car", "an usher", "a house", "a helicopter", "an L-shaped pier", "a SHIP", "an RV park",
+     "a U-turn", "a UAV", "an upper deck", "an urban area", "an 8-lane road", "a 12-lane road",
+     "an oil tank"],
+)  # fmt: skip
+def test_the_article_follows_the_sound(words):
+    assert add_article(words.split(" ", 1)[1]) == words
+
+
+@pytest.mark.parametrize(
+    ("noun", "plural"),
+    [("ship", "ships"), ("bus", "buses"), ("ferry", "ferries"), ("quay", "quays"), ("bench", "benches"),
+     ("aircraft", "aircraft"), ("storage tanks", "storage tanks"), ("overpass", "overpasses"),
+     ("box", "boxes"), ("person", "people"), ("people", "people"), ("palm leaf", "palm leaves")],
+)  # fmt: skip
+def test_a_noun_has_its_plural(noun, plural):
+    assert pluralize(noun) == plural
+
+
+def test_numbers_are_words_up_to_twenty():
+    assert [count_noun("ship", number) for number in (1, 2, 20, 21)] == [
+        "a ship", "two ships", "twenty ships", "21 ships"
+    ]  # fmt: skip
+
+
+def test_names_of_files_become_nouns():
+    names = ["small-vehicle", "Expressway_Service-area ", "_ship-", "basketball  court", " _ "]
+    assert [name_concept(name) for name in names] == [
+        "small vehicle", "expressway service area", "ship", "basketball court", ""
+    ]  # fmt: skip
+
+
+def test_lists_end_with_and():
+    assert [join_words(list("abc")[:number]) for number in (1, 2, 3)] == ["a", "a and b", "a, b and c"]
+
+
+def test_words_of_the_whole_image_are_known():
+    for words in (
+        "at the upper left",
+        "in the center",
+        "one of three ships",
+        "ships in a row",
+        "next to a pier",
+    ):
+        assert CONTEXT.search(words)
+    for words in ("a large white ship", "a storage tank", "three rowing boats"):
+        assert not CONTEXT.search(words)

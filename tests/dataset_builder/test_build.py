@@ -1,0 +1,363 @@
+"""Laws of the build: the same bytes every time, nothing lost or doubled, all that is left out told."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from datasets import load_dataset
+from huggingface_hub import DatasetCard
+from PIL import Image
+from toy_rows import draw_rows
+
+from geoalign_hf.data.loading import load_rows
+from geoalign_hf.data.schema import FEATURES
+from geoalign_hf.dataset_builder.build import BuildConfig, build
+
+
+def write_coco(folder: Path, rows: list[dict]) -> Path:
+    """Write rows as a COCO file beside its images."""
+    names = sorted({concept for row in rows for concept in row["concepts"]})
+    images, annotations = [], []
+    for i, row in enumerate(rows):
+        row["image"].save(folder / f"{i}.png")
+        images.append(
+            {"id": i, "file_name": f"{i}.png", "width": row["image"].width, "height": row["image"].height}
+        )
+        for (x0, y0, x1, y1), concept in zip(row["boxes"], row["concepts"], strict=True):
+            entry = {"id": len(annotations), "image_id": i, "bbox": [x0, y0, x1 - x0, y1 - y0]}
+            annotations.append(entry | {"category_id": names.index(concept)})
+    categories = [{"id": i, "name": name} for i, name in enumerate(names)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / "coco.json").write_text(json.dumps(content))
+    return folder / "coco.json"
+
+
+def refuses(message: str):
+    return pytest.raises(ValueError, match=f"^{re.escape(message)}$")
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    return draw_rows(14, seed=1)
+
+
+@pytest.fixture
+def coco(drawn, tmp_path):
+    folder = tmp_path / "source"
+    folder.mkdir()
+    return write_coco(folder, drawn)
+
+
+@pytest.fixture
+def config(coco, tmp_path):
+    return BuildConfig(output=str(tmp_path / "rows"), coco=str(coco), images_per_shard=4, sheet_rows=3)
+
+
+def read_shards(output: str) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(Path(output, "data").iterdir())}
+
+
+def run(config: BuildConfig) -> list[str]:
+    """The command that a config stands for."""
+    command = [
+        sys.executable,
+        "-m",
+        "geoalign_hf.dataset_builder.build",
+        "--output",
+        config.output,
+        "--coco",
+        config.coco,
+    ]
+    return [
+        *command,
+        "--images_per_shard",
+        str(config.images_per_shard),
+        "--num_workers",
+        str(config.num_workers),
+    ]
+
+
+# What is built
+
+
+@pytest.fixture(scope="module")
+def built(drawn, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("source")
+    config = BuildConfig(
+        output=str(folder / "rows"), coco=str(write_coco(folder, drawn)), images_per_shard=4, sheet_rows=3,
+        title="toy", license="other", license_name="toy terms", license_link="https://example.org",
+    )  # fmt: skip
+    return config, build(config)
+
+
+def test_every_image_becomes_a_row_with_its_boxes_and_its_own_bytes(built, drawn):
+    config, _ = built
+    rows = load_dataset(config.output, split="train")
+    assert rows.features == FEATURES and len(rows) == len(drawn)
+    for i, (row, source) in enumerate(zip(rows, drawn, strict=True)):
+        assert row["source"] == f"{i}.png" and row["concepts"] == source["concepts"]
+        assert row["image"].tobytes() == source["image"].tobytes()
+        assert [value for box in row["boxes"] for value in box] == pytest.approx(sum(source["boxes"], []))
+        assert row["captions"] and row["description"]
+        assert (
+            len(row["phrases"])
+            == len(row["hard_negatives"])
+            == len(row["negative_kinds"])
+            == len(row["boxes"])
+        )
+
+
+def test_the_statistics_are_those_of_the_rows(built):
+    config, statistics = built
+    rows = load_dataset(config.output, split="train").remove_columns("image")
+    assert statistics == json.loads(Path(config.output, "statistics.json").read_text())
+    concepts = Counter(concept for row in rows for concept in row["concepts"])
+    kinds = Counter(kind for row in rows for kinds in row["negative_kinds"] for kind in kinds)
+    assert statistics["num_rows"] == 14 and statistics["concepts"] == concepts
+    assert (
+        statistics["num_regions"]
+        == concepts.total()
+        == sum(statistics[s] for s in ("small", "medium", "large"))
+    )
+    assert statistics["negative_kinds"] == kinds and statistics["num_hard_negatives"] == kinds.total()
+    assert statistics["num_phrases"] == len({phrase for row in rows for phrase in row["phrases"]})
+    assert statistics["left_out"] == {}
+
+
+def test_the_card_carries_counts_and_licence(built):
+    config, statistics = built
+    card = DatasetCard.load(Path(config.output, "README.md"))
+    assert card.data.license == "other" and card.data.license_name == "toy terms"
+    assert card.data.license_link == "https://example.org" and card.data.pretty_name == "toy"
+    assert f"14 rows with\n{statistics['num_regions']} regions" in card.text
+    for name, number in statistics["concepts"].items():
+        assert f"| {name} | {number} |" in card.text
+    assert "toy terms (https://example.org)" in card.text
+    assert Image.open(Path(config.output, "contact_sheet.png")).width == 1200
+
+
+def test_a_build_that_is_done_is_not_done_again(built):
+    config, statistics = built
+    before = {path: path.stat().st_mtime_ns for path in Path(config.output).rglob("*.parquet")}
+    assert build(config) == statistics
+    assert {path: path.stat().st_mtime_ns for path in Path(config.output).rglob("*.parquet")} == before
+
+
+def test_another_seed_gives_other_words_for_the_same_boxes(built, tmp_path):
+    config, _ = built
+    build(replace(config, output=str(tmp_path / "rows"), seed=1))
+    first, second = (load_dataset(path, split="train") for path in (config.output, str(tmp_path / "rows")))
+    assert first["boxes"][:] == second["boxes"][:] and first["phrases"][:] != second["phrases"][:]
+
+
+def test_large_pictures_become_tiles_that_name_their_window(config, drawn):
+    build(replace(config, tile=128, overlap=32))
+    rows = load_rows(config.output)
+    assert {len(row["window"]) for row in rows} == {4}
+    for row in rows:
+        source = drawn[int(Path(row["source"]).stem)]["image"]
+        assert row["image"].tobytes() == source.crop(row["window"]).tobytes()
+    report = [json.loads(line) for line in Path(config.output, "report.jsonl").read_text().splitlines()]
+    num_empty = sum(entry["kind"] == "no words" for entry in report)
+    assert num_empty and len(rows) + num_empty > 14
+
+
+def test_a_model_words_the_rows_and_its_raw_answers_stay(drawn, tiny_pipeline, tmp_path):
+    (tmp_path / "source").mkdir()
+    coco = write_coco(tmp_path / "source", [row for row in drawn if len(row["boxes"]) == 1][:1])
+    tiny_pipeline.model.save_pretrained(tmp_path / "model")
+    tiny_pipeline.processor.save_pretrained(tmp_path / "model")
+    output = tmp_path / "rows"
+    statistics = build(BuildConfig(output=str(output), coco=str(coco), model=str(tmp_path / "model")))
+    answers = [json.loads(line) for line in (output / "answers" / "00000.jsonl").read_text().splitlines()]
+    assert {entry["granularity"] for entry in answers} == {"caption", "description", "phrase"}
+    assert all(entry["raw"] for entry in answers)
+    last = {entry["granularity"]: entry["answer"] for entry in answers}
+    (row,) = load_rows(output)
+    assert (row["captions"][0] == last["caption"]) == (last["caption"] is not None)
+    assert statistics["left_out"].get("no usable answer", 0) == list(last.values()).count(None)
+    assert f"by the model {tmp_path / 'model'}" in (output / "README.md").read_text()
+
+
+# Processes and kills
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_the_command_makes_the_same_bytes_in_other_processes_and_prints_what_it_built(
+    built, config, num_workers
+):
+    command = run(replace(config, num_workers=num_workers))
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    assert read_shards(config.output) == read_shards(built[0].output)
+    statistics = built[1]
+    assert re.fullmatch(
+        rf"{re.escape(config.output)}: 14 rows, {statistics['num_regions']} regions of 5 concepts, "
+        rf"{statistics['num_hard_negatives']} hard negatives; left out: nothing; \d+ s\n",
+        result.stdout,
+    )
+    assert "14 images," in result.stderr
+
+
+def test_what_a_killed_build_left_is_taken_up(built, config, coco):
+    """A shard that is there stays; half a shard, and a shard that is not there, are made."""
+    alone = replace(built[0], output=config.output, coco=str(coco))
+    build(alone)
+    output = Path(config.output)
+    (output / "report.jsonl").unlink()
+    shards = sorted((output / "data").iterdir())
+    (output / ".build").mkdir()
+    for i in range(4):
+        (output / ".build" / f"{i:05d}.json").write_text('{"left_out": [], "overlaps": []}')
+    shards[1].unlink()
+    (output / "data" / f"{shards[1].name}.99.partial").write_bytes(shards[0].read_bytes()[:100])
+    kept = shards[0].stat().st_mtime_ns
+    build(alone)
+    assert read_shards(config.output) == read_shards(built[0].output)
+    assert shards[0].stat().st_mtime_ns == kept
+    assert not (output / ".build").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_build_killed_ten_times_is_that_of_one_that_never_was(num_workers, tmp_path):
+    (tmp_path / "source").mkdir()
+    coco = write_coco(tmp_path / "source", draw_rows(60, seed=2))
+    whole = BuildConfig(output=str(tmp_path / "whole"), coco=str(coco), images_per_shard=2)
+    build(whole)
+    killed = replace(whole, output=str(tmp_path / "killed"), num_workers=num_workers)
+    num_kills = 0
+    for attempt in range(60):
+        process = subprocess.Popen(run(killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        # Kill at another moment each time: after the start, while shards appear one by one.
+        wanted = len(list(tmp_path.glob("killed/data/*.parquet"))) + 1 + attempt % 2
+        while process.poll() is None and len(list(tmp_path.glob("killed/data/*.parquet"))) < wanted:
+            time.sleep(0.003)
+        if num_kills == 10 or process.poll() is not None:
+            break
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        num_kills += 1
+    assert process.wait(timeout=300) == 0 and num_kills == 10
+    assert read_shards(killed.output) == read_shards(whole.output)
+    for name in ("statistics.json", "report.jsonl"):
+        assert Path(killed.output, name).read_bytes() == Path(whole.output, name).read_bytes()
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+# What is left out
+
+
+def test_a_corrupt_image_stops_the_build_by_name(config, coco):
+    path = coco.parent / "5.png"
+    path.write_bytes(path.read_bytes()[:2000])  # its header is whole
+    with pytest.raises(ValueError, match=r"^the image of row '5.png' cannot be decoded \("):
+        build(config)
+
+
+def test_a_corrupt_image_is_left_out_and_told_where_that_is_asked_for(config, coco):
+    path = coco.parent / "5.png"
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(ValueError, match="'5.png' cannot be decoded"):
+        build(config)  # and then goes on
+    statistics = build(replace(config, on_error="leave_out"))
+    assert statistics["num_rows"] == 13 and statistics["left_out"] == {"bad image": 1}
+    (entry,) = [json.loads(line) for line in Path(config.output, "report.jsonl").read_text().splitlines()]
+    assert entry["kind"] == "bad image" and "'5.png'" in entry["message"]
+
+
+def test_a_build_of_no_rows_says_what_was_left_out(config, coco):
+    """A corrupt image has a whole header, so that only its decoding fails."""
+    for path in coco.parent.glob("*.png"):
+        path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(
+        ValueError,
+        match=rf"^{re.escape(config.output)}: no row is left of 14 images; left out: {{'bad image': 14}} "
+        r"\(the first: the image of row '0\.png' cannot be decoded .*\)\. Mend the sources or the settings, "
+        r"then delete the folder or give another --output\.$",
+    ):
+        build(replace(config, on_error="leave_out"))
+    assert not Path(config.output, "README.md").exists()
+
+
+def test_images_of_an_evaluation_set_are_left_out(config, drawn, tmp_path):
+    (tmp_path / "eval").mkdir()
+    drawn[3]["image"].transpose(Image.Transpose.ROTATE_90).save(tmp_path / "eval" / "a.jpg", quality=60)
+    config = replace(config, eval_images=[str(tmp_path / "eval")])
+    statistics = build(config)
+    assert statistics["num_rows"] == 13 and statistics["left_out"] == {"evaluated on": 1}
+    assert "3.png" not in list(load_rows(config.output)["source"])
+    assert json.loads(Path(config.output, "leakage.json").read_text())[0]["row"] == "3.png"
+    assert f"| {tmp_path / 'eval'} | 1 | 0 | 0 | 1 | 0 |" in Path(config.output, "README.md").read_text()
+    kept = build(replace(config, leaks="keep", output=str(tmp_path / "kept")))
+    assert kept["num_rows"] == 14 and len(json.loads((tmp_path / "kept" / "leakage.json").read_text())) == 1
+
+
+def test_captions_of_an_evaluation_set_are_left_out_of_their_rows(drawn, tmp_path):
+    for i in (0, 1):
+        drawn[i]["image"].save(tmp_path / f"{i}.png")
+    sentences = [["a quiet place .", "many boats"], ["A quiet place"]]
+    entries = [
+        {"filename": f"{i}.png", "split": "train", "sentences": [{"raw": words} for words in captions]}
+        for i, captions in enumerate(sentences)
+    ]
+    (tmp_path / "train.json").write_text(json.dumps({"images": entries}))
+    (tmp_path / "eval.json").write_text(json.dumps({"images": [entries[1]]}))
+    config = BuildConfig(
+        output=str(tmp_path / "rows"), captions=str(tmp_path / "train.json"), images=str(tmp_path),
+        eval_captions=[str(tmp_path / "eval.json")],
+    )  # fmt: skip
+    statistics = build(config)
+    assert list(load_rows(config.output)["captions"]) == [["many boats"]]
+    assert statistics["left_out"] == {"evaluated on": 2, "no words": 1}
+
+
+# What does not fit
+
+
+def test_a_folder_of_another_build_is_refused(config):
+    build(config)
+    with refuses(
+        f"{config.output} holds a build with other settings: ['max_negatives', 'seed'] differ. "
+        "Give another --output, or delete the folder."
+    ):
+        build(replace(config, seed=3, max_negatives=2))
+
+
+def test_a_folder_of_something_else_is_refused(config, tmp_path):
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "thesis.tex").write_text("")
+    with refuses(f"{config.output} is not empty and holds no build. Give another --output."):
+        build(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"coco": None}, "the sources are []. Give exactly one of ['--coco', '--dota', '--voc', '--yolo', "
+                         "'--captions']."),
+        ({"dota": "x"}, "the sources are ['coco', 'dota']. Give exactly one of ['--coco', '--dota', '--voc', "
+                        "'--yolo', '--captions']."),
+        ({"coco": None, "voc": "x"}, "--voc is given without --images. Give the folder of the images."),
+        ({"coco": None, "yolo": "x", "images": "x"},
+         "--yolo is given without --concepts. Give data.yaml, or a text of one name a line."),
+        ({"drop_difficult": True},
+         "--drop_difficult says nothing of --coco; it goes with ['dota', 'voc']. Leave it away."),
+        ({"tile": 100}, "overlap is 128, but tiles have 100 pixels a side. Choose 0 <= overlap < side."),
+        ({"leaks": "ignore"}, "--leaks is 'ignore'. Choose leave_out or keep."),
+        ({"num_workers": 0}, "--num_workers is 0. Give 1 or more."),
+        ({"model": "some/model", "num_workers": 2},
+         "--model is given with 2 workers, each of which would load it. Use 1."),
+    ],
+)  # fmt: skip
+def test_settings_that_do_not_fit_are_refused(config, changes, message):
+    with refuses(message):
+        build(replace(config, **changes))

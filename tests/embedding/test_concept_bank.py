@@ -1,0 +1,170 @@
+"""Laws of concepts: their words, and the bank."""
+
+import json
+import re
+from inspect import signature
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch.nn.functional import normalize
+from transformers import ZeroShotImageClassificationPipeline
+
+from geoalign_hf.embedding.concept_bank import ConceptBank, spell_concept
+from geoalign_hf.embedding.templates import TEMPLATE_SETS, choose_templates
+from geoalign_hf.model.processing_geoalign_clip import CONCEPT_TEMPLATES
+
+CONCEPTS = ["ship", "storage tank", "road", "tennis court", "airplane"]
+
+
+def refuses(message: str):
+    return pytest.raises(ValueError, match=f"^{re.escape(message)}$")
+
+
+@pytest.fixture(scope="module")
+def bank(built):
+    return ConceptBank.build(*built, CONCEPTS)
+
+
+def test_every_concept_is_a_unit_vector(bank):
+    torch.testing.assert_close(bank.embeds.norm(dim=-1), torch.ones(5), rtol=0, atol=1e-6)
+
+
+def test_the_bank_holds_what_the_model_embeds(bank, model, processor):
+    tokens = processor.tokenize_concepts(CONCEPTS, CONCEPT_TEMPLATES)
+    with torch.no_grad():
+        assert torch.equal(bank.embeds, model.embed_concepts(**tokens))
+    assert bank.concepts == CONCEPTS and bank.templates == CONCEPT_TEMPLATES
+
+
+def test_a_concept_is_the_mean_of_its_templates_at_unit_length(model, processor):
+    templates = ("a {}", "many of {} from above", "{}")
+    bank = ConceptBank.build(model, processor, ["ship", "road"], templates)
+    for concept, embed in zip(bank.concepts, bank.embeds, strict=True):
+        texts = [template.replace("{}", concept) for template in templates]
+        with torch.no_grad():
+            each = [
+                normalize(model.get_text_features(**processor(text=[text], return_tensors="pt"))[1][0], dim=0)
+                for text in texts
+            ]
+        expected = normalize(sum(each) / 3, dim=0)
+        torch.testing.assert_close(embed, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_the_size_of_batches_does_not_matter(bank, model, processor, batch_size):
+    batched = ConceptBank.build(model, processor, CONCEPTS, batch_size=batch_size)
+    torch.testing.assert_close(batched.embeds, bank.embeds, rtol=0, atol=1e-6)
+
+
+def test_the_order_of_concepts_is_the_order_of_rows(bank, model, processor):
+    backward = ConceptBank.build(model, processor, CONCEPTS[::-1])
+    torch.testing.assert_close(backward.embeds.flip(0), bank.embeds, rtol=0, atol=1e-6)
+
+
+def test_the_order_of_templates_does_not_matter(bank, model, processor):
+    backward = ConceptBank.build(model, processor, CONCEPTS, CONCEPT_TEMPLATES[::-1])
+    torch.testing.assert_close(backward.embeds, bank.embeds, rtol=0, atol=1e-6)
+
+
+def test_a_bank_is_built_without_gradients_and_in_float32(model, processor):
+    bank = ConceptBank.build(model.bfloat16(), processor, CONCEPTS)
+    assert bank.embeds.dtype == torch.float32 and not bank.embeds.requires_grad
+
+
+def test_saved_and_loaded_a_bank_has_equal_bits(bank, tmp_path):
+    odd = ConceptBank(
+        ["Schiff, größer", 'a "quoted" 船', "", *CONCEPTS[:2]], bank.embeds, ("{} {{}}", "ü {}")
+    )
+    for saved in (bank, odd):
+        saved.save(tmp_path / "bank.safetensors")
+        loaded = ConceptBank.load(tmp_path / "bank.safetensors")
+        assert torch.equal(loaded.embeds, saved.embeds)
+        assert (loaded.concepts, loaded.templates) == (saved.concepts, saved.templates)
+
+
+def test_a_bank_whose_rows_are_a_view_can_be_saved(bank, tmp_path):
+    ConceptBank(CONCEPTS[::2], bank.embeds[::2]).save(tmp_path / "bank.safetensors")
+    assert torch.equal(ConceptBank.load(tmp_path / "bank.safetensors").embeds, bank.embeds[::2])
+
+
+def test_another_safetensors_file_is_refused(folder, tmp_path):
+    lists = {"concepts": json.dumps(["ship"]), "templates": json.dumps(["{}"])}
+    save_file({"embeds": torch.ones(1, 2)}, tmp_path / "bare.safetensors")
+    save_file({"weights": torch.ones(1, 2), "bias": torch.ones(1)}, tmp_path / "other.safetensors", lists)
+    for name, keys in (("bare", ["embeds"]), ("other", ["bias", "weights"])):
+        path = tmp_path / f"{name}.safetensors"
+        with refuses(f"{path} is no concept bank: it has the keys {keys}."):
+            ConceptBank.load(path)
+    with pytest.raises(ValueError, match="^.*model.safetensors is no concept bank: it has the keys "):
+        ConceptBank.load(folder / "model.safetensors")
+
+
+def test_repeated_names_are_refused(model, processor):
+    with refuses("the concepts ['road', 'ship'] occur more than once. Name every concept once."):
+        ConceptBank.build(model, processor, ["ship", "road", "airplane", "road", "ship", "ship"])
+
+
+def test_no_concepts_are_refused(model, processor):
+    with refuses("concepts is []; it must be a list of at least one name."):
+        ConceptBank.build(model, processor, [])
+
+
+def test_an_empty_name_is_refused(model, processor):
+    with refuses("concepts[1] is empty. Every text needs at least one word; leave this one out."):
+        ConceptBank.build(model, processor, ["ship", " "])
+
+
+def test_a_template_without_its_place_is_refused(model, processor):
+    with refuses("templates[1] = 'a ship' must hold one {}, where the concept goes."):
+        ConceptBank.build(model, processor, ["ship"], ("a {}", "a ship"))
+
+
+# Words
+
+
+def test_every_set_holds_different_templates_with_one_place_each():
+    for name, templates in TEMPLATE_SETS.items():
+        assert len(set(templates)) == len(templates), name
+        assert all(template.count("{}") == 1 and template.format("x") for template in templates), name
+
+
+def test_the_sets_are_those_that_their_names_promise():
+    assert TEMPLATE_SETS["geoalign"] == CONCEPT_TEMPLATES
+    assert TEMPLATE_SETS["clip"] == ("This is a photo of {}.",)
+    assert TEMPLATE_SETS["skyscript"] == ("a satellite photo of {}.", "a satellite image of {}")
+    assert len(TEMPLATE_SETS["overhead"]) == 90
+    assert {"a satellite photo of a {}.", "{} in an aerial image."} < set(TEMPLATE_SETS["overhead"])
+
+
+def test_the_default_of_transformers_pipeline_is_the_set_called_clip():
+    preprocess = signature(ZeroShotImageClassificationPipeline.preprocess)
+    assert (preprocess.parameters["hypothesis_template"].default,) == TEMPLATE_SETS["clip"]
+
+
+def test_templates_are_chosen_by_name_or_given():
+    assert choose_templates("skyscript") == TEMPLATE_SETS["skyscript"]
+    assert choose_templates(["a {}"]) == ("a {}",)
+
+
+def test_an_unknown_set_is_refused():
+    with refuses(
+        "there is no template set 'openai'; there are ['clip', 'geoalign', 'overhead', 'skyscript']. "
+        "Name one of them, or give the templates themselves."
+    ):
+        choose_templates("openai")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("storage_tanks", "storage tanks"),
+        ("DenseResidential", "dense residential"),
+        ("hRiverLake", "h river lake"),
+        ("railway station", "railway station"),
+        ("Permanent Crop Land", "permanent crop land"),
+        ("  SUV/van__x ", "suv van x"),
+    ],
+)
+def test_names_of_folders_are_spelled_as_words(name, words):
+    assert spell_concept(name) == words

@@ -1,0 +1,270 @@
+"""Laws of embedding for the evaluation: any CLIP, any source of regions, the same vectors by every way."""
+
+import re
+from types import SimpleNamespace
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from PIL import Image
+from torch.nn.functional import normalize
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
+
+from geoalign_hf.data.schema import build_rows
+from geoalign_hf.data.views import choose_context, find_window, list_views
+from geoalign_hf.embedding.concept_bank import ConceptBank
+from geoalign_hf.embedding.embedder import Embedder
+
+
+def refuses(message: str, kind=ValueError):
+    return pytest.raises(kind, match=f"^{re.escape(message)}$")
+
+
+@pytest.fixture(scope="module")
+def stock(built):
+    """A stock CLIP with the same weights, and the processor that usually goes with one: it crops."""
+    model, processor = built
+    towers = {name: getattr(model.config, name).to_dict() for name in ("text_config", "vision_config")}
+    clip = CLIPModel(CLIPConfig(**towers, projection_dim=model.config.projection_dim)).eval()
+    weights = {name: value for name, value in model.state_dict().items() if "_scale." not in name}
+    clip.load_state_dict(weights)
+    side = {"height": 64, "width": 64}
+    image_processor = CLIPImageProcessor(size={"shortest_edge": 64}, crop_size=side)
+    return clip, CLIPProcessor(image_processor, processor.tokenizer)
+
+
+# Any model
+
+
+def test_a_stock_clip_with_our_weights_embeds_as_ours_does(built, stock, toy_rows):
+    squares = [row["image"].resize((96, 96)) for row in toy_rows]  # of which it crops nothing
+    texts = ["a small red ship", "a road"]
+    ours, theirs = Embedder(*built), Embedder(*stock)
+    torch.testing.assert_close(ours.embed_images(squares), theirs.embed_images(squares), atol=1e-5, rtol=0)
+    torch.testing.assert_close(ours.embed_texts(texts), theirs.embed_texts(texts), atol=1e-5, rtol=0)
+    assert ours.describe()["resize"] == "square"
+    assert theirs.describe()["resize"] == "shorter side, center crop"
+    assert theirs.describe()["dense_mode"] is None
+
+
+def test_an_adapter_that_has_learnt_nothing_changes_no_embedding(model, built, rows, processor):
+    adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj", "v_proj"], r=2))
+    one, other = Embedder(*built), Embedder(adapted, processor)
+    torch.testing.assert_close(one.embed_regions(rows), other.embed_regions(rows), atol=1e-6, rtol=0)
+    torch.testing.assert_close(one.embed_images(rows["image"]), other.embed_images(rows["image"]))
+    torch.testing.assert_close(one.embed_texts(["a ship"]), other.embed_texts(["a ship"]))
+    for ours, theirs in zip(
+        one.embed_patches(rows["image"]), other.embed_patches(rows["image"]), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_stock_clip_embeds_crops_of_regions_and_refuses_what_it_cannot_do(stock, rows):
+    embedder = Embedder(*stock)
+    embeds = embedder.embed_regions(rows, "crop")
+    assert embeds.shape == (sum(map(len, rows["boxes"])), 32)
+    torch.testing.assert_close(embeds.norm(dim=-1), torch.ones(len(embeds)))
+    lacks = (
+        "CLIPModel has no {}, so it knows whole images only. "
+        "Make a GeoAlignCLIP of it with geoalign_hf.convert, or {}."
+    )
+    for source in ("image", "window", "both"):
+        with refuses(lacks.format("embed_regions", 'use region_source="crop"')):
+            embedder.embed_regions(rows, source)
+    with refuses(lacks.format("get_patch_features", "measure it by tiles")):
+        next(embedder.embed_patches(rows["image"]))
+
+
+def test_what_embeds_nothing_is_refused(processor):
+    message = (
+        "Linear has neither embed_images nor get_image_features, so it cannot embed images. "
+        "Give a GeoAlignCLIPModel or a CLIPModel."
+    )
+    with refuses(message, TypeError):
+        Embedder(torch.nn.Linear(2, 2), processor)
+
+
+def test_a_model_in_half_precision_embeds_nearly_as_in_full(model, built, rows, processor):
+    half = Embedder(model.to(torch.bfloat16), processor)
+    for ours, halved in (
+        (Embedder(*built).embed_regions(rows), half.embed_regions(rows)),
+        (Embedder(*built).embed_texts(["a ship"]), half.embed_texts(["a ship"])),
+    ):
+        assert halved.dtype == torch.float32
+        assert normalize(halved, dim=-1).mul(ours).sum(dim=-1).min() > 0.999
+
+
+# Images and texts
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_embeddings_do_not_depend_on_the_batch(built, rows, batch_size):
+    embedder = Embedder(*built, batch_size=batch_size)
+    model, processor = built
+    pixels = processor(images=list(rows["image"]), return_tensors="pt")
+    with torch.no_grad():
+        torch.testing.assert_close(embedder.embed_images(rows["image"]), model.embed_images(**pixels))
+
+
+def test_paths_and_pictures_embed_alike(built, toy_rows, tmp_path):
+    toy_rows[0]["image"].save(tmp_path / "a.png")
+    embedder = Embedder(*built)
+    assert torch.equal(
+        embedder.embed_images([tmp_path / "a.png"]), embedder.embed_images([toy_rows[0]["image"]])
+    )
+
+
+def test_texts_come_back_in_their_order_and_equal_ones_get_equal_bits(built):
+    texts = ["a road", "a small red ship on the water", "a road", "a ship"]
+    embedder = Embedder(*built, batch_size=1)
+    embeds = embedder.embed_texts(texts)
+    assert torch.equal(embeds[0], embeds[2])
+    for text, embed in zip(texts, embeds, strict=True):
+        torch.testing.assert_close(embedder.embed_texts([text])[0], embed, atol=1e-6, rtol=0)
+
+
+def test_texts_that_are_too_long_are_cut_and_counted(built):
+    embedder = Embedder(*built)
+    long = "ship " * 200
+    cut = embedder.embed_texts([long, long + "road", "a ship"])
+    assert embedder.describe()["num_cut_texts"] == 2
+    torch.testing.assert_close(cut[0], cut[1])
+    assert embedder.describe()["text_length"] == 77
+
+
+def test_concepts_embed_as_in_the_concept_bank(built):
+    templates = ("a satellite photo of {}.", "{} from above, and much more around it")
+    bank = ConceptBank.build(*built, ["ship", "storage tank", "road"], templates)
+    embeds = Embedder(*built).embed_concepts(bank.concepts, templates)
+    torch.testing.assert_close(embeds, bank.embeds, atol=1e-6, rtol=0)
+
+
+def test_a_concept_named_twice_and_a_template_without_its_place_are_refused(built):
+    with refuses("the concepts ['ship'] occur more than once. Name every concept once."):
+        Embedder(*built).embed_concepts(["ship", "road", "ship"], ("a {}",))
+    with refuses("templates[1] = 'a ship' must hold one {}, where the concept goes."):
+        Embedder(*built).embed_concepts(["ship"], ("a {}", "a ship"))
+
+
+@pytest.mark.parametrize("image_size", [64, 96])
+def test_images_are_prepared_at_the_size_that_is_asked_for(built, stock, rows, image_size):
+    for model, processor in (built, stock):
+        embedder = Embedder(model, processor, image_size)
+        assert embedder._prepare([rows[0]["image"]])["pixel_values"].shape[-2:] == (image_size, image_size)
+        assert embedder.embed_images([rows[0]["image"]]).shape == (1, 32)
+        assert embedder.describe()["image_size"] == image_size
+
+
+# Regions
+
+
+@pytest.mark.parametrize("source", ["image", "window", "crop", "both"])
+def test_regions_of_all_rows_are_those_of_each_row_in_order(built, rows, source):
+    embedder = Embedder(*built, batch_size=3)
+    alone = [embedder.embed_regions(rows.select([i]), source) for i in range(len(rows))]
+    torch.testing.assert_close(embedder.embed_regions(rows, source), torch.cat(alone), atol=1e-5, rtol=0)
+
+
+def test_regions_pooled_from_the_image_are_those_of_the_model(built, toy_rows, rows):
+    model, processor = built
+    batch = processor(images=toy_rows[0]["image"], boxes=[toy_rows[0]["boxes"]], return_tensors="pt")
+    with torch.no_grad():
+        expected = model.embed_regions(**batch)[0]
+    torch.testing.assert_close(Embedder(*built).embed_regions(rows.select([0])), expected)
+
+
+def test_a_crop_is_the_window_embedded_as_an_image(built, toy_rows, rows):
+    image = toy_rows[0]["image"]
+    windows = [image.crop(find_window(box, image.size, 2.0)) for box in toy_rows[0]["boxes"]]
+    embedder = Embedder(*built)
+    torch.testing.assert_close(
+        embedder.embed_regions(rows.select([0]), "crop", 2.0), embedder.embed_images(windows)
+    )
+
+
+def test_both_ranks_as_the_mean_of_the_scores_of_image_and_crop(built, rows):
+    embedder = Embedder(*built)
+    concepts = embedder.embed_concepts(["ship", "road", "airplane", "storage tank"], ("a {}", "one {}"))
+    image, crop, both = (
+        embedder.embed_regions(rows, source) @ concepts.T for source in ("image", "crop", "both")
+    )
+    assert torch.equal(((image + crop) / 2).argsort(dim=-1), both.argsort(dim=-1))
+
+
+def test_a_box_partly_outside_its_image_is_embedded_by_every_source(built):
+    row = {"image": Image.new("RGB", (100, 80)), "boxes": [[-60.0, 10.0, 20.0, 30.0]]}
+    rows = build_rows([row | {"phrases": ["x"], "concepts": ["x"]}])
+    for source in ("image", "window", "crop", "both"):
+        assert Embedder(*built).embed_regions(rows, source).shape == (1, 32)
+
+
+def test_views_hold_one_image_or_one_window_each():
+    row = {"image": Image.new("RGB", (300, 200)), "boxes": [[100, 60, 120, 70], [10, 10, 110, 60]]}
+    empty = row | {"boxes": []}
+    (whole,) = list_views([empty, row], "image", None)
+    assert whole["image"] is row["image"] and whole["boxes"] == row["boxes"]
+    first, second = list_views([row, empty], "window", 3.0)
+    assert first["image"].size == (60, 60) and first["boxes"] == [[20, 25, 40, 35]]
+    assert second["image"].size == (300, 200) and second["boxes"] == [[10, 10, 110, 60]]
+
+
+def test_the_usual_context_depends_on_the_source():
+    usual = {source: choose_context(source, None) for source in ("image", "window", "crop", "both")}
+    assert usual == {"image": None, "window": 3.0, "crop": 1.5, "both": 1.5}
+    assert choose_context("crop", 1.0) == 1.0 and choose_context("image", 2.0) is None
+
+
+def test_an_unknown_source_and_a_context_that_cuts_the_box_are_refused():
+    with refuses("region_source is 'roi'; it must be one of ('image', 'window', 'crop', 'both')."):
+        choose_context("roi", None)
+    with refuses("context is 0.5; it must be at least 1, or windows would cut into their boxes."):
+        choose_context("window", 0.5)
+
+
+@pytest.mark.parametrize("size", [(300, 200), (31, 400), (17, 13)])
+@pytest.mark.parametrize("context", [1.0, 1.5, 3.0, 50.0])
+def test_the_window_holds_the_box_and_lies_inside_the_image(size, context):
+    generator = torch.Generator().manual_seed(0)
+    limit = torch.tensor(size, dtype=torch.float64)
+    for _ in range(200):
+        corners = torch.rand(2, 2, generator=generator, dtype=torch.float64).sort(dim=0).values * limit
+        box = corners.flatten().tolist()
+        left, top, right, bottom = find_window(box, size, context)
+        assert 0 <= left <= box[0] and box[2] <= right <= size[0]
+        assert 0 <= top <= box[1] and box[3] <= bottom <= size[1]
+        side = context * max(box[2] - box[0], box[3] - box[1])
+        # Rounding outward adds less than a pixel at either end.
+        assert min(side, size[0]) <= right - left < min(side, size[0]) + 2
+        assert min(side, size[1]) <= bottom - top < min(side, size[1]) + 2
+
+
+def test_windows_are_those_worked_out_by_hand():
+    assert find_window([100, 60, 120, 70], (300, 200), 3.0) == (80, 35, 140, 95)
+    assert find_window([0, 0, 20, 10], (300, 200), 3.0) == (0, 0, 60, 60)  # moved inside
+    assert find_window([280, 195, 300, 200], (300, 200), 3.0) == (240, 140, 300, 200)
+    assert find_window([10, 10, 110, 60], (300, 200), 3.0) == (0, 0, 300, 200)  # cut to the image
+
+
+# State
+
+
+@pytest.mark.parametrize("was_training", [True, False])
+def test_the_model_is_in_evaluation_mode_and_then_as_it_was(model, processor, rows, was_training):
+    model.train(was_training)
+    modes = []
+    for tower in (model.vision_model, model.text_model):
+        tower.register_forward_pre_hook(lambda module, args: modes.append(module.training))
+    embedder = Embedder(model, processor)
+    embedder.embed_images(rows["image"])
+    embedder.embed_regions(rows)
+    embedder.embed_texts(["a ship"])
+    list(embedder.embed_patches(rows["image"]))
+    assert len(modes) == 4 and not any(modes) and model.training == was_training
+
+
+def test_a_failing_forward_leaves_the_model_as_it_was(model, processor):
+    model.train()
+    model.embed_text = lambda **inputs: SimpleNamespace()["nothing"]
+    with pytest.raises(TypeError):
+        Embedder(model, processor).embed_texts(["a ship"])
+    assert model.training

@@ -1,0 +1,211 @@
+"""A folder to Parquet shards: the same rows by any number of processes, whole, resumable, nothing lost."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from datasets import load_dataset
+
+from geoalign_hf.embedding.embedder import Embedder
+from geoalign_hf.embedding.shards import (
+    EmbeddingJob,
+    check_model,
+    fingerprint_model,
+    prepare_folder,
+    read_description,
+    read_embeds,
+    write_shards,
+)
+
+
+@pytest.fixture
+def tiles(coco_folder):
+    """The eight toy images, three of them in a folder deeper, with their COCO file."""
+    coco = json.loads((coco_folder / "rows.json").read_text())
+    (coco_folder / "deeper").mkdir()
+    for entry in coco["images"][5:]:
+        (coco_folder / entry["file_name"]).rename(coco_folder / "deeper" / entry["file_name"])
+        entry["file_name"] = f"deeper/{entry['file_name']}"
+    (coco_folder / "rows.json").write_text(json.dumps(coco))
+    return coco_folder
+
+
+@pytest.fixture
+def embedder(built):
+    return Embedder(*built, batch_size=2)
+
+
+def make(tiles, output, embedder, num_processes=1, ranks=None, **options) -> EmbeddingJob:
+    """Run what each process would run, one after the other."""
+    job = EmbeddingJob(tiles, output, **{"coco": tiles / "rows.json", "shard_size": 3} | options)
+    prepare_folder(job, job.describe(embedder, "tiny"))
+    for rank in range(num_processes) if ranks is None else ranks:
+        list(write_shards(job, embedder, rank, num_processes))
+    return job
+
+
+def list_names(folder) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def check_same_rows(found, expected) -> None:
+    """The same files, and in them the same rows; embeddings may differ as memory is aligned, by rounding."""
+    assert list_names(found) == list_names(expected)
+    found, expected = read_embeds(found), read_embeds(expected)
+    np.testing.assert_allclose(np.array(found["embed"]), np.array(expected["embed"]), rtol=0, atol=1e-6)
+    assert found.remove_columns("embed").to_list() == expected.remove_columns("embed").to_list()
+
+
+def test_shards_hold_every_image_and_region_with_the_embedding_of_each(tiles, tmp_path, embedder, toy_rows):
+    make(tiles, tmp_path / "out", embedder)
+    found = read_embeds(tmp_path / "out")
+    shards = [f"embeds-0000{index}-of-00003.parquet" for index in range(3)]
+    assert list_names(tmp_path / "out") == [*shards, "embeds.json"]
+    images = embedder.embed_images([row["image"] for row in toy_rows])
+    regions = embedder.embed_regions(toy_rows)
+    expected, first = [], 0
+    for i, row in enumerate(toy_rows):
+        path = f"deeper/{i}.png" if i >= 5 else f"{i}.png"
+        expected.append((path, "image", None, None, images[i]))
+        for r, (box, concept) in enumerate(zip(row["boxes"], row["concepts"], strict=True)):
+            expected.append((path, "region", box, concept, regions[first + r]))
+        first += len(row["boxes"])
+    assert len(found) == len(expected)
+    for row, (path, kind, box, concept, embed) in zip(found, expected, strict=True):
+        assert (row["path"], row["kind"], row["concept"]) == (path, kind, concept)
+        assert row["box"] == (None if box is None else pytest.approx(box))
+        assert (row["width"], row["height"]) == toy_rows[int(path[-5])]["image"].size
+        assert row["embed"] == pytest.approx(embed.tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize("num_processes", [2, 3, 5])
+def test_any_number_of_processes_writes_the_same_shards(tiles, tmp_path, embedder, num_processes):
+    make(tiles, tmp_path / "one", embedder)
+    make(tiles, tmp_path / "many", embedder, num_processes)
+    check_same_rows(tmp_path / "many", tmp_path / "one")
+
+
+def test_half_precision_is_the_same_rounded_and_is_read_as_float32(tiles, tmp_path, embedder):
+    make(tiles, tmp_path / "full", embedder)
+    make(tiles, tmp_path / "half", embedder, dtype="float16")
+    full, half = (np.array(read_embeds(tmp_path / name)["embed"]) for name in ("full", "half"))
+    assert abs(full - half).max() < 2**-11  # half a step of numbers below 1
+    plain = load_dataset("parquet", data_files=str(tmp_path / "half" / "*.parquet"), split="train")
+    assert plain.features["embed"].feature.dtype == "float16"
+
+
+def test_a_run_goes_on_with_the_shards_that_are_missing(tiles, tmp_path, embedder):
+    make(tiles, tmp_path / "whole", embedder)
+    job = make(tiles, tmp_path / "out", embedder, num_processes=2, ranks=[0])  # process 1 was killed
+    assert not job.locate_shard(1).exists()
+    message = (
+        f"{tmp_path / 'out'} lacks 1 of 3 shards, the first is embeds-00001-of-00003.parquet. Run "
+        "examples/embed_folder.py again with the same arguments: it makes those that are missing."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        read_embeds(tmp_path / "out")
+    (tmp_path / "out" / "embeds-00001-of-00003.parquet.7.partial").write_text("half")
+    before = job.locate_shard(0).stat().st_mtime_ns
+    make(tiles, tmp_path / "out", embedder)
+    assert job.locate_shard(0).stat().st_mtime_ns == before
+    check_same_rows(tmp_path / "out", tmp_path / "whole")
+
+
+def test_a_folder_of_another_run_is_refused(tiles, tmp_path, embedder, model, processor):
+    make(tiles, tmp_path / "out", embedder)
+    with torch.no_grad():
+        model.visual_projection.weight[0, 0] += 1
+    for changed, again in {
+        "['weights']": lambda: make(tiles, tmp_path / "out", Embedder(model, processor)),
+        "['num_shards', 'shard_size']": lambda: make(tiles, tmp_path / "out", embedder, shard_size=4),
+        "['source']": lambda: make(tiles, tmp_path / "out", embedder, coco=None),
+        "['protocol']": lambda: make(tiles, tmp_path / "out", embedder, region_source="crop"),
+    }.items():
+        message = (
+            f"{tmp_path / 'out'} holds embeddings of another run: {changed} differ. "
+            "Give another --output_dir, or delete the folder."
+        )
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+            again()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    message = f"{tmp_path / 'mine'} is not empty and holds no embeddings. Give another --output_dir."
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        make(tiles, tmp_path / "mine", embedder)
+
+
+def test_embeddings_of_another_model_are_not_compared(tiles, tmp_path, embedder, model):
+    make(tiles, tmp_path / "out", embedder)
+    check_model(tmp_path / "out", model)  # equal weights
+    with torch.no_grad():
+        model.visual_projection.weight[0, 0] += 1
+    message = (
+        f"the embeddings in {tmp_path / 'out'} are of tiny, whose weights are not those of this "
+        "model, so cosines between them would mean nothing. Load that model, or embed the folder anew."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        check_model(tmp_path / "out", model)
+    message = f"{tmp_path} has no embeds.json. Give the output_dir of examples/embed_folder.py."
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        read_description(tmp_path)
+
+
+def test_the_fingerprint_is_of_every_bit_of_the_weights(model):
+    before = fingerprint_model(model)
+    assert fingerprint_model(model.bfloat16()) != before
+    assert len(before) == 64
+
+
+def test_a_corrupt_image_stops_the_run_by_its_name_and_leaves_whole_shards(tiles, tmp_path, embedder):
+    (tiles / "4.png").write_bytes((tiles / "4.png").read_bytes()[:300])
+    message = f"the image of row {str(tiles / '4.png')!r} cannot be decoded"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        make(tiles, tmp_path / "out", embedder)
+    assert list_names(tmp_path / "out") == ["embeds-00000-of-00003.parquet", "embeds.json"]
+
+
+def test_a_corrupt_image_is_left_out_and_told_where_that_is_asked_for(tiles, tmp_path, embedder):
+    for name in ("3.png", "4.png", "deeper/5.png"):  # a whole shard
+        shutil.copy(tiles / "rows.json", tiles / name)
+    job = make(tiles, tmp_path / "out", embedder, coco=None, on_error="leave_out")
+    assert read_embeds(tmp_path / "out")["path"] == [
+        "0.png",
+        "1.png",
+        "2.png",
+        "deeper/6.png",
+        "deeper/7.png",
+    ]
+    told = [json.loads(line) for line in job.locate_shard(1).with_suffix(".jsonl").read_text().splitlines()]
+    assert [entry["kind"] for entry in told] == ["bad image"] * 3
+    assert str(tiles / "deeper" / "5.png") in told[2]["message"]
+
+
+def test_a_wrong_box_is_told_too(tiles, tmp_path, embedder):
+    coco = json.loads((tiles / "rows.json").read_text())
+    coco["annotations"][0]["bbox"] = [0, 0, -5, 5]
+    (tiles / "rows.json").write_text(json.dumps(coco))
+    with pytest.raises(ValueError, match="annotation 0: bbox"):
+        make(tiles, tmp_path / "out", embedder)
+    make(tiles, tmp_path / "out", embedder, on_error="leave_out")
+    (entry,) = map(json.loads, (tmp_path / "out" / "annotations.jsonl").read_text().splitlines())
+    assert "annotation 0: bbox" in entry["message"]
+    assert len(read_embeds(tmp_path / "out")) == 8 + len(coco["annotations"]) - 1
+
+
+def test_what_does_not_fit_is_refused(tiles, tmp_path):
+    coco = json.loads((tiles / "rows.json").read_text())
+    coco["images"].append(coco["images"][0] | {"id": 99, "file_name": "./0.png"})
+    (tmp_path / "twice.json").write_text(json.dumps(coco))
+    for options, message in (
+        ({"dtype": "int8"}, "dtype is 'int8'. Choose 'float32' or 'float16'."),
+        ({"shard_size": 0}, "shard_size is 0. Give 1 or more."),
+        (
+            {"coco": tmp_path / "twice.json"},
+            f"{tmp_path / 'twice.json'} lists 9 images of 8 files. List each once.",
+        ),
+    ):
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+            EmbeddingJob(tiles, tmp_path / "out", **options)

@@ -1,0 +1,368 @@
+"""Laws of the evaluation: scores worked out by hand on painted answers, true protocols, saved embeddings."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from painted import COLOURS, ColourModel, paint, paint_row
+from sklearn.metrics import confusion_matrix
+
+from geoalign_hf.data.schema import build_rows
+from geoalign_hf.embedding.concept_bank import ConceptBank
+from geoalign_hf.embedding.templates import TEMPLATE_SETS
+from geoalign_hf.evaluation.choice import choose_statements
+from geoalign_hf.evaluation.classification import classify_regions, classify_scenes
+from geoalign_hf.evaluation.drift import guard_embeddings
+from geoalign_hf.evaluation.metrics.scores import score_regions
+from geoalign_hf.evaluation.phrases import choose_phrases
+from geoalign_hf.evaluation.results import write_metrics
+from geoalign_hf.model.processing_geoalign_clip import CONCEPT_TEMPLATES
+
+SOURCES = ["image", "window", "crop", "both"]
+
+
+@pytest.fixture
+def painter(processor):
+    return ColourModel(processor), processor
+
+
+def paint_rows():
+    return build_rows(
+        [
+            paint_row((300, 200), [((10, 10, 30, 30), "red", "red"), ((100, 50, 150, 100), "red", "green"),
+                                   ((180, 20, 290, 190), "green", "green")]),
+            paint_row((300, 200), []),
+            paint_row((100, 160), [((40, 60, 60, 80), "red", "red"), ((0, 100, 90, 160), "blue", "red")]),
+        ]
+    )  # fmt: skip
+
+
+def refuses(message: str):
+    return pytest.raises(ValueError, match=f"^{re.escape(message)}$")
+
+
+def drop_protocol(scores: dict) -> dict:
+    return {name: value for name, value in scores.items() if name != "protocol"}
+
+
+# Concepts of regions
+
+
+@pytest.mark.parametrize("region_source", ["image", "window"])
+def test_painted_regions_score_as_worked_out_by_hand(painter, region_source):
+    scores = classify_regions(*painter, paint_rows(), ["red", "green", "blue"], region_source=region_source)
+    assert drop_protocol(scores) == {
+        "top1_micro": 3 / 5,
+        "top1_macro": pytest.approx((2 / 3 + 1 + 0) / 3),
+        "num_regions": 5,
+        "per_concept": {"red": pytest.approx(2 / 3), "green": 1.0, "blue": 0.0},
+        "num_per_concept": {"red": 3, "green": 1, "blue": 1},
+        # Areas: 400 and 400; 2500 and 5400; 18700.
+        "by_size": {"small": 1.0, "medium": 0.0, "large": 1.0},
+        "num_by_size": {"small": 2, "medium": 2, "large": 1},
+        "confusion": [[2, 1, 0], [0, 1, 0], [1, 0, 0]],
+    }
+
+
+def test_a_crop_sees_the_middle_of_its_box(painter):
+    row = paint_row((300, 200), [((100, 50, 150, 100), "green", "green"), ((10, 10, 40, 40), "red", "blue")])
+    scores = classify_regions(*painter, build_rows([row]), list(COLOURS), region_source="crop", context=1)
+    assert scores["per_concept"] == {"red": 0.0, "green": 1.0}
+    assert scores["confusion"] == [[0, 0, 1], [0, 1, 0], [0, 0, 0]]
+
+
+def test_concepts_left_out_are_those_of_the_rows_by_alphabet(model, processor, rows):
+    scores = classify_regions(model, processor, rows)
+    concepts = ["airplane", "road", "ship", "storage tank", "tennis court"]
+    assert scores["protocol"]["concepts"] == concepts
+    assert scores == classify_regions(model, processor, rows, concepts)
+
+
+def test_the_best_concept_is_the_one_with_the_highest_cosine(model, processor, toy_rows, rows):
+    concepts = ["airplane", "road", "ship", "storage tank", "tennis court"]
+    bank = ConceptBank.build(model, processor, concepts)
+    predictions, references, areas = [], [], []
+    for row in toy_rows:
+        for box, concept in zip(row["boxes"], row["concepts"], strict=True):
+            batch = processor(images=row["image"], boxes=[[box]], return_tensors="pt")
+            with torch.no_grad():
+                embed = model.embed_regions(**batch)[0, 0]
+            predictions.append(int((bank.embeds @ embed).argmax()))
+            references.append(concepts.index(concept))
+            areas.append((box[2] - box[0]) * (box[3] - box[1]))
+    scores = drop_protocol(classify_regions(model, processor, rows, concepts))
+    assert scores.pop("confusion") == confusion_matrix(references, predictions, labels=range(5)).tolist()
+    assert scores == score_regions(predictions, references, concepts, areas)
+
+
+@pytest.mark.parametrize("region_source", SOURCES)
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_scores_do_not_depend_on_the_batch(model, processor, rows, region_source, batch_size):
+    options = {"region_source": region_source, "templates": ("a {}",)}
+    whole = classify_regions(model, processor, rows, batch_size=100, **options)
+    assert classify_regions(model, processor, rows, batch_size=batch_size, **options) == whole
+
+
+@pytest.mark.parametrize("region_source", SOURCES)
+def test_the_protocol_says_how_the_scores_were_made(model, processor, rows, region_source):
+    protocol = classify_regions(model, processor, rows, region_source=region_source)["protocol"]
+    assert set(protocol.pop("versions")) == {"geoalign_hf", "torch", "transformers", "numpy", "python"}
+    assert protocol == {
+        "task": "region classification from ground-truth boxes",
+        "region_source": region_source,
+        "context": {"image": None, "window": 3.0, "crop": 1.5, "both": 1.5}[region_source],
+        "image_size": 64,
+        "resize": "square",
+        "dense_mode": "last",
+        "activation": "gelu",
+        "text_length": 77,
+        "num_cut_texts": 0,
+        "seed": None,
+        "templates": list(CONCEPT_TEMPLATES),
+        "concepts": ["airplane", "road", "ship", "storage tank", "tennis court"],
+        "num_images": 8,
+    }
+
+
+def test_a_set_of_templates_is_named_or_given(model, processor, rows):
+    by_name = classify_regions(model, processor, rows, templates="skyscript")
+    given = classify_regions(model, processor, rows, templates=TEMPLATE_SETS["skyscript"])
+    assert by_name == given
+    assert by_name["protocol"]["templates"] == ["a satellite photo of {}.", "a satellite image of {}"]
+
+
+@pytest.mark.parametrize("region_source", SOURCES)
+@pytest.mark.parametrize("image_size", [None, 96])
+def test_images_are_encoded_at_the_size_that_the_protocol_names(
+    model, processor, rows, region_source, image_size
+):
+    sizes = set()
+    model.vision_model.register_forward_pre_hook(
+        lambda _, args, kwargs: sizes.add(tuple(kwargs["pixel_values"].shape[-2:])), with_kwargs=True
+    )
+    scores = classify_regions(model, processor, rows, region_source=region_source, image_size=image_size)
+    size = image_size or 64
+    assert scores["protocol"]["image_size"] == size and sizes == {(size, size)}
+
+
+def test_a_refusal_leaves_the_model_as_it_was(model, processor, rows):
+    model.train()
+    with pytest.raises(ValueError, match="^the rows hold the concepts"):
+        classify_regions(model, processor, rows, ["ship"])
+    assert model.training
+
+
+def test_a_concept_that_is_not_among_those_asked_for_is_refused(painter):
+    with refuses("the rows hold the concepts ['blue', 'green'], which are not among ['red']."):
+        classify_regions(*painter, paint_rows(), ["red"])
+
+
+@pytest.mark.parametrize("region_source", SOURCES)
+def test_rows_without_regions_are_refused(painter, region_source):
+    empty = build_rows([paint_row((100, 80), [])])
+    with refuses("there are no regions to score. Give at least one."):
+        classify_regions(*painter, empty, ["red"], region_source=region_source)
+
+
+# Scenes
+
+
+def test_painted_scenes_score_as_worked_out_by_hand(painter):
+    images = [paint((90, 60), ((20, 10, 70, 50), colour)) for colour in ("red", "red", "green", "red")]
+    scores = classify_scenes(*painter, images, ["Red", "Red", "Green", "Blue_sea"], templates="clip")
+    protocol = scores.pop("protocol")
+    assert scores == {
+        "top1_micro": 3 / 4,
+        "top1_macro": pytest.approx(2 / 3),
+        "num_scenes": 4,
+        "per_concept": {"blue sea": 0.0, "green": 1.0, "red": 1.0},
+        "num_per_concept": {"blue sea": 1, "green": 1, "red": 2},
+        "confusion": [[0, 0, 1], [0, 1, 0], [0, 0, 2]],
+    }
+    assert protocol["templates"] == ["This is a photo of {}."]
+    assert protocol["concepts"] == ["blue sea", "green", "red"]
+    assert protocol["renamed"] == {"Blue_sea": "blue sea", "Green": "green", "Red": "red"}
+
+
+def test_a_renamed_concept_is_asked_for_by_its_other_name(painter):
+    images = [paint((64, 64), ((0, 0, 64, 64), colour)) for colour in ("red", "blue")]
+    scores = classify_scenes(*painter, images, ["Mars", "Ocean"], renamed={"Mars": "red", "Ocean": "blue"})
+    assert scores["top1_micro"] == 1.0 and scores["protocol"]["concepts"] == ["red", "blue"]
+
+
+def test_scenes_and_names_in_different_numbers_and_unknown_names_are_refused(painter):
+    image = paint((64, 64))
+    with refuses("there are 1 images, but 2 names. Give one name per image."):
+        classify_scenes(*painter, [image], ["red", "blue"])
+    with refuses("the images have the concepts ['blue'], which are not among ['red']."):
+        classify_scenes(*painter, [image], ["blue"], ["red"])
+
+
+# Hard negatives
+
+
+def paint_negatives(**columns):
+    return build_rows(
+        [
+            paint_row((200, 100), [((10, 10, 30, 30), "red", "red"), ((50, 10, 90, 50), "red", "blue")],
+                      hard_negatives=[["blue", "green"], ["blue"]]),
+            paint_row((200, 100), [((10, 10, 30, 30), "green", "green")]),
+            paint_row((200, 100), [((10, 10, 30, 30), "green", "green"), ((50, 10, 90, 50), "red", "red")],
+                      hard_negatives=[["green"], []]),
+        ]
+    )  # fmt: skip
+
+
+def test_painted_hard_negatives_score_as_worked_out_by_hand(painter):
+    rows = paint_negatives()
+    kinds = [[["colour", "shade"], ["colour"]], [], [["same"], []]]
+    rows = rows.remove_columns("negative_kinds").add_column("negative_kinds", kinds)
+    scores = choose_phrases(*painter, rows)
+    assert scores.pop("protocol")["task"] == "a phrase against its hard negatives"
+    del scores["blind_accuracy"], scores["blind_per_kind"]  # which have a test of their own
+    assert scores == {
+        "accuracy": pytest.approx(1 / 3),  # one is beaten by blue, one ties with itself
+        "chance": pytest.approx((1 / 3 + 1 / 2 + 1 / 2) / 3),
+        "num_regions": 3,
+        "num_negatives": 4,
+        "per_kind": {"colour": 0.5, "same": 0.0, "shade": 1.0},
+        "chance_per_kind": {"colour": 0.5, "same": 0.5, "shade": 0.5},
+        "num_per_kind": {"colour": 2, "same": 1, "shade": 1},
+        "by_number": {"1": 0.0, "2": 1.0},
+        "num_by_number": {"1": 2, "2": 1},
+    }
+
+
+def test_what_words_alone_would_score_is_told_beside_it(model, processor, rows, tmp_path):
+    scores = choose_phrases(model, processor, rows, embeds_path=tmp_path / "embeds.npz")
+    saved = np.load(tmp_path / "embeds.npz")
+    mean = saved["regions"].mean(axis=0)
+    cosines = saved["texts"] @ (mean / np.linalg.norm(mean))
+    right = []
+    for r, own in enumerate(cosines[: len(saved["regions"])]):
+        of_region = cosines[len(saved["regions"]) :][saved["owners"][len(saved["regions"]) :] == r]
+        right.append(own > of_region.max() + 1e-6)
+    assert scores["blind_accuracy"] == pytest.approx(np.mean(right))
+
+
+def test_without_kinds_all_are_unknown(painter):
+    rows = paint_negatives()
+    assert choose_phrases(*painter, rows)["num_per_kind"] == {"unknown": 3}
+    assert choose_phrases(*painter, rows.remove_columns("negative_kinds")) == choose_phrases(*painter, rows)
+
+
+def test_hard_negatives_score_as_a_plain_loop_says(model, processor, toy_rows, rows):
+    right, num_negatives = [], 0
+    for row in toy_rows:
+        batch = processor(images=row["image"], boxes=[row["boxes"]], return_tensors="pt")
+        for r, (phrase, negatives) in enumerate(zip(row["phrases"], row["hard_negatives"], strict=True)):
+            with torch.no_grad():
+                region = model.embed_regions(**batch)[0, r]
+                cosines = [
+                    float(model.embed_text(**processor(text=text, return_tensors="pt"))[0] @ region)
+                    for text in [phrase, *negatives]
+                ]
+            right.append(cosines[0] > max(cosines[1:]))
+            num_negatives += len(negatives)
+    scores = choose_phrases(model, processor, rows)
+    assert scores["accuracy"] == pytest.approx(np.mean(right))
+    assert (scores["num_regions"], scores["num_negatives"]) == (len(right), num_negatives)
+
+
+def test_rows_without_hard_negatives_are_refused(painter):
+    with refuses("no region has a hard negative. Give rows that have hard_negatives."):
+        choose_phrases(*painter, paint_rows())
+
+
+# Statements
+
+
+def test_painted_questions_score_as_worked_out_by_hand(painter):
+    image = paint((64, 64), ((0, 0, 64, 64), "green"))
+    questions = [
+        {"image": image, "options": ["a red field", "a green field"], "answer": 1, "subject": "colour"},
+        {"image": image, "options": ["green", "red", "blue"], "answer": 2, "subject": "colour"},
+        {"image": image, "options": ["green", "all green", "red"], "answer": 0, "subject": "tie"},
+    ]
+    scores = choose_statements(*painter, questions)
+    assert scores.pop("protocol")["task"] == "multiple choice over statements"
+    assert scores == {
+        "accuracy": pytest.approx(1 / 3),
+        "chance": pytest.approx((1 / 2 + 1 / 3 + 1 / 3) / 3),
+        "num_questions": 3,
+        "per_subject": {"colour": 0.5, "tie": 0.0},
+        "chance_per_subject": {"colour": pytest.approx(5 / 12), "tie": pytest.approx(1 / 3)},
+        "num_per_subject": {"colour": 2, "tie": 1},
+    }
+
+
+def test_no_questions_are_refused(painter):
+    with refuses("there are no questions to score. Give at least one."):
+        choose_statements(*painter, [])
+
+
+# Guards
+
+
+def test_a_model_has_not_moved_from_itself_but_from_another(model, built, processor, rows):
+    same = guard_embeddings(model, processor, rows["image"], ["a ship"], built[0])
+    for kind in ("image", "text"):
+        assert same[f"{kind}_lowest_cosine_to_start"] == pytest.approx(1, abs=1e-6)
+    with torch.no_grad():
+        model.visual_projection.weight.mul_(-1)
+    moved = guard_embeddings(model, processor, rows["image"], ["a ship"], built[0])
+    assert moved["image_cosine_to_start"] == pytest.approx(-1, abs=1e-6)
+    assert moved["text_cosine_to_start"] == pytest.approx(1, abs=1e-6)
+    assert moved["coherence"] == pytest.approx(same["coherence"], abs=1e-6)  # angles between patches stay
+    assert (moved["num_images"], moved["num_texts"]) == (8, 1)
+
+
+def test_coherence_does_not_depend_on_the_batch_and_needs_no_start(built, rows):
+    whole = guard_embeddings(*built, rows["image"])
+    parts = guard_embeddings(*built, rows["image"], batch_size=3)
+    assert {name for name, value in whole.items() if isinstance(value, float)} == {
+        "neighbour_cosine", "any_cosine", "coherence"
+    }  # fmt: skip
+    for name in ("neighbour_cosine", "any_cosine", "coherence"):
+        assert parts[name] == pytest.approx(whole[name], abs=1e-6)
+
+
+def test_no_images_are_refused(built):
+    with refuses("there are no images to measure. Give at least one."):
+        guard_embeddings(*built, [])
+
+
+# Files
+
+
+def test_scores_can_be_made_again_from_the_saved_embeddings(built, rows, tmp_path):
+    scores = classify_regions(*built, rows, embeds_path=tmp_path / "deep" / "regions.npz")
+    saved = np.load(tmp_path / "deep" / "regions.npz")
+    best = (saved["regions"] @ saved["concepts"].T).argmax(axis=1)
+    assert scores["top1_micro"] == (best == saved["references"]).mean()
+
+    scores = choose_phrases(*built, rows, embeds_path=tmp_path / "phrases.npz")
+    saved = np.load(tmp_path / "phrases.npz")
+    cosines = (saved["regions"][saved["owners"]] * saved["texts"]).sum(axis=1)
+    N = len(saved["regions"])
+    right = [(cosines[:N][i] > cosines[N:][saved["owners"][N:] == i]).all() for i in range(N)]
+    assert scores["accuracy"] == pytest.approx(np.mean(right))
+
+
+def test_metrics_come_back_from_their_file(built, rows, tmp_path):
+    metrics = {"regions": classify_regions(*built, rows), "phrases": choose_phrases(*built, rows)}
+    write_metrics(tmp_path / "new" / "metrics.json", metrics)
+    assert json.loads((tmp_path / "new" / "metrics.json").read_text()) == metrics
+
+
+def test_a_result_without_protocol_and_a_number_that_is_none_are_not_written(tmp_path):
+    with refuses(
+        "the results ['b'] have no protocol, and numbers mean nothing without. "
+        "Write what the functions of geoalign_hf.evaluation give."
+    ):
+        write_metrics(tmp_path / "metrics.json", {"a": {"protocol": {}}, "b": {"top1_micro": 1.0}})
+    with pytest.raises(ValueError, match="Out of range float values"):
+        write_metrics(tmp_path / "metrics.json", {"a": {"protocol": {}, "top1_micro": float("nan")}})
+    assert not (tmp_path / "metrics.json").exists()

@@ -1,0 +1,491 @@
+"""Laws of pushing, to a Hub that speaks HTTP: all of it or nothing, and what is there is not sent again."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+
+import huggingface_hub
+import pytest
+import torch
+from absent import ABSENT
+from hub_server import Fault
+from huggingface_hub import HfApi
+
+from geoalign_hf.hub.cards import UNNAMED, write_card
+from geoalign_hf.hub.push import BackgroundPush, HubConfig, check_folder, push
+
+
+@pytest.fixture
+def saved(folder, tmp_path):
+    """A whole folder that a test may change."""
+    shutil.copytree(folder, tmp_path / "harbors")
+    write_card(tmp_path / "harbors", {}, {"training": {"seed": 0}, "license": "cc-by-4.0"})
+    return tmp_path / "harbors"
+
+
+def list_large(hub) -> list[str]:
+    return [request for request in hub.log if request.startswith("PUT /large/")]
+
+
+def test_a_push_is_one_commit_that_holds_the_folder(hub, saved):
+    (saved / "state").mkdir()
+    (saved / "state" / "optimizer.bin").write_bytes(b"0" * 9000)
+    (saved / "left.partial").write_text("")
+    commit = push(saved, "you/harbors")
+    repository = hub.repositories["model", "you/harbors"]
+    assert repository.messages == ["initial commit", "Push harbors"]
+    assert repository.find("main") == commit.oid
+    names = {path.name for path in saved.iterdir()} - {"state", "left.partial"}
+    assert set(hub.list("you/harbors")) == names | {".gitattributes"}
+    assert {"metrics.json", "args.json", "pipeline_geoalign_clip.py", "model.safetensors"} <= names
+    for name in names - {"README.md"}:
+        assert hub.read("you/harbors", name) == (saved / name).read_bytes(), name
+
+
+def test_the_card_of_a_push_names_the_repository(hub, saved):
+    push(saved, "harbors")  # of the owner of the token
+    card = hub.read("you/harbors", "README.md").decode()
+    assert 'AutoModel.from_pretrained("you/harbors", trust_remote_code=True)' in card
+    assert 'model="you/harbors"' in card and UNNAMED not in card
+    assert UNNAMED in (saved / "README.md").read_text()
+
+
+def test_a_folder_without_a_card_gets_one(hub, folder):
+    push(folder, "you/harbors")
+    assert "**This is a reconstruction.**" in hub.read("you/harbors", "README.md").decode()
+    assert not (folder / "README.md").exists()
+
+
+def test_a_second_push_sends_nothing_again_and_makes_no_empty_commit(hub, saved):
+    first = push(saved, "you/harbors")
+    num_sent = len(list_large(hub))
+    assert push(saved, "you/harbors").oid == first.oid
+    assert len(list_large(hub)) == num_sent > 0
+    (saved / "args.json").write_text("{}")
+    assert push(saved, "you/harbors").oid != first.oid
+    assert len(list_large(hub)) == num_sent
+
+
+def test_weights_of_an_older_push_do_not_stay_behind(hub, saved, model):
+    push(saved, "you/harbors")
+    (saved / "model.safetensors").unlink()
+    model.save_pretrained(saved, max_shard_size="300KB")
+    shards = {path.name for path in saved.glob("model-*.safetensors")}
+    assert len(shards) > 1
+    push(saved, "you/harbors")
+    found = {name for name in hub.list("you/harbors") if "safetensors" in name}
+    assert found == shards | {"model.safetensors.index.json"}
+
+
+def test_files_of_other_names_stay(hub, saved):
+    push(saved, "you/harbors")
+    kept = {"concepts.safetensors", "v2/model.safetensors", "embeds/embeds-0.json"}
+    for name in kept:
+        HfApi().upload_file(path_or_fileobj=b"mine", path_in_repo=name, repo_id="you/harbors")
+    (saved / "args.json").write_text("{}")
+    push(saved, "you/harbors")
+    assert kept < set(hub.list("you/harbors"))
+
+
+def test_private_branch_tag_and_pull_request(hub, saved):
+    commit = push(saved, "you/harbors", private=True, revision="wide", tag="v1", commit_message="wider")
+    repository = hub.repositories["model", "you/harbors"]
+    assert repository.private
+    assert repository.branches["wide"] == repository.tags["v1"] == commit.oid != repository.branches["main"]
+    assert repository.messages[-1] == "wider"
+    assert hub.list("you/harbors", "main") == [".gitattributes"]
+    proposed = push(saved, "you/harbors", create_pr=True)
+    assert repository.pull_requests == {"refs/pr/1": proposed.oid}
+    assert proposed.pr_url.endswith("/discussions/1")
+    assert hub.list("you/harbors", "main") == [".gitattributes"]
+
+
+def check_refusal(hub, error, message, call) -> None:
+    """A refusal says the whole message, and no repository shows anything that it did not before."""
+    before = {key: dict(repository.branches) for key, repository in hub.repositories.items()}
+    with pytest.raises(error, match=message):
+        call()
+    for key, repository in hub.repositories.items():
+        shown = before.get(key, {"main": repository.find("main")})
+        assert repository.branches == shown, key
+        if key not in before:
+            assert hub.list(key[1]) == [".gitattributes"]
+
+
+def test_wrong_wishes_are_refused_before_anything_is_sent(hub, saved):
+    def refuse(message, **options):
+        check_refusal(hub, ValueError, message, lambda: push(saved, "you/harbors", **options))
+        assert not list_large(hub)[num_sent:]
+
+    num_sent = 0
+    refuse(
+        "^a pull request is no place for the tag 'v1'. Merge it, then tag the merge.$",
+        create_pr=True,
+        tag="v1",
+    )
+    refuse(
+        "^base_model is 'you/b', but .*harbors holds a model. Only adapters have one.$", base_model="you/b"
+    )
+    push(saved, "you/harbors", tag="v1")
+    num_sent = len(list_large(hub))
+    refuse("^you/harbors has a tag 'v1' already. Give another, or delete it there first.$", tag="v1")
+    for revision in ("v1", hub.repositories["model", "you/harbors"].find("v1")):
+        message = f"^revision is '{revision}', a tag or commit. Give the name of a branch.$"
+        refuse(message, revision=revision)
+    refuse(
+        "^you/harbors is there already and public, but private was asked for. Make it private in its "
+        "settings, or give another name.$",
+        private=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("token", "message"),
+    [
+        ("two words", "^pushing to you/harbors needs a token, and there is none. Run `hf auth login`.$"),
+        (None, "^pushing to you/harbors needs a token, and there is none. Run `hf auth login`.$"),
+        ("hf_wrong", r"^you/harbors: the push did not end; the token is not valid. Run `hf auth login` \("),
+        (
+            "hf_reader",
+            "^you/harbors: the push did not end; the token may not write there. Give a name of your own, or "
+            r"a token with the right to write \(",
+        ),
+        ("hf_other", "^you/harbors: the push did not end; the token may not write there. Give a name of"),
+    ],
+)
+@pytest.mark.parametrize("is_taken", [False, True])
+def test_without_the_right_token_nothing_is_pushed(
+    hub, saved, monkeypatch, token, message, is_taken, tmp_path
+):
+    if is_taken:
+        HfApi(token="hf_writer").create_repo("you/harbors")
+    monkeypatch.setenv("HF_TOKEN", token or "")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
+    check_refusal(hub, RuntimeError, message, lambda: push(saved, "you/harbors"))
+
+
+@pytest.mark.parametrize("what", [500, "cut"])
+@pytest.mark.parametrize(
+    "pattern", ["POST .*create", "POST .*preupload", "POST .*batch", "PUT /large", "POST .*/commit/"]
+)
+def test_where_the_hub_or_the_network_fails_nothing_is_half_pushed_and_a_second_try_completes(
+    hub, saved, pattern, what
+):
+    hub.faults = [Fault(pattern, what, times=99)]
+    message = r"^you/harbors: the push did not end; push again: what is there is not sent again \("
+    check_refusal(hub, RuntimeError, message, lambda: push(saved, "you/harbors"))
+    hub.faults, hub.log[:] = [], []
+    push(saved, "you/harbors")
+    assert "model.safetensors" in hub.list("you/harbors")
+    assert len(list_large(hub)) == len({*list_large(hub)})
+
+
+def test_after_a_lost_commit_the_large_files_are_not_sent_again(hub, saved):
+    hub.faults = [Fault("POST .*/commit/", "cut")]
+    with pytest.raises(RuntimeError, match="the push did not end"):
+        push(saved, "you/harbors")
+    assert list_large(hub)
+    hub.log.clear()
+    push(saved, "you/harbors")
+    assert not list_large(hub)
+
+
+def test_a_fault_that_passes_and_a_slow_answer_do_no_harm(hub, saved):
+    hub.faults = [Fault("PUT /large", 503), Fault("POST .*batch", "cut"), Fault("POST .*/commit/", 0.5)]
+    push(saved, "you/harbors")
+    assert hub.read("you/harbors", "model.safetensors") == (saved / "model.safetensors").read_bytes()
+
+
+def test_a_tag_that_could_not_be_set_is_told_beside_the_commit_that_is_there(hub, saved):
+    hub.faults = [Fault("POST .*/tag/", 500, times=99)]
+    with pytest.raises(
+        RuntimeError, match=r"^you/harbors: the commit \w{40} is there, the tag 'v1' is not; "
+    ):
+        push(saved, "you/harbors", tag="v1")
+    assert "model.safetensors" in hub.list("you/harbors")
+
+
+def test_two_pushes_at_once_do_not_mix(hub, saved, monkeypatch):
+    create_commit = HfApi.create_commit
+
+    def overtake(*arguments, **options):
+        monkeypatch.setattr(HfApi, "create_commit", create_commit)
+        push(other, "you/harbors", commit_message="the other")
+        return create_commit(*arguments, **options)
+
+    monkeypatch.setattr(HfApi, "create_commit", overtake)
+    other = shutil.copytree(saved, saved.with_name("other"))
+    (other / "args.json").write_text("{}")
+    with pytest.raises(RuntimeError, match="it was changed at the same time. Push again"):
+        push(saved, "you/harbors", commit_message="the one")
+    assert hub.repositories["model", "you/harbors"].messages == ["initial commit", "the other"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.json",
+        "model.safetensors",
+        "processor_config.json",
+        "tokenizer.json",
+        "regions_geoalign_clip.py",
+        "pipeline_geoalign_clip.py",
+    ],
+)
+def test_a_folder_that_lacks_something_is_not_pushed(hub, saved, name):
+    (saved / name).unlink()
+    with pytest.raises(ValueError, match="no whole model: it lacks|holds no model") as error:
+        push(saved, "you/harbors")
+    assert name in str(error.value)
+    assert not hub.log
+
+
+def test_without_the_network_nothing_is_tried(hub, saved, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(RuntimeError, match="needs the network, but HF_HUB_OFFLINE is set. Unset it.$"):
+        push(saved, "you/harbors")
+    assert not hub.log
+
+
+@pytest.mark.parametrize("size", [0, 5000])
+def test_a_file_that_was_cut_is_noticed(saved, size):
+    path = saved / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(ValueError, match=r"model.safetensors is not whole \(.+\). Save it again.$"):
+        check_folder(saved)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("README.md", b"\xff", "README.md is no text in UTF-8 .*. Save it as one.$"),
+        ("config.json", b"{", "config.json is no JSON .*. Write it again.$"),
+        ("config.json", b"[]", "config.json holds a list; expected an object by names.$"),
+    ],
+)
+def test_a_text_that_cannot_be_read_is_named_before_anything_is_sent(hub, saved, name, content, message):
+    (saved / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        push(saved, "you/harbors")
+    assert not hub.log
+
+
+def test_numbers_without_a_protocol_are_not_shown(hub, folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "harbors")
+    (tmp_path / "harbors" / "metrics.json").write_text('{"eval_loss": 0.1}')  # of another trainer
+    push(tmp_path / "harbors", "you/harbors")
+    assert "None were measured." in hub.read("you/harbors", "README.md").decode()
+
+
+def test_a_lost_shard_is_noticed(saved, model):
+    (saved / "model.safetensors").unlink()
+    model.save_pretrained(saved, max_shard_size="300KB")
+    assert check_folder(saved) == "model"
+    lost = sorted(saved.glob("model-*"))[1]
+    lost.unlink()
+    with pytest.raises(ValueError, match=re.escape(f"is no whole model: it lacks ['{lost.name}'].")):
+        check_folder(saved)
+
+
+ROUND_TRIP = (
+    ABSENT
+    + """
+import torch
+from huggingface_hub import snapshot_download
+from transformers import AutoModel, AutoProcessor, pipeline
+
+inputs, revision = sys.argv[1:]
+torch.set_num_threads(1)
+options = {"trust_remote_code": True, "revision": revision}
+model = AutoModel.from_pretrained("you/harbors", **options).eval()
+processor = AutoProcessor.from_pretrained("you/harbors", **options)
+given = torch.load(inputs, weights_only=False)
+with torch.no_grad():
+    output = model(**processor(**given, return_tensors="pt", padding=True))
+found = {name: output[name] for name in ("image_embeds", "region_embeds", "text_embeds")}
+classify = pipeline("zero-shot-region-classification", model="you/harbors", **options)
+found["answers"] = classify(given["images"][0], boxes=given["boxes"][0], candidate_concepts=["ship", "road"])
+found["task"] = pipeline(model="you/harbors", **options).task
+scene = pipeline("zero-shot-image-classification", model="you/harbors", **options)
+found["scene"] = scene(given["images"][0], candidate_labels=["a ship", "a road"])
+found["snapshot"] = snapshot_download("you/harbors", revision=revision)
+torch.save(found, inputs + ".out")
+"""
+)
+
+
+def run(code: str, hub, home, *arguments) -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        env=os.environ | hub.env(home),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_what_was_pushed_works_by_its_name_where_the_package_is_not_installed(
+    hub, saved, built, toy_rows, tmp_path
+):
+    from transformers import pipeline
+
+    commit = push(saved, "you/harbors", private=True)
+    call = {"images": [toy_rows[0]["image"]], "boxes": [toy_rows[0]["boxes"]], "text": ["a ship", "a road"]}
+    torch.save(call, tmp_path / "inputs")
+    hub.faults = [Fault("GET .*/resolve/.*json", 0.3), Fault("GET .*safetensors", "cut")]
+    run(ROUND_TRIP, hub, tmp_path / "home", tmp_path / "inputs", commit.oid)
+    found = torch.load(tmp_path / "inputs.out", weights_only=False)
+    model, processor = built
+    with torch.no_grad():
+        output = model(**processor(**call, return_tensors="pt", padding=True))
+    for name in ("image_embeds", "region_embeds", "text_embeds"):
+        assert (found[name] - output[name]).abs().max() < 1e-6, name
+    assert found["task"] == "zero-shot-region-classification"
+    for task, name, options in (
+        ("zero-shot-region-classification", "answers", {"boxes": call["boxes"][0]}),
+        ("zero-shot-image-classification", "scene", {}),
+    ):
+        words = {"candidate_concepts": ["ship", "road"]} if options else {"candidate_labels": call["text"]}
+        answers = pipeline(task, model=str(saved))(call["images"][0], **words, **options)
+        answer, again = (answers, found[name]) if name == "scene" else (answers[0], found[name][0])
+        assert [part["label"] for part in again] == [part["label"] for part in answer]
+        assert [part["score"] for part in again] == pytest.approx(
+            [part["score"] for part in answer], abs=1e-5
+        )
+    assert sorted(os.listdir(found["snapshot"])) == hub.list("you/harbors")
+
+
+STOCK_PUSH = """
+import sys
+import geoalign_hf
+from transformers import AutoModel, AutoProcessor
+
+model = AutoModel.from_pretrained(sys.argv[1])
+processor = AutoProcessor.from_pretrained(sys.argv[1])
+model.push_to_hub("harbors", max_shard_size="300KB")
+processor.push_to_hub("harbors")
+"""
+
+
+@pytest.mark.slow
+def test_the_methods_of_transformers_push_the_code_too(hub, saved, built, toy_rows, tmp_path):
+    run(STOCK_PUSH, hub, tmp_path / "pusher", saved)
+    assert sum("safetensors" in name for name in hub.list("you/harbors")) > 2
+    call = {"images": [toy_rows[0]["image"]], "boxes": [toy_rows[0]["boxes"]], "text": ["a ship", "a road"]}
+    torch.save(call, tmp_path / "inputs")
+    run(ROUND_TRIP, hub, tmp_path / "home", tmp_path / "inputs", "main")
+    found = torch.load(tmp_path / "inputs.out", weights_only=False)
+    with torch.no_grad():
+        output = built[0](**built[1](**call, return_tensors="pt", padding=True))
+    assert (found["region_embeds"] - output.region_embeds).abs().max() < 1e-6
+
+
+ADAPTER = """
+import sys
+import torch
+from peft import PeftModel
+from transformers import AutoModel
+
+torch.set_num_threads(1)
+base = AutoModel.from_pretrained("you/harbors", trust_remote_code=True)
+wrapped = PeftModel.from_pretrained(base, "you/piers").eval()
+direct = AutoModel.from_pretrained("you/piers", trust_remote_code=True).eval()
+pixel_values = torch.ones(1, 3, *[base.config.vision_config.image_size] * 2)
+with torch.no_grad():
+    found = [model.get_image_features(pixel_values).pooler_output for model in (wrapped, direct)]
+torch.save(found, sys.argv[1])
+"""
+
+
+def test_an_adapter_is_pushed_with_its_base_and_loads_by_name(hub, saved, model, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    push(saved, "you/harbors")
+    model.name_or_path = str(saved)
+    model = get_peft_model(model, LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
+    model.save_pretrained(tmp_path / "piers")
+    assert check_folder(tmp_path / "piers") == "adapter"
+    assert "[More Information Needed]" in (tmp_path / "piers" / "README.md").read_text()  # PEFT's own
+    for base in (None, "/no/longer/there", "../x y"):
+        with pytest.raises(
+            ValueError, match="stands on '.*', a local folder that nobody else has. Push that"
+        ):
+            push(tmp_path / "piers", "you/piers", base_model=base)
+    push(tmp_path / "piers", "you/piers", base_model="you/harbors")
+    card = hub.read("you/piers", "README.md").decode()
+    assert 'from_pretrained("you/harbors"' in card and 'PeftModel.from_pretrained(model, "you/piers")' in card
+    assert "base_model: you/harbors" in card and "Started from you/harbors." in card
+    assert str(tmp_path) not in card
+    for mine, name, other in (("harbors", "you/piers", "adapter"), ("piers", "you/harbors", "model")):
+        with pytest.raises(ValueError, match=f"^{name} holds a kind of {other}, not of "):
+            push(tmp_path / mine, name, base_model="you/harbors" if mine == "piers" else None)
+    config = json.loads(hub.read("you/piers", "adapter_config.json"))
+    assert config["base_model_name_or_path"] == "you/harbors"
+    run(ADAPTER, hub, tmp_path / "home", tmp_path / "found")
+    pixel_values = torch.ones(1, 3, *[model.config.vision_config.image_size] * 2)
+    with torch.no_grad():
+        expected = model.eval().get_image_features(pixel_values).pooler_output
+    for found in torch.load(tmp_path / "found"):
+        assert (found - expected).abs().max() < 1e-6
+
+
+DATASET = """
+import sys
+from datasets import load_dataset
+from geoalign_hf.data.loading import load_rows
+
+rows = load_dataset("you/rows", split="train")
+again = load_rows("you/rows", "train")
+assert rows["phrases"][:] == again["phrases"][:]
+print(len(rows), sum(map(len, rows["boxes"])), file=open(sys.argv[1], "w"))
+"""
+
+
+@pytest.mark.slow
+def test_rows_are_pushed_and_loaded_by_name(hub, coco_folder, tmp_path):
+    from geoalign_hf.dataset_builder.build import BuildConfig, build
+
+    config = BuildConfig(str(tmp_path / "rows"), coco=str(coco_folder / "rows.json"), license="mit")
+    statistics = build(config)
+    push(tmp_path / "rows", "you/rows")
+    files = hub.list("you/rows", repo_type="dataset")
+    assert "data/train-00000-of-00001.parquet" in files and "contact_sheet.png" in files
+    card = hub.read("you/rows", "README.md", repo_type="dataset").decode()
+    assert 'load_dataset("you/rows", split="train")' in card
+    run(DATASET, hub, tmp_path / "home", tmp_path / "counts")
+    counts = (tmp_path / "counts").read_text().split()
+    assert list(map(int, counts)) == [statistics["num_rows"], statistics["num_regions"]]
+
+
+def test_a_folder_is_pushed_beside_what_goes_on_even_if_it_is_dropped_meanwhile(hub, saved, caplog):
+    hub.faults = [Fault("POST .*preupload", 1.0)]
+    background = BackgroundPush("harbors", HubConfig(push_to_hub=True, hub_private_repo=True))
+    assert hub.repositories["model", "you/harbors"].private
+    checkpoint = saved.rename(saved.with_name("checkpoint-8"))
+    start = time.perf_counter()
+    background.start(saved)  # which is gone: that stops nothing
+    background.start(checkpoint)
+    background.start(checkpoint)  # one at a time
+    assert time.perf_counter() - start < 0.5
+    final = checkpoint.with_name("final")
+    shutil.copytree(checkpoint, final)
+    (final / "args.json").write_text("{}")
+    shutil.rmtree(checkpoint)
+    background.finish(final)
+    messages = hub.repositories["model", "you/harbors"].messages
+    assert messages == ["initial commit", "Push checkpoint-8", "Push final"]
+    assert [path.name for path in final.parent.iterdir() if path.name.startswith("partial")] == []
+
+
+def test_a_push_in_the_background_that_fails_stops_nothing_and_the_final_one_says_so(hub, saved):
+    background = BackgroundPush("harbors", HubConfig(push_to_hub=True))
+    hub.faults = [Fault("POST .*/commit/", "cut", times=2)]
+    background.start(saved)
+    with pytest.raises(RuntimeError, match="^you/harbors: the push did not end"):
+        background.finish(saved)
+    assert hub.repositories["model", "you/harbors"].messages == ["initial commit"]

@@ -1,0 +1,325 @@
+"""Laws of contrast: hand-worked numbers, invariances, and slow second ways to the same value and gradient."""
+
+import math
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy, kl_div, normalize
+
+from geoalign_hf.losses import contrastive as contrast
+from geoalign_hf.losses.contrastive import (
+    agree,
+    contrast_concepts,
+    contrast_negatives,
+    contrast_pairs,
+    share_mean,
+)
+
+SCALE = torch.tensor(7.0, dtype=torch.float64)
+
+
+def draw(*shape: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return normalize(torch.randn(shape, generator=generator, dtype=torch.float64), dim=-1)
+
+
+def number(values) -> torch.Tensor:
+    """One id for each pair."""
+    return torch.tensor(list(values)).unsqueeze(-1)
+
+
+# Pairs
+
+
+@pytest.mark.parametrize("num", [1, 2, 5])
+def test_pairs_that_all_look_alike_cost_the_logarithm_of_their_number(num):
+    same = draw(1, 4).expand(num, 4)
+    loss = contrast_pairs(same, same, number(range(num)), SCALE)
+    assert loss.item() == pytest.approx(math.log(num), abs=1e-12)
+
+
+def test_two_orthogonal_pairs_cost_what_is_worked_out_by_hand():
+    eye = torch.eye(2, dtype=torch.float64)
+    # Own logit 7, other 0: log(1 + e^-7), each way.
+    assert contrast_pairs(eye, eye, number([0, 1]), SCALE).item() == pytest.approx(math.log1p(math.exp(-7)))
+    # Mismatched: own logit 0, other 7.
+    loss = contrast_pairs(eye, eye.flip(0), number([0, 1]), SCALE)
+    assert loss.item() == pytest.approx(7 + math.log1p(math.exp(-7)))
+
+
+def test_pairs_with_ids_of_their_own_cost_cross_entropy_both_ways():
+    left, right, target = draw(6, 5, seed=1), draw(6, 5, seed=2), torch.arange(6)
+    logits = SCALE * left @ right.T
+    expected = (cross_entropy(logits, target) + cross_entropy(logits.T, target)) / 2
+    torch.testing.assert_close(contrast_pairs(left, right, number(range(6)), SCALE), expected)
+
+
+def test_a_pair_with_the_same_id_is_no_negative():
+    left, right = draw(3, 5, seed=1), draw(3, 5, seed=2)
+    logits = SCALE * left @ right.T
+    # Pairs 0 and 2 share an id: row by row, what each pair is compared with.
+    others = {0: [0, 1], 1: [0, 1, 2], 2: [1, 2]}
+    ways = [
+        matrix[i, members].logsumexp(0) - matrix[i, i] for matrix in (logits, logits.T)
+        for i, members in others.items()
+    ]  # fmt: skip
+    expected = sum(ways) / 6
+    torch.testing.assert_close(contrast_pairs(left, right, number([4, 9, 4]), SCALE), expected)
+
+
+def test_any_one_of_several_ids_makes_pairs_alike():
+    left, right = draw(3, 5, seed=1), draw(3, 5, seed=2)
+    by_second = contrast_pairs(left, right, torch.tensor([[1, 8], [2, 9], [3, 8]]), SCALE)
+    torch.testing.assert_close(by_second, contrast_pairs(left, right, number([8, 9, 8]), SCALE))
+
+
+def test_pairs_that_lack_an_id_are_not_alike_for_that():
+    left, right = draw(3, 5, seed=1), draw(3, 5, seed=2)
+    lacking = contrast_pairs(left, right, torch.tensor([[1, -100], [2, -100], [3, 7]]), SCALE)
+    torch.testing.assert_close(lacking, contrast_pairs(left, right, number([1, 2, 3]), SCALE))
+
+
+def test_equal_numbers_in_different_places_are_not_alike():
+    left, right = draw(2, 5, seed=1), draw(2, 5, seed=2)
+    crossed = contrast_pairs(left, right, torch.tensor([[1, 2], [2, 1]]), SCALE)
+    torch.testing.assert_close(crossed, contrast_pairs(left, right, number([0, 1]), SCALE))
+
+
+def test_pairs_that_are_all_duplicates_cost_nothing():
+    assert contrast_pairs(draw(4, 5), draw(4, 5, seed=1), number([3] * 4), SCALE).item() == 0
+
+
+def test_a_duplicate_row_changes_no_gradient_of_itself():
+    left, right = draw(1, 5, seed=1).requires_grad_(), draw(1, 5, seed=2)
+    contrast_pairs(torch.cat([left, left]), torch.cat([right, right]), number([3, 3]), SCALE).backward()
+    assert left.grad.abs().max() == 0
+
+
+def test_a_pair_with_the_id_minus_100_is_left_out():
+    left, right = draw(4, 5, seed=1), draw(4, 5, seed=2)
+    loss = contrast_pairs(left, right, number([0, -100, 1, -100]), SCALE)
+    torch.testing.assert_close(loss, contrast_pairs(left[::2], right[::2], number([0, 1]), SCALE))
+
+
+def test_the_order_of_pairs_does_not_matter():
+    left, right, ids = draw(7, 5, seed=1), draw(7, 5, seed=2), number([1, 2, 2, 3, -100, 1, 4])
+    order = torch.randperm(7, generator=torch.Generator().manual_seed(0))
+    shuffled = contrast_pairs(left[order], right[order], ids[order], SCALE)
+    torch.testing.assert_close(shuffled, contrast_pairs(left, right, ids, SCALE))
+
+
+def test_left_and_right_can_be_swapped():
+    left, right, ids = draw(7, 5, seed=1), draw(7, 5, seed=2), number([1, 2, 2, 3, -100, 1, 4])
+    torch.testing.assert_close(
+        contrast_pairs(left, right, ids, SCALE), contrast_pairs(right, left, ids, SCALE)
+    )
+
+
+# Concepts
+
+
+def contrast_concepts_slowly(region_embeds, concept_embeds, concept_ids, scale) -> float:
+    """Both ways in plain loops: (A) each region over concepts, (B) each concept over regions."""
+    regions = [n for n, concept in enumerate(concept_ids.tolist()) if concept >= 0]
+    concepts = sorted({concept_ids[n].item() for n in regions})
+    embeds = {
+        concept: next(concept_embeds[n] for n in regions if concept_ids[n] == concept) for concept in concepts
+    }
+
+    def weigh(n, concept):
+        return math.exp(scale.item() * float(region_embeds[n] @ embeds[concept]))
+
+    to_concepts = 0.0
+    for n in regions:
+        total = sum(weigh(n, concept) for concept in concepts)
+        to_concepts -= math.log(weigh(n, concept_ids[n].item()) / total) / len(regions)
+    to_regions = 0.0
+    for concept in concepts:
+        total = sum(weigh(n, concept) for n in regions)
+        members = [n for n in regions if concept_ids[n] == concept]
+        to_regions -= sum(math.log(weigh(n, concept) / total) for n in members) / len(members) / len(concepts)
+    return (to_concepts + to_regions) / 2
+
+
+@pytest.mark.parametrize(
+    "concept_ids", [[7, 9, 7, 7, 2, 9], [7, -100, 9, -100, 7, 2], [5] * 6, [0, 1, 2, 3, 4, 5], [2**62] * 6]
+)
+def test_concepts_cost_what_plain_loops_say(concept_ids):
+    concept_ids = torch.tensor(concept_ids)
+    of_concept = {concept: draw(5, seed=n) for n, concept in enumerate(concept_ids.unique().tolist())}
+    concept_embeds = torch.stack([of_concept[concept] for concept in concept_ids.tolist()])
+    region_embeds = draw(6, 5, seed=99)
+    loss = contrast_concepts(region_embeds, concept_embeds, concept_ids, SCALE)
+    expected = contrast_concepts_slowly(region_embeds, concept_embeds, concept_ids, SCALE)
+    assert loss.item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_regions_and_concepts_that_all_look_alike_cost_their_logarithms():
+    same = draw(1, 4).expand(6, 4)
+    loss = contrast_concepts(same, same, torch.tensor([1, 1, 1, 2, 2, 3]), SCALE)
+    assert loss.item() == pytest.approx((math.log(3) + math.log(6)) / 2, abs=1e-12)
+
+
+def test_with_one_region_per_concept_concepts_cost_what_pairs_cost():
+    left, right, ids = draw(6, 5, seed=1), draw(6, 5, seed=2), torch.arange(6)
+    torch.testing.assert_close(
+        contrast_concepts(left, right, ids, SCALE), contrast_pairs(left, right, ids.unsqueeze(-1), SCALE)
+    )
+
+
+def test_the_order_of_regions_does_not_matter_to_concepts():
+    concept_ids = torch.tensor([7, 9, 7, -100, 2, 9])
+    concept_embeds = draw(10, 5, seed=3)[concept_ids.clamp(min=0)]
+    region_embeds = draw(6, 5)
+    order = torch.randperm(6, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(
+        contrast_concepts(region_embeds[order], concept_embeds[order], concept_ids[order], SCALE),
+        contrast_concepts(region_embeds, concept_embeds, concept_ids, SCALE),
+    )
+
+
+@pytest.mark.parametrize("contrast", [contrast_pairs, contrast_concepts])
+def test_nothing_costs_nothing_and_gives_gradients_of_zero(contrast):
+    left, right = draw(3, 5).requires_grad_(), draw(3, 5, seed=1).requires_grad_()
+    scale = SCALE.clone().requires_grad_()
+    ids = torch.full((3,), -100)
+    loss = contrast(left, right, ids.unsqueeze(-1) if contrast is contrast_pairs else ids, scale)
+    assert loss.item() == 0
+    loss.backward()
+    for leaf in (left, right, scale):
+        assert torch.equal(leaf.grad, torch.zeros_like(leaf))
+
+
+@pytest.mark.parametrize("contrast", [contrast_pairs, contrast_concepts])
+def test_one_region_has_nothing_to_be_told_from(contrast):
+    left, right = draw(3, 5).requires_grad_(), draw(3, 5, seed=1).requires_grad_()
+    ids = torch.tensor([-100, 4, -100])
+    loss = contrast(left, right, ids.unsqueeze(-1) if contrast is contrast_pairs else ids, SCALE)
+    loss.backward()
+    assert loss.item() == pytest.approx(0, abs=1e-12)
+    assert left.grad.abs().max() < 1e-12 and right.grad.abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("function", [contrast_pairs, contrast_concepts])
+@pytest.mark.parametrize("block_size", [1, 13, 2**23])
+def test_gradients_are_those_of_the_function_whatever_the_blocks(function, block_size, monkeypatch):
+    monkeypatch.setattr(contrast, "BLOCK_SIZE", block_size)
+    ids = torch.tensor([7, 9, 7, -100, 2, 9, 9])
+    ids = ids.unsqueeze(-1) if function is contrast_pairs else ids
+    right = draw(7, 5, seed=1)
+    if function is contrast_concepts:  # equal concepts have equal embeddings
+        right = draw(10, 5, seed=1)[ids.clamp(min=0)]
+    leaves = [tensor.requires_grad_() for tensor in (draw(7, 5), right.clone(), SCALE.clone())]
+
+    def compute(left, right, scale):
+        if function is contrast_concepts:  # a small change of one must be one of all that are equal
+            right = right[torch.tensor([0, 1, 0, 3, 4, 1, 1])]
+        return function(left, right, ids, scale)
+
+    assert torch.autograd.gradcheck(compute, leaves)
+
+
+@pytest.mark.parametrize("function", [contrast_pairs, contrast_concepts])
+def test_blocks_change_neither_value_nor_gradient(function, monkeypatch):
+    ids = torch.arange(40) % 11
+    left, right = draw(40, 8), draw(11, 8, seed=1)[ids]
+    results = []
+    for block_size in (2**23, 100):
+        monkeypatch.setattr(contrast, "BLOCK_SIZE", block_size)
+        leaves = [tensor.clone().requires_grad_() for tensor in (left, right, SCALE)]
+        loss = function(*leaves[:2], ids.unsqueeze(-1) if function is contrast_pairs else ids, leaves[2])
+        loss.backward()
+        results.append([loss.detach(), *(leaf.grad for leaf in leaves)])
+    for whole, blocks in zip(*results, strict=True):
+        torch.testing.assert_close(blocks, whole)
+
+
+def test_at_the_highest_scale_a_small_loss_keeps_its_digits_in_float32():
+    generator = torch.Generator().manual_seed(0)
+    left = normalize(torch.randn(200, 64, generator=generator, dtype=torch.float64), dim=-1)
+    right = normalize(left + 0.05 * torch.randn(200, 64, generator=generator, dtype=torch.float64), dim=-1)
+    exact = contrast_pairs(left, right, number(range(200)), torch.tensor(100.0, dtype=torch.float64))
+    single = contrast_pairs(left.float(), right.float(), number(range(200)), torch.tensor(100.0))
+    assert exact < 1e-4
+    assert abs(single - exact) < 1e-6
+
+
+# Hard negatives
+
+
+def test_each_region_is_asked_among_its_own_negatives_alone():
+    texts, regions = draw(9, 5, seed=1), draw(2, 2, 5, seed=2)
+    phrase = torch.tensor([[0, 1], [2, 3]])
+    negative = torch.tensor([[[4, 5, 6], [7, -100, -100]], [[-100] * 3, [8, 4, -100]]])
+    costs = []
+    for b, r, others in ((0, 0, [4, 5, 6]), (0, 1, [7]), (1, 1, [8, 4])):  # the fourth region has none
+        logits = SCALE * texts[[int(phrase[b, r]), *others]] @ regions[b, r]
+        costs.append(cross_entropy(logits, torch.tensor(0)))
+    loss = contrast_negatives(regions, texts, phrase, negative, SCALE)
+    torch.testing.assert_close(loss, sum(costs) / 3)
+
+
+def test_a_negative_with_the_words_of_its_phrase_is_none():
+    texts, regions = draw(3, 5, seed=1), draw(1, 1, 5)
+    phrase = torch.tensor([[0]])
+    clean = contrast_negatives(regions, texts, phrase, torch.tensor([[[1, 2]]]), SCALE)
+    doubled = contrast_negatives(regions, texts, phrase, torch.tensor([[[1, 0, 2, -100]]]), SCALE)
+    torch.testing.assert_close(doubled, clean)
+
+
+@pytest.mark.parametrize("K", [0, 3])
+def test_regions_without_negatives_cost_nothing_and_give_gradients_of_zero(K):
+    texts, regions = draw(3, 5, seed=1).requires_grad_(), draw(2, 2, 5).requires_grad_()
+    negative = torch.full((2, 2, K), -100)
+    loss = contrast_negatives(regions, texts, torch.zeros(2, 2, dtype=torch.long), negative, SCALE)
+    loss.backward()
+    assert loss == 0 and regions.grad.abs().max() == 0 and texts.grad.abs().max() == 0
+
+
+# Agreement of a whole with its parts
+
+
+def agree_slowly(whole, parts, ids, is_real, scale) -> torch.Tensor:
+    costs = []
+    for i in range(len(whole)):
+        others = [j for j in range(len(whole)) if ids[j] >= 0 and ids[j] != ids[i]]
+        if is_real[i] and others:
+            logs = [(scale * side[i] @ whole[others].T).log_softmax(0) for side in (whole, parts)]
+            costs.append(
+                kl_div(logs[0], logs[1], log_target=True, reduction="sum") / 2
+                + kl_div(logs[1], logs[0], log_target=True, reduction="sum") / 2
+            )
+    return sum(costs) / max(int(is_real.sum()), 1)
+
+
+@pytest.mark.parametrize("ids", [[0, 1, 2, 3, 4, 5], [0, 1, 0, 2, -100, 1]])
+@pytest.mark.parametrize("block_size", [7, 2**23])
+def test_agreement_costs_the_symmetric_divergence_of_what_both_are_near_to(ids, block_size, monkeypatch):
+    monkeypatch.setattr(contrast, "BLOCK_SIZE", block_size)
+    ids = torch.tensor(ids)
+    is_real = torch.tensor([True, True, False, True, False, True])
+    whole, parts = draw(6, 5, seed=1), draw(6, 5, seed=2)
+    loss = agree(whole, parts, ids, is_real, SCALE)
+    torch.testing.assert_close(loss, agree_slowly(whole, parts, ids, is_real, SCALE))
+
+
+def test_both_sides_of_an_agreement_move_and_the_scale_does_not():
+    whole, parts = draw(6, 5, seed=1).requires_grad_(), draw(6, 5, seed=2).requires_grad_()
+    scale = SCALE.clone().requires_grad_()
+    agree(whole, parts, torch.arange(6), torch.ones(6, dtype=torch.bool), scale).backward()
+    assert whole.grad.norm(dim=1).min() > 0 and parts.grad.norm(dim=1).min() > 0
+    assert scale.grad is None
+
+
+@pytest.mark.parametrize("ids", [[3], [3, 3, 3], [-100, -100]])
+def test_with_nothing_else_to_be_near_to_agreement_costs_nothing(ids):
+    whole, parts = draw(len(ids), 5, seed=1).requires_grad_(), draw(len(ids), 5, seed=2).requires_grad_()
+    ids = torch.tensor(ids)
+    loss = agree(whole, parts, ids, ids >= 0, SCALE)
+    loss.backward()
+    assert loss == 0 and whole.grad.abs().max() == 0 and parts.grad.abs().max() == 0
+
+
+def test_the_share_of_one_process_is_the_mean():
+    assert share_mean(torch.tensor([1.0, 2.0, 6.0])) == 3
+    assert share_mean(torch.tensor([])) == 0

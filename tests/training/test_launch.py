@@ -1,0 +1,243 @@
+"""What `accelerate launch` and `torchrun` start: real processes, whose run is that of one alone."""
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from accelerate.commands.config.config_args import load_config_from_file
+from safetensors.torch import load_file
+
+from geoalign_hf.training.history import read_records
+from geoalign_hf.training.launch import check_processes, group_parameters, warmup_cosine
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "examples" / "accelerate_configs"
+
+# Trains on rows that a process of its own can draw; batch 4 in all, however many processes share it.
+SCRIPT = """
+import os, sys
+sys.path.insert(0, "EXAMPLES")
+import torch
+from accelerate import Accelerator, state
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from toy_rows import CONCEPTS, draw_rows
+from geoalign_hf.training.lora import AdapterConfig, adapt_model
+from geoalign_hf.data.augmentation import Augmentation
+from geoalign_hf.evaluation.classification import classify_regions
+from geoalign_hf.model.processing_geoalign_clip import CONCEPT_TEMPLATES
+from geoalign_hf.data.schema import REGION_COLUMNS, build_rows
+from geoalign_hf.convert.from_scratch import build_model
+from geoalign_hf.training.arguments import TrainingConfig
+from geoalign_hf.training.trainer import train
+
+torch.set_num_threads(1)
+if "--fsdp" in sys.argv:  # Accelerate ignores its plugin on CPUs; the sharding itself works there
+    start = state.AcceleratorState.__init__
+
+    def start_sharded(self, *args, **kwargs):
+        start(self, *args, **kwargs)
+        if self.distributed_type == DistributedType.MULTI_CPU:
+            self.distributed_type = DistributedType.FSDP
+            self.fsdp_plugin = FullyShardedDataParallelPlugin(
+                fsdp_version=2,
+                auto_wrap_policy="transformer_based_wrap",
+                transformer_cls_names_to_wrap=["CLIPEncoderLayer"],
+                state_dict_type="FULL_STATE_DICT",
+                cpu_ram_efficient_loading=False,
+            )
+
+    state.AcceleratorState.__init__ = start_sharded
+
+drawn = draw_rows(12)
+# One half of the rows has no region: with batches of their own, processes are as uneven as can be.
+nothing = {name: [] for name in REGION_COLUMNS}
+drawn = [row | nothing if i % 2 else row for i, row in enumerate(drawn)]
+texts = [text for row in drawn for text in [*row["captions"], *row["phrases"], row["description"]]]
+texts += [template.format(concept) for template in CONCEPT_TEMPLATES for concept in CONCEPTS]
+torch.manual_seed(0)
+model, processor = build_model(texts, 64, 16, 64, 2, 64, 2, 32)
+if "--lora" in sys.argv:
+    model = adapt_model(model, AdapterConfig(lora="vision,text", lora_rank=4, train_projections=True))
+rows = build_rows(drawn)
+num = int(os.environ.get("WORLD_SIZE", 1))
+config = TrainingConfig(
+    output_dir=sys.argv[1], num_epochs=2, batch_size=6 // num, save_every=3, eval_every=2, keep_checkpoints=5,
+    resume="--resume" in sys.argv, teacher="ema" if "--ema" in sys.argv else "self",
+    chunk_size=1 if "--chunks" in sys.argv else 0,
+)
+train(model, processor, rows, config=config, augment=Augmentation(),
+      evaluate=lambda model: classify_regions(model, processor, rows))
+"""
+
+
+@pytest.fixture(scope="module")
+def script(tmp_path_factory):
+    path = tmp_path_factory.mktemp("script") / "script.py"
+    path.write_text(SCRIPT.replace("EXAMPLES", str(ROOT / "examples")))
+    return path
+
+
+def run(command: list, **variables) -> str:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | variables
+    command = [sys.executable, "-m", *map(str, command)]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+    assert result.returncode == 0, result.stderr
+    return result.stderr
+
+
+def launch(num: int, script, *arguments) -> str:
+    command = ["torch.distributed.run", "--nproc_per_node", num, "--master_port", 29400 + os.getpid() % 500]
+    return run([*command, script, *arguments], ACCELERATE_USE_CPU="true")
+
+
+@pytest.fixture(scope="module")
+def alone(script, tmp_path_factory):
+    """What one process makes of all the rows."""
+    folder = tmp_path_factory.mktemp("alone")
+    command = [sys.executable, str(script), str(folder)]
+    subprocess.run(command, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    return folder
+
+
+def load_weights(folder) -> dict:
+    adapter = folder / "adapter_model.safetensors"
+    return load_file(adapter if adapter.exists() else folder / "model.safetensors")
+
+
+def check_same_run(folder, alone) -> None:
+    """The same losses, scores and weights, but for rounding that AdamW has made larger."""
+    found, expected = (read_records(path / "history.jsonl") for path in (folder, alone))
+    assert [record["step"] for record in found] == [record["step"] for record in expected]
+    for one, other in zip(found, expected, strict=True):
+        for name in other.keys() - {"images_per_second", "step"}:
+            assert one[name] == pytest.approx(other[name], rel=1e-3, abs=1e-4), (one["step"], name)
+    left, right = (load_weights(path / "final") for path in (folder, alone))
+    assert left.keys() == right.keys()
+    for name in right:
+        assert left[name].shape == right[name].shape
+        assert (left[name] - right[name]).abs().max() < 1e-3, name
+    scores = [json.loads((path / "metrics.json").read_text()) for path in (folder, alone)]
+    assert scores[0].keys() == scores[1].keys() == {"start", "best", "final"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("num", "arguments"), [(2, []), (3, []), (2, ["--chunks"]), (2, ["--fsdp"]), (2, ["--fsdp", "--chunks"])]
+)
+def test_several_processes_train_as_one_does(script, alone, tmp_path, num, arguments):
+    printed = launch(num, script, tmp_path, *arguments)
+    check_same_run(tmp_path, alone)
+    bars = {line.split(":")[0].strip() for line in printed.replace("\r", "\n").split("\n") if "%|" in line}
+    assert bars == {"training"}  # one bar, of the main process
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", [["--chunks"], ["--fsdp"]])
+def test_several_processes_train_adapters_as_one_does(script, tmp_path, arguments):
+    command = [sys.executable, str(script), str(tmp_path / "alone"), "--lora"]
+    subprocess.run(command, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    launch(2, script, tmp_path / "two", "--lora", *arguments)
+    check_same_run(tmp_path / "two", tmp_path / "alone")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", [[], ["--fsdp", "--ema"], ["--lora", "--ema"]])
+def test_several_processes_go_on_from_a_checkpoint(script, tmp_path, arguments):
+    launch(2, script, tmp_path / "a", *arguments)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "a" / "checkpoint-3").rename(tmp_path / "b" / "checkpoint-3")
+    launch(2, script, tmp_path / "b", "--resume", *arguments)
+    left, right = (load_weights(tmp_path / name / "final") for name in "ab")
+    for name in left:
+        assert (left[name] - right[name]).abs().max() < 1e-6, name
+
+
+@pytest.mark.slow
+def test_the_config_for_several_gpus_starts_several_processes_on_cpus_too(script, alone, tmp_path):
+    command = ["accelerate.commands.launch", "--config_file", CONFIGS / "ddp.yaml", "--mixed_precision", "no"]
+    port = ["--main_process_port", 29400 + os.getpid() % 500]
+    run([*command, *port, "--num_processes", 2, script, tmp_path], ACCELERATE_USE_CPU="true")
+    check_same_run(tmp_path, alone)
+
+
+@pytest.mark.slow
+def test_the_launcher_that_starts_one_process_of_two_is_a_clear_error(script, tmp_path):
+    command = ["accelerate.commands.launch", "--cpu", "--num_processes", "2", str(script), str(tmp_path)]
+    result = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, timeout=300)
+    assert result.returncode != 0
+    assert "accelerate launch was asked for several processes on CPUs and started one" in result.stderr
+
+
+@pytest.mark.slow
+def test_torchrun_without_the_word_for_cpus_is_a_clear_error(script, tmp_path):
+    variables = {name: value for name, value in os.environ.items() if name != "ACCELERATE_USE_CPU"}
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        str(script),
+        str(tmp_path),
+    ]
+    result = subprocess.run(command, capture_output=True, text=True, env=variables, timeout=300)
+    assert result.returncode != 0
+    assert "WORLD_SIZE is 2 but Accelerate started 1 process" in result.stderr
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_accelerate_reads_every_config(path):
+    config = load_config_from_file(str(path))
+    expected = {"single_gpu": ("NO", 1), "ddp": ("MULTI_GPU", 2), "fsdp": ("FSDP", 2)}[path.stem]
+    assert (config.distributed_type, config.num_processes, config.mixed_precision) == (*expected, "bf16")
+    assert str(path.relative_to(ROOT)) in path.read_text()  # it says how it is used
+
+
+def test_the_learning_rate_rises_in_a_line_and_falls_as_half_a_cosine():
+    factors = [warmup_cosine(step, 100, 0.1) for step in range(101)]
+    assert factors[:10] == pytest.approx([0.1 * step for step in range(1, 11)])
+    assert factors[10] == 1
+    assert factors[55] == pytest.approx(0.5)
+    assert factors[100] == pytest.approx(0)
+    assert factors[33] == pytest.approx(0.5 * (1 + math.cos(math.pi * 23 / 90)))
+
+
+def test_only_matrices_decay_and_every_trainable_parameter_is_in_one_group(model):
+    model.text_model.requires_grad_(False)
+    decayed, others = group_parameters(model, 0.3)
+    assert (decayed["weight_decay"], others["weight_decay"]) == (0.3, 0.0)
+    assert all(parameter.ndim >= 2 for parameter in decayed["params"])
+    assert any(parameter is model.region_scale.logit_scale for parameter in others["params"])
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    assert len(decayed["params"]) + len(others["params"]) == len(trainable)
+
+
+def test_processes_that_did_not_come_up_are_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    message = (
+        "WORLD_SIZE is 4 but Accelerate started 1 process, so each would work alone and know nothing of the "
+        "others. On CPUs start with: "
+        "ACCELERATE_USE_CPU=true torchrun --nproc_per_node 4 examples/train.py ..."
+    )
+    with pytest.raises(RuntimeError, match=f"^{re.escape(message)}$"):
+        check_processes(1)
+
+
+def test_a_launcher_that_started_one_process_of_several_is_refused(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    message = (
+        "accelerate launch was asked for several processes on CPUs and started one. Start them with: "
+        "ACCELERATE_USE_CPU=true torchrun --nproc_per_node N examples/train.py ..."
+    )
+    with pytest.raises(RuntimeError, match=f"^{re.escape(message)}$"):
+        check_processes(1)
+    check_processes(2)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "False")  # as on a GPU, where clusters set MASTER_PORT
+    check_processes(1)
