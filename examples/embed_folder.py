@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument(
         "--dtype", default="float32", choices=["float32", "float16"], help="of the embeddings"
     )
-    parser.add_argument("--on_error", default="stop", choices=["stop", "leave_out"], help="at a wrong image")
+    parser.add_argument("--on_error", default="stop", choices=["stop", "skip"], help="at a wrong image")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/embed_folder"))
     arguments = parser.parse_args()
     accelerator = Accelerator()

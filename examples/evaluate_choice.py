@@ -16,7 +16,7 @@ from accelerate import PartialState
 from transformers import AutoModel, AutoProcessor
 
 import geoalign_hf  # noqa: F401  (registers the classes)
-from geoalign_hf.evaluation.choice import choose_statements
+from geoalign_hf.evaluation.choice import evaluate_statement_choice
 from geoalign_hf.evaluation.results import write_metrics
 
 
@@ -48,7 +48,7 @@ def main() -> None:
     ]
 
     # 2. Answers.
-    scores = choose_statements(
+    scores = evaluate_statement_choice(
         model,
         processor,
         questions,

@@ -23,7 +23,7 @@ from geoalign_hf.embedding.templates import TEMPLATE_SETS
 from geoalign_hf.evaluation.classification import classify_regions
 from geoalign_hf.evaluation.drift import guard_embeddings
 from geoalign_hf.evaluation.figures import draw_confusion
-from geoalign_hf.evaluation.phrases import choose_phrases
+from geoalign_hf.evaluation.phrases import evaluate_phrase_choice
 from geoalign_hf.evaluation.results import write_metrics
 from geoalign_hf.evaluation.retrieval import retrieve_phrases
 from geoalign_hf.hub.cards import list_numbers, list_tables
@@ -62,7 +62,7 @@ def main() -> None:
     # 2. Concepts, phrases, and phrases that are nearly right, by every source of regions.
     tasks = {"concepts": classify_regions, "phrases": retrieve_phrases}
     if any(rows["hard_negatives"]):
-        tasks["hard negatives"] = choose_phrases
+        tasks["hard negatives"] = evaluate_phrase_choice
     metrics = {}
     for source in arguments.region_sources:
         for name, task in tasks.items():

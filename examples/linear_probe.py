@@ -23,9 +23,9 @@ from sklearn.preprocessing import StandardScaler
 from transformers import AutoModel, AutoProcessor
 
 import geoalign_hf  # noqa: F401  (registers the classes)
+from geoalign_hf.captioning.grammar import spell_concept
 from geoalign_hf.data.loading import from_coco
 from geoalign_hf.data.views import REGION_SOURCES
-from geoalign_hf.embedding.concept_bank import spell_concept
 from geoalign_hf.embedding.embedder import Embedder
 from geoalign_hf.embedding.templates import TEMPLATE_SETS
 from geoalign_hf.evaluation.metrics.scores import score_concepts

@@ -55,7 +55,7 @@ def main() -> None:
     image_size = read_description(arguments.embeds)["protocol"]["image_size"]
     embedder = Embedder(model, AutoProcessor.from_pretrained(arguments.model), image_size)
     names = [*arguments.query, *arguments.image]
-    embeds = [*embedder.embed_texts(arguments.query), *embedder.embed_images(arguments.image)]
+    embeds = [*embedder.embed_text(arguments.query), *embedder.embed_images(arguments.image)]
 
     # 2. The embeddings and their index: inner products of unit vectors are cosines.
     dataset = read_embeds(arguments.embeds)

@@ -11,7 +11,7 @@ model with fresh weights. `--preset` chooses the weights of the loss terms, and 
 Prints the region accuracy before and after, and leaves in the output folder `final/` and `best/` (weights,
 code, processor, card), checkpoints, `args.json`, `metrics.json`, `history.jsonl` and `curves.png`.
 `--lora vision,text` trains adapters alone, `--freeze vision` all but a tower; see train_lora.py.
-`--leave_out ship bridge` trains a base that was never told of these concepts, for adapt.py to adapt to them.
+`--exclude_concepts ship bridge` trains a base without these concepts, for adapt.py.
 """
 
 import json
@@ -26,7 +26,7 @@ from transformers import AutoModel, AutoProcessor, HfArgumentParser
 
 from geoalign_hf.convert.from_scratch import build_model
 from geoalign_hf.data.augmentation import Augmentation
-from geoalign_hf.data.loading import leave_out_concepts, read_rows
+from geoalign_hf.data.loading import read_rows, remove_concepts
 from geoalign_hf.data.schema import list_concepts
 from geoalign_hf.evaluation.classification import classify_regions
 from geoalign_hf.hub.cards import describe_dataset
@@ -51,7 +51,7 @@ class ScriptArguments:
         default=None, metadata={"help": "likewise, to evaluate on; of a folder or repository the split test"}
     )
     images: str | None = field(default=None, metadata={"help": "folder of the images of a COCO file"})
-    leave_out: list[str] = field(
+    exclude_concepts: list[str] = field(
         default_factory=list,
         metadata={"help": "concepts that the model is not told of: their boxes and all words with them go"},
     )
@@ -82,11 +82,11 @@ def main() -> None:
     rows, eval_rows = read_rows(arguments.dataset, arguments.images, "train"), None
     if arguments.eval_dataset:
         eval_rows = read_rows(arguments.eval_dataset, arguments.images, "test")
-    if arguments.leave_out:
-        rows = leave_out_concepts(rows, arguments.leave_out)
+    if arguments.exclude_concepts:
+        rows = remove_concepts(rows, arguments.exclude_concepts)
         if eval_rows:
-            there = set(list_concepts(eval_rows)) & set(arguments.leave_out)
-            eval_rows = leave_out_concepts(eval_rows, sorted(there)) if there else eval_rows
+            there = set(list_concepts(eval_rows)) & set(arguments.exclude_concepts)
+            eval_rows = remove_concepts(eval_rows, sorted(there)) if there else eval_rows
 
     # 2. The model: a checkpoint, or fresh weights and a tokenizer learnt from the words of the rows.
     if arguments.model:

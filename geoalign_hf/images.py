@@ -5,25 +5,26 @@ from pathlib import Path
 from PIL import Image
 from transformers.image_utils import load_image
 
-from .readers.skipped import Report
-
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"})
 EXIF_ORIENTATION = 0x0112  # from 5 on it exchanges width and height
 
 
-def read_size(image: Path, report: Report) -> tuple[int, int] | None:
-    """Read width and height from an image's header; None if it cannot be read and was left out."""
+def read_size(path: str | Path) -> tuple[int, int]:
+    """Read an image's width and height, in pixels, as the image stands after its EXIF orientation.
+
+    Only the header is read.
+
+    Raises:
+        ValueError: if the file cannot be read as an image.
+    """
     try:
-        with Image.open(image) as opened:
+        with Image.open(path) as opened:
             width, height = opened.size
-            # For Exif data that may come late a PNG would be decoded whole.
+            # Pillow looks for the EXIF data of a PNG behind its pixels: asking would decode the whole image.
             has_exif = opened.format != "PNG" or "exif" in opened.info
             is_turned = has_exif and opened.getexif().get(EXIF_ORIENTATION, 1) >= 5
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        report.refuse(
-            "bad image", f"{image} cannot be read as an image ({error}). Replace or drop it.", error
-        )
-        return None
+        raise ValueError(f"{path} cannot be read as an image ({error}). Replace or drop it.") from error
     return (height, width) if is_turned else (width, height)
 
 

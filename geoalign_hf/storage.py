@@ -1,36 +1,147 @@
-"""Files that are whole or not there, and what they say when they cannot be read."""
+"""Atomic writes, folder locks, and readers of text and JSON with clear error messages."""
 
+import fcntl
 import json
 import os
+import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from transformers.utils import logging
+
+LOCK_NAME = ".geoalign.lock"
+PARTIAL = ".partial"
+
+
+def name_partial(path: Path) -> Path:
+    """Name the hidden file or folder in which `path` is written before it is complete."""
+    return path.with_name(f".{path.name}{PARTIAL}")
+
+
+@contextmanager
+def atomic_file(path: str | Path) -> Iterator[IO[bytes]]:
+    """Open a file for writing that appears under its own name only when it is complete.
+
+    Its content is on the disk before it gets its name, so that a power cut cannot leave a cut file. What an
+    interrupted write left is overwritten by the next one.
+
+    Args:
+        path: of the file; its folder must exist.
+
+    Yields:
+        A binary file to write to.
+    """
+    path = Path(path)
+    partial = name_partial(path)
+    with partial.open("wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    sync_folder(path.parent)
+
+
+@contextmanager
+def atomic_folder(folder: str | Path) -> Iterator[Path]:
+    """Give a new folder to write into that replaces `folder` only when everything in it is complete.
+
+    Args:
+        folder: the final name. A folder that has this name already is kept until the new one is complete.
+
+    Yields:
+        An empty, hidden folder beside it. It is removed if the block raises.
+    """
+    folder = Path(folder)
+    partial, old = name_partial(folder), name_partial(folder.with_name(f"{folder.name}.old"))
+    for left in (partial, old):
+        shutil.rmtree(left, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        for path in partial.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+            else:
+                sync_folder(path)
+        sync_folder(partial)
+        if folder.exists():
+            folder.rename(old)
+        partial.rename(folder)
+        sync_folder(folder.parent)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Write a folder's list of names to the disk, so that a rename in it survives a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def lock_folder(folder: str | Path) -> Iterator[None]:
+    """Hold a folder, so that a second job cannot write into it at the same time.
+
+    The operating system releases the lock when the process ends, however it ends.
+
+    Args:
+        folder: created if it does not exist.
+
+    Raises:
+        RuntimeError: if another process holds it; the message names that process.
+    """
+    path = Path(folder) / LOCK_NAME
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise RuntimeError(
+                f"{folder} is in use by process {file.read().strip() or 'unknown'}. "
+                "Wait until it has ended, or give another folder."
+            ) from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield  # the file stays: a process that waited for a removed one could lock it beside the next
 
 
 @contextmanager
 def no_progress_bars() -> Iterator[None]:
-    """Let the library draw no bar of its own, where another one is already there."""
+    """Switch off the progress bars of transformers and datasets, where another bar is already shown."""
     was_enabled = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
+    datasets = sys.modules.get("datasets")  # only if something has imported it; that takes a second
+    were_enabled = datasets is not None and not datasets.are_progress_bars_disabled()
+    if were_enabled:
+        datasets.disable_progress_bars()
     try:
         yield
     finally:
         if was_enabled:
             logging.enable_progress_bar()
+        if were_enabled:
+            datasets.enable_progress_bars()
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a file under another name, and give it its own when everything is in it."""
-    path = Path(path)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    """Write a UTF-8 text file atomically."""
+    with atomic_file(path) as file:
+        file.write(text.encode("utf-8"))
 
 
 def read_text(path: str | Path) -> str:
-    """Read a text.
+    """Read a UTF-8 text file.
 
     Raises:
         ValueError: if it is not UTF-8.
@@ -38,28 +149,28 @@ def read_text(path: str | Path) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text in UTF-8 ({error}). Save it as one.") from error
+        raise ValueError(f"{path} is not UTF-8 text ({error}). Save it as UTF-8.") from error
 
 
 def read_json(path: str | Path) -> dict:
     """Read a JSON file that holds one object.
 
     Raises:
-        ValueError: if it does not.
+        ValueError: if it is not JSON, or holds something else.
     """
     try:
         content = json.loads(read_text(path))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is no JSON ({error}). Write it again.") from error
+        raise ValueError(f"{path} is not valid JSON ({error}). Write it again.") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}; expected an object by names.")
+        raise ValueError(f"{path} holds a {type(content).__name__}; expected a JSON object.")
     return content
 
 
 def write_json(path: str | Path, content: dict) -> None:
-    """Write a JSON file that a person can read.
+    """Write an indented JSON file atomically.
 
     Raises:
-        ValueError: if a number in it is none.
+        ValueError: if a number in it is NaN or infinite.
     """
     write_text(path, json.dumps(content, indent=2, allow_nan=False))

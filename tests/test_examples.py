@@ -233,7 +233,7 @@ def test_search_finds_in_an_embedded_folder_what_brute_force_finds(
 
     embedder = Embedder(*built)
     queries = ["a ship", "a storage tank near a road"]
-    text_embeds, image_embeds = embedder.embed_texts(queries), embedder.embed_images([coco_folder / "2.png"])
+    text_embeds, image_embeds = embedder.embed_text(queries), embedder.embed_images([coco_folder / "2.png"])
     everything = read_embeds(tmp_path / "embeds")
     asked = ["--model", folder, "--embeds", "embeds", "--image", coco_folder / "2.png", "--query", *queries]
     for kind in ("image", "region"):
@@ -470,7 +470,7 @@ def test_train_leaves_concepts_out_and_adapt_brings_them_in(coco_folder, folder,
 
     fresh = ["--image_size", 64, "--width", 64, "--depth", 1, "--num_epochs", 1, "--batch_size", 4]
     files = ["--dataset", coco_folder / "rows.json", "--eval_dataset", coco_folder / "rows.json"]
-    run_here("train.py", *files, *boxes[:2], *fresh, "--leave_out", new, "--output_dir", "base")
+    run_here("train.py", *files, *boxes[:2], *fresh, "--exclude_concepts", new, "--output_dir", "base")
     told = json.loads((tmp_path / "base" / "metrics.json").read_text())["final"]["protocol"]["concepts"]
     assert told == old
 

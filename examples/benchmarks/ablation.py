@@ -31,7 +31,7 @@ from geoalign_hf.data.loading import load_rows
 from geoalign_hf.data.schema import build_rows, list_concepts
 from geoalign_hf.dataset_builder.build import BuildConfig, build
 from geoalign_hf.evaluation.classification import classify_regions, classify_scenes
-from geoalign_hf.evaluation.phrases import choose_phrases
+from geoalign_hf.evaluation.phrases import evaluate_phrase_choice
 from geoalign_hf.evaluation.retrieval import retrieve_captions
 from geoalign_hf.losses.objective import PRESETS, LossWeights
 from geoalign_hf.model.processing_geoalign_clip import CONCEPT_TEMPLATES
@@ -126,7 +126,7 @@ def run(
         split: classify_scenes(model, processor, rows[split]["image"], rows[split]["source"])
         for split in SCENES
     }
-    negatives = choose_phrases(model, processor, rows["test"])
+    negatives = evaluate_phrase_choice(model, processor, rows["test"])
     captions = retrieve_captions(model, processor, rows["test"])
     numbers = (
         regions["top1_micro"], regions["top1_macro"], negatives["accuracy"], negatives["blind_accuracy"],

@@ -110,7 +110,7 @@ def time_pass(model: GeoAlignCLIPModel, way: tuple, gradient: torch.Tensor) -> f
 
 
 def main():
-    """Check that all ways agree, time them and print the table."""
+    """Check that all ways align_distributions, time them and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--num_images", type=int, default=2)
     parser.add_argument("--depth", type=int, default=12, help="blocks of the text tower")

@@ -43,14 +43,18 @@ TAKES_AN = re.compile(
 PLURALS = {"person": "people", "people": "people", "leaf": "leaves"}
 
 
-def name_concept(name: str) -> str:
-    """Write a name of an annotation file as a noun: lower case, words parted by spaces.
+def spell_concept(name: str) -> str:
+    """Spell the name of a concept, class, folder or column as words.
+
+    Camel case is split; hyphens, underscores, slashes and white space become one space; the result is lower
+    case. An acronym stays one word.
 
     Example:
-        >>> name_concept("Expressway-Service_area")
-        'expressway service area'
+        >>> [spell_concept(name) for name in ("Service_area", "BaseballField", "port/harbor", "SUV")]
+        ['service area', 'baseball field', 'port harbor', 'suv']
     """
-    return " ".join(filter(None, re.split(r"[-_\s]+", name))).lower()
+    apart = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", name)
+    return " ".join(filter(None, re.split(r"[-_/\\\s]+", apart))).lower()
 
 
 def add_article(noun: str) -> str:
@@ -114,16 +118,16 @@ def count_concepts(concepts: list[str]) -> str:
     return join_words(
         [
             add_article(concept) if count == 1 else f"{count} {pluralize(concept)}"
-            for concept, count in rank_concepts(concepts)
+            for concept, count in sort_concepts_by_count(concepts)
         ]
     )
 
 
-def rank_concepts(concepts: list[str]) -> list[tuple[str, int]]:
+def sort_concepts_by_count(concepts: list[str]) -> list[tuple[str, int]]:
     """Count concepts, the commonest first, equals by the alphabet.
 
     Example:
-        >>> rank_concepts(["ship", "bridge", "ship"])
+        >>> sort_concepts_by_count(["ship", "bridge", "ship"])
         [('ship', 2), ('bridge', 1)]
     """
     return sorted(Counter(concepts).items(), key=lambda pair: (-pair[1], pair[0]))

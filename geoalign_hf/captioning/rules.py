@@ -7,7 +7,16 @@ as far as the boxes tell, and the wording varies with the seed. By a model, ever
 import numpy as np
 
 from .attributes import Facts
-from .grammar import NUMBERS, RELATIONS, SIZES, add_article, count_noun, join_words, pluralize, rank_concepts
+from .grammar import (
+    NUMBERS,
+    RELATIONS,
+    SIZES,
+    add_article,
+    count_noun,
+    join_words,
+    pluralize,
+    sort_concepts_by_count,
+)
 
 VIEWS = ("an aerial image", "an overhead image", "a view from above")
 MOST_CONCEPTS = 5  # in one enumeration; the commonest are named
@@ -107,7 +116,7 @@ def word_place(place: str, rng: np.random.Generator) -> str:
 def count_kinds(facts: Facts, rng: np.random.Generator) -> str:
     """Say how many of each concept there are; where boxes do not tell the number, no number is said."""
     counted = []
-    for concept, number in rank_concepts(facts.concepts)[:MOST_CONCEPTS]:
+    for concept, number in sort_concepts_by_count(facts.concepts)[:MOST_CONCEPTS]:
         if concept in facts.uncounted:
             counted.append(pluralize(concept))
         elif number >= 10 and rng.random() < 0.5:
@@ -123,7 +132,7 @@ def word_captions(facts: Facts, rng: np.random.Generator) -> list[str]:
     groups = [group for group in list_groups(facts) if is_placed(facts, group)]
     if groups:
         captions.append(word_group(facts, groups[int(rng.integers(min(3, len(groups))))], rng))
-    kinds = rank_concepts(facts.concepts)[:MOST_CONCEPTS]
+    kinds = sort_concepts_by_count(facts.concepts)[:MOST_CONCEPTS]
     nouns = [
         add_article(concept) if number == 1 and concept not in facts.uncounted else pluralize(concept)
         for concept, number in kinds

@@ -9,8 +9,6 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from ..readers.skipped import Report
-
 
 @dataclass(frozen=True)
 class Question:
@@ -66,7 +64,7 @@ def ask_model(
     batch_size: int = 8,
     max_attempts: int = 3,
     seed: int = 0,
-    report: Report | None = None,
+    skip: Callable[[str, str], None] | None = None,
     **generation,
 ) -> list[dict]:
     """Let a vision-language model word rows: a caption, a description, and a phrase for each region.
@@ -82,7 +80,7 @@ def ask_model(
         batch_size: questions that are asked at once.
         max_attempts: for a usable answer; if there is none, the words that the row has stay.
         seed: of the attempts that are drawn.
-        report: takes up the questions without a usable answer.
+        skip: called with a kind and a message for each question without a usable answer.
         **generation: settings of `generate`, such as `max_new_tokens`, which is 300 by default.
 
     Returns:
@@ -113,13 +111,13 @@ def ask_model(
                     file.write(json.dumps(entry) + "\n")
                 file.flush()
     for request in requests:
-        if answers[request.key]["answer"] is None and report:
+        if answers[request.key]["answer"] is None and skip:
             name, granularity, region = request.key
             place = (
                 f"{name}: {granularity}" if region is None else f"{name}: {granularity} of region {region}"
             )
             raw = answers[request.key]["raw"]
-            report.leave_out("no usable answer", f"{place}: the model's last answer was {raw!r}.")
+            skip("no usable answer", f"{place}: the model's last answer was {raw!r}.")
     return [_take_answers(row, answers) for row in rows]
 
 

@@ -149,7 +149,7 @@ def _convert_open_clip(source, weights_file, config_file, dense_mode, tokenizer,
     told = json.loads(Path(config_file).read_text()) if config_file else {}
     weights = read_weights(weights_file)
     fields = measure_towers(weights, source, told.get("model_cfg"), **options)
-    tokenizer = load_tokenizer(tokenizer or choose_tokenizer(source, told))
+    tokenizer = load_tokenizer(tokenizer or resolve_tokenizer(source, told))
     text, last = fields["text_config"], len(tokenizer) - 1
     if tokenizer.eos_token_id != last or last >= text["vocab_size"]:
         raise ValueError(
@@ -196,7 +196,7 @@ def size_images(config: CLIPConfig) -> dict:
     return {"size": {"height": S, "width": S}, "do_center_crop": False}
 
 
-def choose_tokenizer(source: str | Path, told: dict) -> str | Path:
+def resolve_tokenizer(source: str | Path, told: dict) -> str | Path:
     """Say where the tokenizer of OpenCLIP's weights is: beside them, told beside them, or CLIP's own."""
     if told and has_file(source, "tokenizer_config.json"):
         return source

@@ -16,8 +16,9 @@ from transformers.utils import logging
 
 from ..captioning.grammar import pluralize
 from ..readers.coco import read_coco
-from ..readers.skipped import Report
-from .schema import REGION_COLUMNS, _without_bars, build_rows, check_columns, list_concepts
+from ..readers.skipped import SkipReport
+from ..storage import no_progress_bars
+from .schema import REGION_COLUMNS, build_rows, check_columns, list_concepts
 
 logger = logging.get_logger(__name__)
 
@@ -52,7 +53,7 @@ def load_rows(
         source: a folder of `geoalign_hf.build`, or a repository.
         split: which one.
         streaming: read rows as they come, without a copy on this disk.
-        on_bad_image: "stop" names the row whose image cannot be decoded; "leave_out" leaves such rows out and
+        on_bad_image: "stop" names the row whose image cannot be decoded; "skip" leaves such rows out and
             logs their number. Without streaming that decodes every image once beforehand.
         rank: of this process.
         num_processes: share the rows among so many; every row goes to one of them.
@@ -83,13 +84,13 @@ def decode_images(
     Returns:
         The same rows; an image that cannot be decoded is an error when it is read, or its row is left out.
     """
-    report = Report(on_bad_image)
+    report = SkipReport(on_bad_image)
     if on_bad_image == "stop":
         return dataset.cast_column("image", NamedImage())
     encoded = dataset.cast_column("image", Image(decode=False))
     if isinstance(dataset, IterableDataset):
         # A batch of one row becomes a batch of one or none.
-        return encoded.map(_leave_out_bad, batched=True, batch_size=1, fn_kwargs={"report": report})
+        return encoded.map(_skip_bad_image, batched=True, batch_size=1, fn_kwargs={"report": report})
     images = encoded.select_columns(["image"])
     whole = [i for i, row in enumerate(images) if decode_image(row["image"], report) is not None]
     if report.entries:
@@ -98,7 +99,7 @@ def decode_images(
     return dataset.select(whole).cast_column("image", NamedImage())
 
 
-def decode_image(encoded: dict, report: Report) -> PIL.Image.Image | None:
+def decode_image(encoded: dict, report: SkipReport) -> PIL.Image.Image | None:
     """Decode {"bytes": ..., "path": ...}; `path` names the row where that cannot be done.
 
     Returns:
@@ -114,7 +115,7 @@ def decode_image(encoded: dict, report: Report) -> PIL.Image.Image | None:
         return None
 
 
-def _leave_out_bad(batch: dict, report: Report) -> dict:
+def _skip_bad_image(batch: dict, report: SkipReport) -> dict:
     image = decode_image(batch["image"][0], report)
     if image is None:
         logger.warning(f"left out {len(report.entries)} rows so far: {report.entries[-1]['message']}")
@@ -144,7 +145,7 @@ def read_rows(source: str, images: str | None, split: str) -> Dataset:
     return from_coco(source, images) if source.endswith(".json") else load_rows(source, split)
 
 
-def leave_out_concepts(rows: Dataset, names: Sequence[str]) -> Dataset:
+def remove_concepts(rows: Dataset, names: Sequence[str]) -> Dataset:
     """Take concepts out of rows, so that a model which is trained on these has never been told of them.
 
     Their regions go, and so does every caption, description, hard negative and region with a phrase in which
@@ -164,17 +165,17 @@ def leave_out_concepts(rows: Dataset, names: Sequence[str]) -> Dataset:
         raise ValueError(f"the rows have no concepts {unknown}; they have {concepts}. Name some of these.")
     spelled = "|".join(re.escape(form) for name in names for form in (name, pluralize(name)))
     told = re.compile(rf"\b({spelled})\b", re.IGNORECASE)
-    with _without_bars():
-        words = rows.remove_columns("image").map(_leave_out_told, fn_kwargs={"told": told})
+    with no_progress_bars():
+        words = rows.remove_columns("image").map(_remove_mentions, fn_kwargs={"told": told})
     kept = [i for i, row in enumerate(words) if row["boxes"] or row["captions"] or row["description"]]
     if not kept:
         raise ValueError(f"no row says anything but {sorted(names)}. Leave out fewer concepts.")
-    with _without_bars():
+    with no_progress_bars():
         parts = [rows.select_columns("image").select(kept), words.select(kept)]
         return decode_images(concatenate_datasets(parts, axis=1))
 
 
-def _leave_out_told(row: dict, told: re.Pattern) -> dict:
+def _remove_mentions(row: dict, told: re.Pattern) -> dict:
     pairs = enumerate(zip(row["concepts"], row["phrases"], strict=True))
     kept = [r for r, pair in pairs if not any(map(told.search, pair))]
     row |= {name: [row[name][r] for r in kept] for name in REGION_COLUMNS if row.get(name)}

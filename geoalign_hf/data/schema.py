@@ -1,22 +1,12 @@
 """The row: one image with its hierarchy of text. Its columns, checks and counts."""
 
-import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 
-from datasets import (
-    Dataset,
-    Features,
-    Image,
-    IterableDataset,
-    List,
-    Value,
-    are_progress_bars_disabled,
-    disable_progress_bars,
-    enable_progress_bars,
-)
+from datasets import Dataset, Features, Image, IterableDataset, List, Value
+
+from ..storage import atomic_file, no_progress_bars
 
 FEATURES = Features(
     {
@@ -99,30 +89,15 @@ def write_rows(rows: list[dict], path: Path) -> None:
     columns = {name: [row[name] for row in checked] for name in FEATURES}
     # As an Image() datasets would drop bytes whose path happens to be a file here, and write the path alone.
     plain = Features(FEATURES | {"image": {"bytes": Value("binary"), "path": Value("string")}})
-    with _without_bars():
+    with no_progress_bars():
         dataset = Dataset.from_dict(columns, features=plain).cast(FEATURES)
     write_parquet(dataset, path)
 
 
 def write_parquet(dataset: Dataset, path: Path) -> None:
-    """Write a dataset as one Parquet file that is whole or not there."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with partial.open("wb") as file, _without_bars():
+    """Write a dataset as one Parquet file, atomically."""
+    with atomic_file(path) as file, no_progress_bars():
         dataset.to_parquet(file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
-@contextmanager
-def _without_bars() -> Iterator[None]:
-    was_off = are_progress_bars_disabled()
-    disable_progress_bars()
-    try:
-        yield
-    finally:
-        if not was_off:
-            enable_progress_bars()
 
 
 def check_columns(dataset: Dataset | IterableDataset) -> None:

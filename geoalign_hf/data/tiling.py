@@ -6,7 +6,7 @@ regions that are seen there, and with a note of what was cut away.
 
 from collections.abc import Iterator
 
-from ..readers.skipped import Report
+from ..readers.skipped import SkipReport
 from .augmentation import cut_window, measure_visible
 
 
@@ -48,7 +48,7 @@ def list_windows(width: int, height: int, side: int, overlap: int) -> list[tuple
     return [(x, y, min(x + side, width), min(y + side, height)) for y in starts[1] for x in starts[0]]
 
 
-def cut_tiles(row: dict, side: int, overlap: int, min_visible: float, report: Report) -> Iterator[dict]:
+def cut_tiles(row: dict, side: int, overlap: int, min_visible: float, report: SkipReport) -> Iterator[dict]:
     """Cut a row into tiles; a row that is no larger than one tile comes back as it is.
 
     Args:
@@ -79,7 +79,7 @@ def cut_tiles(row: dict, side: int, overlap: int, min_visible: float, report: Re
             is_kept[r] |= share > 0 and share >= min_visible
     for r in [r for r, kept in enumerate(is_kept) if not kept]:
         place = f"{row['source']}: region {r}, {row['concepts'][r]} at {row['boxes'][r]},"
-        report.leave_out("cut region", f"{place} is in no tile with a share of {min_visible} or more.")
+        report.skip("cut region", f"{place} is in no tile with a share of {min_visible} or more.")
 
 
 def list_tiles(size: tuple[int, int], side: int) -> list[tuple[int, int, int, int]]:

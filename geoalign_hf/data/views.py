@@ -11,7 +11,7 @@ REGION_SOURCES = ("image", "window", "crop", "both")
 CONTEXTS = {"image": None, "window": 3.0, "crop": 1.5, "both": 1.5}
 
 
-def choose_context(region_source: str, context: float | None) -> float | None:
+def resolve_context(region_source: str, context: float | None) -> float | None:
     """Give the context that goes with a source of regions: the one asked for, or the usual one.
 
     Raises:

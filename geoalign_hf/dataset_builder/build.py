@@ -28,7 +28,7 @@ from ..hub.cards import write_dataset_card
 from ..readers.captions import read_captions
 from ..readers.coco import read_coco
 from ..readers.dota import read_dota
-from ..readers.skipped import Report
+from ..readers.skipped import SkipReport
 from ..readers.voc import read_voc
 from ..readers.yolo import read_names, read_yolo
 from ..storage import read_json, write_json, write_text
@@ -78,8 +78,8 @@ class BuildConfig:
     eval_coco: list[str] = _help("COCO files to evaluate on, for the leakage check", [])
     eval_captions: list[str] = _help("caption files to evaluate on", [])
     eval_images: list[str] = _help("folders of images to evaluate on", [])
-    leaks: str = _help("what is also in an evaluation set: leave_out or keep", "leave_out")
-    on_error: str = _help("at a wrong annotation or image: stop or leave_out", "stop")
+    leaks: str = _help("what is also in an evaluation set: skip or keep", "skip")
+    on_error: str = _help("at a wrong annotation or image: stop or skip", "stop")
     images_per_shard: int = _help(
         "images of the source that make one Parquet file; fewer where they are large", 100
     )
@@ -108,7 +108,7 @@ def build(config: BuildConfig) -> dict:
     _check_config(config)
     PIL.Image.MAX_IMAGE_PIXELS = None  # a scene that is cut into tiles is meant to be large
     output = Path(config.output)
-    report = Report(config.on_error)
+    report = SkipReport(config.on_error)
 
     # 1. What there is to do, and whether the folder is of the same build.
     rows = _read_source(config, report)
@@ -174,8 +174,8 @@ def _check_config(config: BuildConfig) -> None:
             raise ValueError(f"--{name} says nothing of --{given[0]}; it goes with {formats}. Leave it away.")
     if config.tile:
         list_windows(1, 1, config.tile, config.overlap)  # refuses an overlap as wide as a tile
-    if config.leaks not in ("leave_out", "keep"):
-        raise ValueError(f"--leaks is {config.leaks!r}. Choose leave_out or keep.")
+    if config.leaks not in ("skip", "keep"):
+        raise ValueError(f"--leaks is {config.leaks!r}. Choose skip or keep.")
     if config.model and config.num_workers > 1:
         raise ValueError(
             f"--model is given with {config.num_workers} workers, each of which would load it. Use 1."
@@ -185,7 +185,7 @@ def _check_config(config: BuildConfig) -> None:
             raise ValueError(f"--{name} is {getattr(config, name)}. Give 1 or more.")
 
 
-def _read_source(config: BuildConfig, report: Report) -> list[dict]:
+def _read_source(config: BuildConfig, report: SkipReport) -> list[dict]:
     """Read the annotations that a config names."""
     names = read_names(Path(config.concepts)) if config.concepts else None
     if config.coco:
@@ -233,7 +233,7 @@ def _draw_sheet(dataset, num_rows: int, config: BuildConfig) -> None:
     chosen = set(rng.choice(num_rows, min(config.sheet_rows, num_rows), replace=False).tolist())
     rows = [row for i, row in enumerate(dataset.decode(False)) if i in chosen]
     if rows:
-        rows = [row | {"image": decode_image(row["image"], Report())} for row in rows]
+        rows = [row | {"image": decode_image(row["image"], SkipReport())} for row in rows]
         draw_contact_sheet(rows).save(Path(config.output) / "contact_sheet.png")
 
 

@@ -25,7 +25,7 @@ from ..captioning.vlm import ask_model, name_row
 from ..data.loading import decode_image
 from ..data.schema import write_rows
 from ..data.tiling import cut_tiles
-from ..readers.skipped import Report
+from ..readers.skipped import SkipReport
 from ..storage import write_text
 from .leakage import EvaluationSet, find_overlaps
 
@@ -47,8 +47,8 @@ class Job:
         overlap: of tiles, in pixels.
         min_visible: a region less visible in a tile is left out of it.
         max_negatives: of one phrase.
-        leaks: "leave_out" or "keep", of what is also in an evaluation set.
-        on_error: "stop" or "leave_out", at an image that cannot be decoded.
+        leaks: "skip" or "keep", of what is also in an evaluation set.
+        on_error: "stop" or "skip", at an image that cannot be decoded.
         seed: of wording and choice.
     """
 
@@ -137,7 +137,7 @@ def build_shard(job: Job, index: int, ask: Callable | None = None) -> int:
     Returns:
         The index.
     """
-    report, overlaps, finished = Report(job.on_error), [], []
+    report, overlaps, finished = SkipReport(job.on_error), [], []
     start = index * job.images_per_shard
     for i, row in enumerate(job.rows[start : start + job.images_per_shard], start=start):
         for t, tile in enumerate(_open_tiles(row, job, report, overlaps)):
@@ -146,20 +146,20 @@ def build_shard(job: Job, index: int, ask: Callable | None = None) -> int:
             tile = describe_row(tile, facts, rng)
             if ask:
                 answers = job.output / "answers" / f"{index:05d}.jsonl"
-                (tile,) = ask_model([tile], ask, answers, seed=job.seed, report=report)
+                (tile,) = ask_model([tile], ask, answers, seed=job.seed, skip=report.skip)
             tile = _drop_leaks(tile, job, report, overlaps)
             if tile["phrases"] or tile["captions"]:
                 tile = add_negatives(tile, facts, job.vocabulary, rng, job.max_negatives)
                 finished.append(_encode_image(tile))
             else:
-                report.leave_out("no words", f"{name_row(tile)} has neither a region nor a caption.")
+                report.skip("no words", f"{name_row(tile)} has neither a region nor a caption.")
     note = {"left_out": report.entries, "overlaps": overlaps}
     write_text(job.locate_note(index), json.dumps(note))
     write_rows(finished, job.locate_shard(index))  # last: a shard that is there is done
     return index
 
 
-def _open_tiles(row: dict, job: Job, report: Report, overlaps: list[dict]) -> Iterator[dict]:
+def _open_tiles(row: dict, job: Job, report: SkipReport, overlaps: list[dict]) -> Iterator[dict]:
     """Decode the image of a row and cut it into tiles; nothing comes of one that is bad or evaluated on."""
     encoded = {"bytes": Path(row["image"]).read_bytes(), "path": row["source"]}
     image = decode_image(encoded, report)
@@ -175,18 +175,18 @@ def _open_tiles(row: dict, job: Job, report: Report, overlaps: list[dict]) -> It
             yield tile
 
 
-def _is_evaluated_on(row: dict, job: Job, report: Report, overlaps: list[dict]) -> bool:
+def _is_evaluated_on(row: dict, job: Job, report: SkipReport, overlaps: list[dict]) -> bool:
     found = find_overlaps(row | {"captions": []}, job.sets)
     overlaps += [{"row": name_row(row)} | overlap for overlap in found]
     if not found or job.leaks == "keep":
         return False
-    report.leave_out(
+    report.skip(
         "evaluated on", f"{name_row(row)}: {found[0]['kind']} as {found[0]['found']} of {found[0]['set']}."
     )
     return True
 
 
-def _drop_leaks(row: dict, job: Job, report: Report, overlaps: list[dict]) -> dict:
+def _drop_leaks(row: dict, job: Job, report: SkipReport, overlaps: list[dict]) -> dict:
     """Take away the captions that an evaluation set has, too."""
     kept = []
     for caption in row["captions"]:
@@ -196,8 +196,8 @@ def _drop_leaks(row: dict, job: Job, report: Report, overlaps: list[dict]) -> di
             {"row": name_row(row), "set": name, "kind": kind, "found": place, "caption": caption}
             for name, (kind, place) in found
         ]
-        if found and job.leaks == "leave_out":
-            report.leave_out("evaluated on", f"{name_row(row)}: the caption {caption!r} is in {found[0][0]}.")
+        if found and job.leaks == "skip":
+            report.skip("evaluated on", f"{name_row(row)}: the caption {caption!r} is in {found[0][0]}.")
         else:
             kept.append(caption)
     return row | {"captions": kept}

@@ -1,7 +1,6 @@
 """Concepts: how their names are worded, and the bank that keeps their embeddings in a safetensors file."""
 
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,17 +10,6 @@ from safetensors.torch import save_file
 
 from ..model.modeling_geoalign_clip import GeoAlignCLIPModel
 from ..model.processing_geoalign_clip import CONCEPT_TEMPLATES, GeoAlignCLIPProcessor
-
-
-def spell_concept(name: str) -> str:
-    """Spell the name of a folder or column as words.
-
-    Example:
-        >>> [spell_concept(name) for name in ("storage_tank", "BaseballField", "port/harbor", "SUV")]
-        ['storage tank', 'baseball field', 'port harbor', 'suv']
-    """
-    apart = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
-    return " ".join(re.split(r"[\s_/]+", apart)).strip().lower()
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from transformers import ProcessorMixin
 from transformers.utils import logging
 
 from .. import __version__
-from ..data.views import choose_context, list_views
+from ..data.views import list_views, resolve_context
 from ..images import read_image
 
 
@@ -66,7 +66,7 @@ class Embedder:
         progress = logging.tqdm(images, desc=noun, total=len(images), leave=False)
         return self._collect(self._embed_images(batch) for batch in self._take_batches(progress))
 
-    def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
+    def embed_text(self, texts: Sequence[str]) -> torch.Tensor:
         """Embed texts; equal ones are encoded once, and get equal bits.
 
         Args:
@@ -98,7 +98,7 @@ class Embedder:
             if template.count("{}") != 1:
                 raise ValueError(f"templates[{t}] = {template!r} must hold one {{}}, where the concept goes.")
         texts = [template.format(concept) for concept in concepts for template in templates]
-        embeds = self.embed_texts(texts).unflatten(0, (len(concepts), len(templates)))  # (C, T, D)
+        embeds = self.embed_text(texts).unflatten(0, (len(concepts), len(templates)))  # (C, T, D)
         return normalize(embeds.mean(dim=1), dim=-1)
 
     def embed_regions(self, rows, region_source: str = "image", context: float | None = None) -> torch.Tensor:
@@ -118,7 +118,7 @@ class Embedder:
         Raises:
             ValueError: if `region_source` is unknown, `context` is below 1, or the model pools no regions.
         """
-        context = choose_context(region_source, context)
+        context = resolve_context(region_source, context)
         if region_source == "both":
             parts = [self.embed_regions(rows, source, context) for source in ("image", "crop")]
             return normalize(parts[0] + parts[1], dim=-1)

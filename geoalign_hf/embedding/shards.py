@@ -19,7 +19,7 @@ from ..data.loading import decode_image
 from ..data.schema import write_parquet
 from ..readers.base import list_images
 from ..readers.coco import read_coco
-from ..readers.skipped import Report
+from ..readers.skipped import SkipReport
 from ..storage import no_progress_bars, read_json, write_json, write_text
 from .embedder import Embedder
 
@@ -35,7 +35,7 @@ class EmbeddingJob:
         region_source: what is encoded for a region, see `Embedder.embed_regions`.
         shard_size: images of a shard, with their regions.
         dtype: of the embeddings: "float32" or "float16".
-        on_error: "stop" or "leave_out", at a wrong image or box.
+        on_error: "stop" or "skip", at a wrong image or box.
 
     Raises:
         ValueError: if the folder holds no images, `coco` is wrong, or a value is not among those above.
@@ -49,14 +49,14 @@ class EmbeddingJob:
     dtype: str = "float32"
     on_error: str = "stop"
     rows: list[dict] = field(init=False, repr=False)
-    report: Report = field(init=False, repr=False)  # of reading the annotations
+    report: SkipReport = field(init=False, repr=False)  # of reading the annotations
 
     def __post_init__(self):
         if self.dtype not in ("float32", "float16"):
             raise ValueError(f"dtype is {self.dtype!r}. Choose 'float32' or 'float16'.")
         if self.shard_size < 1:
             raise ValueError(f"shard_size is {self.shard_size}. Give 1 or more.")
-        self.report = Report(self.on_error)
+        self.report = SkipReport(self.on_error)
         annotated = read_coco(self.coco, self.images, self.report) if self.coco else []
         regions = {Path(row["image"]): row for row in annotated}
         if len(regions) < len(annotated):
@@ -149,7 +149,7 @@ def write_shards(
     missing = [index for index in indices if not job.locate_shard(index).exists()]
     progress = logging.tqdm(missing, desc="shards", initial=len(indices) - len(missing), total=len(indices))
     for index in progress:
-        path, report = job.locate_shard(index), Report(job.on_error)
+        path, report = job.locate_shard(index), SkipReport(job.on_error)
         with no_progress_bars():
             dataset = embed_shard(job, embedder, index, report)
         write_report(path.with_suffix(".jsonl"), report)
@@ -157,7 +157,7 @@ def write_shards(
         yield path, len(report.entries)
 
 
-def embed_shard(job: EmbeddingJob, embedder: Embedder, index: int, report: Report) -> Dataset:
+def embed_shard(job: EmbeddingJob, embedder: Embedder, index: int, report: SkipReport) -> Dataset:
     """Embed the images of one shard and their regions, a batch at a time.
 
     Returns:
@@ -178,7 +178,9 @@ def embed_shard(job: EmbeddingJob, embedder: Embedder, index: int, report: Repor
     return Dataset.from_dict(columns, features=Features(features))
 
 
-def _embed_batch(job: EmbeddingJob, embedder: Embedder, rows: list[dict], report: Report) -> Iterator[dict]:
+def _embed_batch(
+    job: EmbeddingJob, embedder: Embedder, rows: list[dict], report: SkipReport
+) -> Iterator[dict]:
     decoded = []
     for row in rows:
         encoded = {"bytes": row["image"].read_bytes(), "path": str(row["image"])}
@@ -198,7 +200,7 @@ def _embed_batch(job: EmbeddingJob, embedder: Embedder, rows: list[dict], report
             yield shared | {"kind": "region", "box": box, "concept": concept, "embed": next(of_regions)}
 
 
-def write_report(path: Path, report: Report) -> None:
+def write_report(path: Path, report: SkipReport) -> None:
     """Write one line of JSON for each thing that was left out; no file where nothing was."""
     path.unlink(missing_ok=True)
     if report.entries:

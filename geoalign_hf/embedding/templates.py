@@ -34,14 +34,14 @@ TEMPLATE_SETS = {
 }
 
 
-def choose_templates(templates: str | tuple[str, ...]) -> tuple[str, ...]:
+def resolve_templates(templates: str | tuple[str, ...]) -> tuple[str, ...]:
     """Give the templates of a set that is named, or those that are given.
 
     Raises:
         ValueError: if there is no set of this name.
 
     Example:
-        >>> choose_templates("clip")
+        >>> resolve_templates("clip")
         ('This is a photo of {}.',)
     """
     if not isinstance(templates, str):

@@ -12,7 +12,7 @@ from .metrics.scores import score_choices
 from .results import save_arrays
 
 
-def choose_statements(
+def evaluate_statement_choice(
     model: torch.nn.Module,
     processor: ProcessorMixin,
     questions: Sequence[dict],
@@ -45,7 +45,7 @@ def choose_statements(
     embedder = Embedder(model, processor, image_size, batch_size)
     image_embeds = embedder.embed_images([question["image"] for question in questions], "questions")
     options = [list(question["options"]) for question in questions]
-    text_embeds = embedder.embed_texts([text for texts in options for text in texts])
+    text_embeds = embedder.embed_text([text for texts in options for text in texts])
     owners = [i for i, texts in enumerate(options) for _ in texts]
     answers = [question["answer"] for question in questions]
     save_arrays(

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from transformers import ProcessorMixin
 
+from ..captioning.grammar import spell_concept
 from ..data.schema import list_concepts
-from ..data.views import choose_context
-from ..embedding.concept_bank import spell_concept
+from ..data.views import resolve_context
 from ..embedding.embedder import Embedder
-from ..embedding.templates import choose_templates
+from ..embedding.templates import resolve_templates
 from ..model.processing_geoalign_clip import CONCEPT_TEMPLATES
 from .metrics.scores import count_confusions, rank_concepts, score_concepts, score_regions
 from .results import save_arrays
@@ -55,7 +55,7 @@ def classify_regions(
         ValueError: if `region_source` is unknown, `context` is below 1, there are no regions, or a row has a
             concept that is not among `concepts`.
     """
-    context, templates = choose_context(region_source, context), choose_templates(templates)
+    context, templates = resolve_context(region_source, context), resolve_templates(templates)
     concepts = list_concepts(rows) if concepts is None else concepts
     if unknown := sorted(set(list_concepts(rows)) - set(concepts)):
         raise ValueError(f"the rows hold the concepts {unknown}, which are not among {concepts}.")
@@ -116,7 +116,7 @@ def classify_scenes(
     """
     if len(images) != len(names):
         raise ValueError(f"there are {len(images)} images, but {len(names)} names. Give one name per image.")
-    templates, renamed = choose_templates(templates), renamed or {}
+    templates, renamed = resolve_templates(templates), renamed or {}
     concepts = sorted(set(names)) if concepts is None else concepts
     if unknown := sorted(set(names) - set(concepts)):
         raise ValueError(f"the images have the concepts {unknown}, which are not among {concepts}.")

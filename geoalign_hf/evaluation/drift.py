@@ -52,7 +52,7 @@ def guard_embeddings(
         other = Embedder(start, processor, image_size, batch_size)
         pairs = {"image": (embedder.embed_images(images), other.embed_images(images))}
         if texts:
-            pairs["text"] = (embedder.embed_texts(texts), other.embed_texts(texts))
+            pairs["text"] = (embedder.embed_text(texts), other.embed_text(texts))
         for kind, (embeds, start_embeds) in pairs.items():
             drift = measure_drift(embeds.numpy(), start_embeds.numpy())
             scores |= {f"{kind}_{name}": number for name, number in drift.items()}

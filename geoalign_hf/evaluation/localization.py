@@ -115,7 +115,7 @@ def build_score_maps(
     """
     if map_source not in TILE_SIDES:
         raise ValueError(f"map_source is {map_source!r}; it must be one of {tuple(TILE_SIDES)}.")
-    phrase_embeds = embedder.embed_texts(phrases)
+    phrase_embeds = embedder.embed_text(phrases)
     H, W = -(-image.height // stride), -(-image.width // stride)
     sums, counts = np.zeros((len(phrases), H, W), dtype=np.float32), np.zeros((H, W), dtype=np.float32)
     for side in sides or TILE_SIDES[map_source]:

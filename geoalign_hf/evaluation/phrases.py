@@ -6,13 +6,13 @@ import numpy as np
 import torch
 from transformers import ProcessorMixin
 
-from ..data.views import choose_context
+from ..data.views import resolve_context
 from ..embedding.embedder import Embedder
 from .metrics.scores import score_hard_negatives
 from .results import save_arrays
 
 
-def choose_phrases(
+def evaluate_phrase_choice(
     model: torch.nn.Module,
     processor: ProcessorMixin,
     rows,
@@ -41,7 +41,7 @@ def choose_phrases(
     Raises:
         ValueError: if `region_source` is unknown, or no region has a hard negative.
     """
-    context = choose_context(region_source, context)
+    context = resolve_context(region_source, context)
     embedder = Embedder(model, processor, image_size, batch_size)
     phrases = [phrase for of_row in rows["phrases"] for phrase in of_row]
     negatives = list_negatives(rows, "hard_negatives")
@@ -50,7 +50,7 @@ def choose_phrases(
         kinds = [of_one or ["unknown"] * len(texts) for of_one, texts in zip(kinds, negatives, strict=True)]
     region_embeds = embedder.embed_regions(rows, region_source, context)
     texts = [*phrases, *(text for of_one in negatives for text in of_one)]
-    text_embeds = embedder.embed_texts(texts) if texts else region_embeds
+    text_embeds = embedder.embed_text(texts) if texts else region_embeds
     owners = [*range(len(phrases)), *(i for i, of_one in enumerate(negatives) for _ in of_one)]
     save_arrays(
         embeds_path,

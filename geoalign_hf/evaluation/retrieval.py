@@ -13,7 +13,7 @@ import torch
 from transformers import ProcessorMixin
 
 from ..data.row_images import RowImages
-from ..data.views import choose_context
+from ..data.views import resolve_context
 from ..embedding.embedder import Embedder
 from .metrics.scores import RECALL_AT, rank_own, score_retrieval
 from .phrases import list_negatives
@@ -79,7 +79,7 @@ def retrieve_captions(
         texts = [text for _, text in pairs]
         pairs = [(place, i) for i, (place, _) in enumerate(pairs)]
     embedder = Embedder(model, processor, image_size, batch_size)
-    image_embeds, text_embeds = embedder.embed_images(images), embedder.embed_texts(texts)
+    image_embeds, text_embeds = embedder.embed_images(images), embedder.embed_text(texts)
     save_arrays(embeds_path, images=image_embeds, texts=text_embeds, pairs=np.array(pairs))
     own_texts, own_images = [[] for _ in images], [[] for _ in texts]
     for image, text in pairs:
@@ -139,7 +139,7 @@ def retrieve_phrases(
     Source:
         Variants of what others call Acc@1 without a definition; none is the one of RRSIS-HR.
     """
-    context = choose_context(region_source, context)
+    context = resolve_context(region_source, context)
     phrases = [phrase for of_row in rows["phrases"] for phrase in of_row]
     if not phrases:
         raise ValueError("there are no regions to score. Give rows that have boxes.")
@@ -148,7 +148,7 @@ def retrieve_phrases(
     embedder = Embedder(model, processor, image_size, batch_size)
     region_embeds = embedder.embed_regions(rows, region_source, context)
     texts = sorted({*phrases, *(text for of_one in negatives for text in of_one)})
-    text_embeds = embedder.embed_texts(texts)
+    text_embeds = embedder.embed_text(texts)
     ids = {text: i for i, text in enumerate(texts)}
     save_arrays(
         embeds_path,

@@ -223,10 +223,10 @@ def contrast_negatives(
         return -log_softmax(logits.masked_fill(~is_real, float("-inf")), dim=-1)[:, 0]
 
     num_choices = index.shape[1] * region_embeds.shape[-1]
-    return share_mean(_compute_in_blocks(tell, num_choices, region_embeds[has_any], index, is_real))
+    return local_mean(_compute_in_blocks(tell, num_choices, region_embeds[has_any], index, is_real))
 
 
-def agree(
+def align_distributions(
     whole: torch.Tensor,
     parts: torch.Tensor,
     ids: torch.Tensor,
@@ -257,9 +257,9 @@ def agree(
     Example:
         >>> whole, turned = torch.eye(3), torch.eye(3)[[0, 2, 1]]
         >>> ids, every = torch.arange(3), torch.ones(3, dtype=torch.bool)
-        >>> agree(whole, whole, ids, every, torch.tensor(10.0))
+        >>> align_distributions(whole, whole, ids, every, torch.tensor(10.0))
         tensor(0.)
-        >>> agree(whole, turned, ids, every, torch.tensor(10.0)) > 1  # 1 is near 2, its parts are not
+        >>> align_distributions(whole, turned, ids, every, torch.tensor(10.0)) > 1
         tensor(True)
     """
     anchors, anchor_ids = gather(whole.detach()), gather(ids)
@@ -274,7 +274,7 @@ def agree(
         )
         return ((of_whole.exp() - of_parts.exp()) * (of_whole - of_parts)).sum(dim=-1) / 2
 
-    return share_mean(_compute_in_blocks(diverge, len(anchors), whole[is_real], parts[is_real], ids[is_real]))
+    return local_mean(_compute_in_blocks(diverge, len(anchors), whole[is_real], parts[is_real], ids[is_real]))
 
 
 def _compute_in_blocks(compute, size: int, *rows: torch.Tensor) -> torch.Tensor:
@@ -294,7 +294,7 @@ def _compute_in_blocks(compute, size: int, *rows: torch.Tensor) -> torch.Tensor:
     return torch.cat(blocks) if blocks else compute(*rows)
 
 
-def share_mean(row_losses: torch.Tensor) -> torch.Tensor:
+def local_mean(row_losses: torch.Tensor) -> torch.Tensor:
     """Give this process's share of the mean over the rows of all processes.
 
     Args:

@@ -10,12 +10,12 @@ import torch
 from torch.nn.functional import cosine_similarity, normalize
 
 from .contrastive import (
-    agree,
+    align_distributions,
     contrast_concepts,
     contrast_negatives,
     contrast_pairs,
     full_precision,
-    share_mean,
+    local_mean,
 )
 from .distributed import count_processes, get_rank, sum_over_processes
 
@@ -167,17 +167,21 @@ def _compute_shares(output, batch, weights, crop_embeds, target_embeds) -> tuple
         )
     if weights.crop_consistency:
         cosines = cosine_similarity(regions_flat[batch["crop_index"]], target_embeds.float(), dim=-1)
-        shares["crop_consistency"] = share_mean(1 - cosines)
+        shares["crop_consistency"] = local_mean(1 - cosines)
     if weights.image_consistency:
         has_parts = batch["region_mask"].any(dim=1)
         aggregates = normalize((regions * batch["region_mask"].unsqueeze(-1)).sum(dim=1), dim=-1)
         numbers = torch.arange(len(images), device=images.device) + get_rank() * len(images)
         # The image itself is led by words alone: moved by its regions, too, it lost retrieval and regions.
-        shares["image_consistency"] = agree(images.detach(), aggregates, numbers, has_parts, scale)
+        shares["image_consistency"] = align_distributions(
+            images.detach(), aggregates, numbers, has_parts, scale
+        )
     if weights.text_consistency:
         descriptions, ids = texts[batch["description_index"]], batch["description_ids"]
         aggregates, has_parts = _aggregate_texts(texts, concepts, batch)
-        shares["text_consistency"] = agree(descriptions, aggregates, ids, has_parts & (ids >= 0), scale)
+        shares["text_consistency"] = align_distributions(
+            descriptions, aggregates, ids, has_parts & (ids >= 0), scale
+        )
 
     # A process whose batch leaves some output unused still takes part in every gradient.
     nothing = 0 * (images.sum() + regions.sum() + texts.sum() + scale + region_scale)

@@ -15,10 +15,10 @@ from typing import NamedTuple
 import torch
 from transformers.utils import logging
 
-from ..captioning.grammar import add_article, count_concepts, name_concept
+from ..captioning.grammar import add_article, count_concepts, spell_concept
 from ..images import IMAGE_SUFFIXES, read_size
 from ..model.regions_geoalign_clip import check_boxes, check_quads
-from .skipped import Report
+from .skipped import SkipReport
 
 logger = logging.get_logger(__name__)
 
@@ -36,7 +36,7 @@ def make_row(
     image: Path,
     place: str,
     annotations: list[Annotation],
-    report: Report,
+    report: SkipReport,
     size: tuple[float, float] | None = None,
     crowds: tuple[str, ...] = (),
     concepts: list[str] | None = None,
@@ -61,7 +61,7 @@ def make_row(
     Raises:
         ValueError: if the image cannot be read or has another size, or an annotation is no region of it.
     """
-    found = read_size(image, report)
+    found = try_read_size(image, report)
     if found is None:
         return None
     if size is not None and tuple(size) != found:
@@ -82,13 +82,13 @@ def make_row(
             report.refuse("unknown concept", f"{message} Add the name, or drop the annotation.")
         elif drop_difficult and annotation.is_difficult:
             unboxed.append(annotation.name)
-            report.leave_out("difficult", f"{annotation.place} is flagged as difficult.")
+            report.skip("difficult", f"{annotation.place} is flagged as difficult.")
         elif key in seen:
-            report.leave_out("repeated region", f"{annotation.place} repeats a region: {key}.")
+            report.skip("repeated region", f"{annotation.place} repeats a region: {key}.")
         else:
             seen.add(key)
             kept.append(annotation)
-    names = [name_concept(annotation.name) for annotation in kept]
+    names = [spell_concept(annotation.name) for annotation in kept]
     is_oriented = any(len(annotation.numbers) == 8 for annotation in kept)
     return {
         "image": str(image),
@@ -102,7 +102,7 @@ def make_row(
         "phrases": [add_article(name) for name in names],
         "concepts": names,
         "difficult": [bool(flag) for *_, flag in kept] if any(flag is not None for *_, flag in kept) else [],
-        "unboxed": sorted({name_concept(name) for name in unboxed}),
+        "unboxed": sorted({spell_concept(name) for name in unboxed}),
     }
 
 
@@ -113,10 +113,10 @@ def has_words(name: str) -> bool:
         >>> has_words("storage_tank"), has_words(" _ ")
         (True, False)
     """
-    return bool(name_concept(name))
+    return bool(spell_concept(name))
 
 
-def _check_each(annotations: list[Annotation], size: tuple[int, int], report: Report) -> list[Annotation]:
+def _check_each(annotations: list[Annotation], size: tuple[int, int], report: SkipReport) -> list[Annotation]:
     """Give those that are regions of an image of this size; halving finds the wrong ones among many."""
     is_alone = len(annotations) == 1
     try:
@@ -153,6 +153,15 @@ def pair_corners(numbers: list[float]) -> list[list[float]]:
     return [list(corner) for corner in zip(numbers[::2], numbers[1::2], strict=True)]
 
 
+def try_read_size(image: Path, report: SkipReport) -> tuple[int, int] | None:
+    """Read an image's width and height; None if it cannot be read and `report` skips errors."""
+    try:
+        return read_size(image)
+    except ValueError as error:
+        report.refuse("bad image", str(error), error)
+        return None
+
+
 def list_files(source: str | Path, suffix: str) -> list[Path]:
     """Give a file, or the files of a folder that have a suffix, by name.
 
@@ -186,7 +195,7 @@ def index_images(folder: str | Path) -> dict[str, list[Path]]:
     return index
 
 
-def find_image(index: dict[str, list[Path]], stem: str, annotations: Path, report: Report) -> Path | None:
+def find_image(index: dict[str, list[Path]], stem: str, annotations: Path, report: SkipReport) -> Path | None:
     """Find the one image of a file of annotations; None if it was left out.
 
     Raises:
@@ -231,7 +240,7 @@ def read_lines(path: Path) -> Iterator[tuple[str, str]]:
             yield f"{path} line {i}", line.strip()
 
 
-def list_lines(path: Path, report: Report) -> list[tuple[str, str]] | None:
+def list_lines(path: Path, report: SkipReport) -> list[tuple[str, str]] | None:
     """List the lines of a file of annotations as `read_lines` does; None if the file was left out."""
     try:
         return list(read_lines(path))
@@ -266,7 +275,7 @@ def parse_numbers(fields: list[str]) -> list[float] | None:
     return numbers if all(map(math.isfinite, numbers)) else None
 
 
-def finish_rows(rows: list[dict | None], source: str | Path, report: Report) -> list[dict]:
+def finish_rows(rows: list[dict | None], source: str | Path, report: SkipReport) -> list[dict]:
     """Drop the images that were left out or come again, and say what was found.
 
     Raises:

@@ -8,13 +8,13 @@ from collections import Counter
 from pathlib import Path
 
 from .base import finish_rows, make_row, parse_json, read_lines, read_text
-from .skipped import Report
+from .skipped import SkipReport
 
 CAPTION_FILE = "a caption file in the form of RSICD"
 
 
 def read_captions(
-    annotations: str | Path, images: str | Path, split: str | None = None, report: Report | None = None
+    annotations: str | Path, images: str | Path, split: str | None = None, report: SkipReport | None = None
 ) -> list[dict]:
     """Read a caption file in the form of RSICD and RSITMD (Karpathy's): images with sentences, no regions.
 
@@ -30,7 +30,7 @@ def read_captions(
     Raises:
         ValueError: if the file has another form, repeats an image, or has no such split.
     """
-    report = report or Report()
+    report = report or SkipReport()
     rows, entries = [], _list_entries(Path(annotations), report)
     names = Counter(entry["filename"] for _, entry in entries)
     if repeated := sorted(name for name, count in names.items() if count > 1):
@@ -62,10 +62,10 @@ def list_captions(annotations: str | Path) -> list[dict]:
     Raises:
         ValueError: if the file has another form.
     """
-    return [entry for _, entry in _list_entries(Path(annotations), Report())]
+    return [entry for _, entry in _list_entries(Path(annotations), SkipReport())]
 
 
-def _list_entries(path: Path, report: Report) -> list[tuple[str, dict]]:
+def _list_entries(path: Path, report: SkipReport) -> list[tuple[str, dict]]:
     """List the entries of a file, each with its place, without those that were left out."""
     if ".jsonl" in path.suffixes:
         entries = []

@@ -6,11 +6,11 @@ from collections import Counter
 from pathlib import Path
 
 from .base import Annotation, finish_rows, has_words, list_files, make_row, parse_json, read_text
-from .skipped import Report
+from .skipped import SkipReport
 
 
 def read_coco(
-    annotations: str | Path, images: str | Path | None = None, report: Report | None = None
+    annotations: str | Path, images: str | Path | None = None, report: SkipReport | None = None
 ) -> list[dict]:
     """Read COCO detection files: boxes with categories. Crowds, which are no single region, are left out.
 
@@ -27,7 +27,7 @@ def read_coco(
         ValueError: if a file is no COCO file, names an image or category that does not exist, or holds a
             box that is none.
     """
-    report = report or Report()
+    report = report or SkipReport()
     rows = []
     for path in list_files(annotations, ".json"):
         try:
@@ -58,7 +58,7 @@ def read_coco(
             bbox = annotation["bbox"]
             if annotation.get("iscrowd"):
                 crowds[image_id].append(categories[category_id])
-                report.leave_out("crowd", f"{place} is a crowd, which is no single region.")
+                report.skip("crowd", f"{place} is a crowd, which is no single region.")
             elif not (isinstance(bbox, list) and [type(n) in (int, float) for n in bbox] == [True] * 4):
                 message = f"{place}: bbox is {bbox!r}; a COCO box is four numbers, x, y, width and height."
                 report.refuse("bad region", message)

@@ -13,7 +13,7 @@ from .base import (
     make_row,
     parse_numbers,
 )
-from .skipped import Report
+from .skipped import SkipReport
 
 DOTA_HEADER = re.compile(r"^\s*(imagesource|gsd)\s*:", re.IGNORECASE)
 
@@ -23,7 +23,7 @@ def read_dota(
     images: str | Path,
     drop_difficult: bool = False,
     concepts: list[str] | None = None,
-    report: Report | None = None,
+    report: SkipReport | None = None,
 ) -> list[dict]:
     """Read DOTA text files: oriented boxes, each with a flag for difficult ones.
 
@@ -43,7 +43,7 @@ def read_dota(
     Raises:
         ValueError: if a line is none of this form, or an image is missing.
     """
-    report = report or Report()
+    report = report or SkipReport()
     rows, index = [], index_images(images)
     for path in list_files(annotations, ".txt"):
         lines, regions = list_lines(path, report), []

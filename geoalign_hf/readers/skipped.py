@@ -5,15 +5,15 @@ from dataclasses import dataclass, field
 
 
 @dataclass
-class Report:
+class SkipReport:
     """Collects what a run leaves out.
 
     Args:
-        on_error: what becomes of a thing that is wrong: "stop" raises, "leave_out" notes it and goes on.
+        on_error: what becomes of a thing that is wrong: "stop" raises, "skip" notes it and goes on.
         entries: of the form {"kind": ..., "message": ...}; a message begins with the place.
 
     Example:
-        >>> report = Report(on_error="leave_out")
+        >>> report = SkipReport(on_error="skip")
         >>> report.refuse("bad region", "a.txt line 3: the box has no area. Mend or drop it.")
         >>> report.count_kinds()
         {'bad region': 1}
@@ -23,10 +23,10 @@ class Report:
     entries: list[dict] = field(default_factory=list)
 
     def __post_init__(self):
-        if self.on_error not in ("stop", "leave_out"):
-            raise ValueError(f"on_error is {self.on_error!r}. Choose 'stop' or 'leave_out'.")
+        if self.on_error not in ("stop", "skip"):
+            raise ValueError(f"on_error is {self.on_error!r}. Choose 'stop' or 'skip'.")
 
-    def leave_out(self, kind: str, message: str) -> None:
+    def skip(self, kind: str, message: str) -> None:
         """Note something that is right, but not wanted."""
         self.entries.append({"kind": kind, "message": message})
 
@@ -38,7 +38,7 @@ class Report:
         """
         if self.on_error == "stop":
             raise ValueError(message) from cause
-        self.leave_out(kind, message)
+        self.skip(kind, message)
 
     def count_kinds(self) -> dict[str, int]:
         """Count the entries of each kind, the commonest first."""

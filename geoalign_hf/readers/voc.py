@@ -5,7 +5,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from .base import Annotation, find_image, finish_rows, index_images, list_files, make_row, parse_numbers
-from .skipped import Report
+from .skipped import SkipReport
 
 VOC_BOXES = (  # where the numbers of an object stand: Pascal VOC, DIOR-R, roLabelImg
     ("bndbox", ("xmin", "ymin", "xmax", "ymax")),
@@ -27,7 +27,7 @@ def read_voc(
     drop_difficult: bool = False,
     concepts: list[str] | None = None,
     counts_from_one: bool = False,
-    report: Report | None = None,
+    report: SkipReport | None = None,
 ) -> list[dict]:
     """Read Pascal VOC xml files: `bndbox`, and the oriented `robndbox` of DIOR-R and of roLabelImg.
 
@@ -46,7 +46,7 @@ def read_voc(
     Raises:
         ValueError: if a file is no whole xml, an object has no name and box, or an image is missing.
     """
-    report = report or Report()
+    report = report or SkipReport()
     rows, index = [], index_images(images)
     for path in list_files(annotations, ".xml"):
         try:

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import yaml
 
-from ..images import read_size
 from .base import (
     Annotation,
     find_image,
@@ -16,15 +15,16 @@ from .base import (
     make_row,
     parse_numbers,
     read_text,
+    try_read_size,
 )
-from .skipped import Report
+from .skipped import SkipReport
 
 
 def read_yolo(
     annotations: str | Path,
     images: str | Path,
     concepts: list[str] | str | Path,
-    report: Report | None = None,
+    report: SkipReport | None = None,
 ) -> list[dict]:
     """Read YOLO text files: `class x y width height`, or `class x1 y1 ... x4 y4`, in shares of the image.
 
@@ -40,14 +40,14 @@ def read_yolo(
     Raises:
         ValueError: if a line is none of these forms or its class has no name, or an image is missing.
     """
-    report = report or Report()
+    report = report or SkipReport()
     names = concepts if isinstance(concepts, list) else read_names(Path(concepts))
     rows, index = [], index_images(images)
     files = {path.stem: path for path in list_files(annotations, ".txt") if path.name != "classes.txt"}
     for stem in sorted(files.keys() | index.keys() if Path(annotations).is_dir() else files):
         path = files.get(stem, Path(annotations))
         image = find_image(index, stem, path, report)
-        size = image and read_size(image, report)
+        size = image and try_read_size(image, report)
         if not size:
             continue
         lines, regions = list_lines(path, report) if stem in files else [], []

@@ -71,4 +71,5 @@ class Teacher:
 
 
 def get_crop_regions(batch) -> dict[str, torch.Tensor]:
+    """Take the regions of the crops from a batch, under the names that the model's forward has for them."""
     return {f"region_{form}": batch[f"crop_{form}"] for form in ("boxes", "quads") if f"crop_{form}" in batch}

@@ -156,7 +156,7 @@ def train(
     shape = {"num_steps": num_steps, "batch": global_batch, "num_processes": accelerator.num_processes}
     progress = Progress(shape)
     accelerator.register_for_checkpointing(progress, scheduler, teacher)
-    newest = agree_on(find_newest_checkpoint(output_dir) if config.resume else None)
+    newest = broadcast_from_main(find_newest_checkpoint(output_dir) if config.resume else None)
     if newest:
         accelerator.load_state(newest / "state")
         if accelerator.is_main_process:
@@ -255,7 +255,7 @@ def evaluate_step(
     """Evaluate the model of this step, keep it if it is the best so far, and give the numbers to log."""
     with no_progress_bars():
         # What differs in the last digit between processes must not make them part ways below.
-        scores = agree_on(evaluate(accelerator.unwrap_model(model))) | {"step": progress.step}
+        scores = broadcast_from_main(evaluate(accelerator.unwrap_model(model))) | {"step": progress.step}
     model.train()
     numbers = {name: score for name, score in scores.items() if isinstance(score, float)}
     if lost := [name for name, number in numbers.items() if not math.isfinite(number)]:
@@ -275,7 +275,7 @@ def evaluate_step(
     return {f"eval_{name}": number for name, number in numbers.items()}
 
 
-def agree_on(thing):
+def broadcast_from_main(thing):
     """Give the main process's thing to every process."""
     return broadcast_object_list([thing])[0]
 

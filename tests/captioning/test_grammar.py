@@ -8,8 +8,8 @@ from geoalign_hf.captioning.grammar import (
     count_concepts,
     count_noun,
     join_words,
-    name_concept,
     pluralize,
+    spell_concept,
 )
 
 
@@ -65,7 +65,7 @@ def test_numbers_are_words_up_to_twenty():
 
 def test_names_of_files_become_nouns():
     names = ["small-vehicle", "Expressway_Service-area ", "_ship-", "basketball  court", " _ "]
-    assert [name_concept(name) for name in names] == [
+    assert [spell_concept(name) for name in names] == [
         "small vehicle", "expressway service area", "ship", "basketball court", ""
     ]  # fmt: skip
 

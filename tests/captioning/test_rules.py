@@ -12,7 +12,7 @@ from geoalign_hf.captioning.grammar import COLOURS, NUMBERS, pluralize
 from geoalign_hf.captioning.hard_negatives import match_phrase
 from geoalign_hf.captioning.rules import describe_row, word_region
 from geoalign_hf.captioning.vlm import QUESTIONS, Question, ask_model, name_row
-from geoalign_hf.readers.skipped import Report
+from geoalign_hf.readers.skipped import SkipReport
 
 CONCEPTS = ("ship", "storage tank", "bridge", "airplane")
 
@@ -200,10 +200,10 @@ def test_an_unusable_answer_is_asked_again_by_chance_and_every_raw_answer_is_kep
 
 
 def test_without_a_usable_answer_the_rule_stands_and_the_report_says_so(row, tmp_path):
-    report = Report()
+    report = SkipReport()
     questions = {"caption": QUESTIONS["caption"]}
     (answered,) = ask_model(
-        [row], Script("?", "?"), tmp_path / "a.jsonl", questions, max_attempts=2, report=report
+        [row], Script("?", "?"), tmp_path / "a.jsonl", questions, max_attempts=2, skip=report.skip
     )
     assert answered == row
     assert report.entries == [

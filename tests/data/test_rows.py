@@ -8,7 +8,7 @@ from datasets import Dataset, load_from_disk
 from PIL import Image
 
 from geoalign_hf.data.collator import RowCollator
-from geoalign_hf.data.loading import leave_out_concepts, load_rows
+from geoalign_hf.data.loading import load_rows, remove_concepts
 from geoalign_hf.data.schema import (
     FEATURES,
     REGION_COLUMNS,
@@ -149,7 +149,7 @@ def test_a_row_is_loaded_as_it_was_written(folder, toy_rows, streaming):
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_bad_image_can_be_left_out_and_is_counted(folder, toy_rows, streaming, caplog):
-    rows = list(load_rows(folder, streaming=streaming, on_bad_image="leave_out"))
+    rows = list(load_rows(folder, streaming=streaming, on_bad_image="skip"))
     assert [row["description"] for row in rows] == [
         row["description"] for i, row in enumerate(toy_rows) if i != 5
     ]
@@ -161,7 +161,7 @@ def test_a_bad_image_can_be_left_out_and_is_counted(folder, toy_rows, streaming,
 def test_every_row_goes_to_one_process(folder, toy_rows, streaming):
     shares = [
         [row["description"] for row in load_rows(
-            folder, streaming=streaming, on_bad_image="leave_out", rank=rank, num_processes=2)]
+            folder, streaming=streaming, on_bad_image="skip", rank=rank, num_processes=2)]
         for rank in range(2)
     ]  # fmt: skip
     assert sorted(shares[0] + shares[1]) == sorted(
@@ -180,7 +180,7 @@ def test_images_are_decoded_when_their_row_is_read_and_once(folder, monkeypatch)
 
 
 def test_another_way_with_bad_images_is_refused(folder):
-    with refuses("on_error is 'ignore'. Choose 'stop' or 'leave_out'."):
+    with refuses("on_error is 'ignore'. Choose 'stop' or 'skip'."):
         load_rows(folder, on_bad_image="ignore")
 
 
@@ -220,7 +220,7 @@ def test_rows_without_a_kind_for_each_negative_are_refused():
 
 
 def test_training_takes_rows_as_they_are_loaded(folder, processor):
-    rows = load_rows(folder, on_bad_image="leave_out")
+    rows = load_rows(folder, on_bad_image="skip")
     batch = RowCollator(processor, max_regions=6)([rows[0], rows[1]])
     assert batch["region_mask"].sum() == len(rows[0]["boxes"]) + len(rows[1]["boxes"])
 
@@ -248,7 +248,7 @@ def test_a_left_out_concept_is_told_nowhere_and_all_else_stays():
             MINIMAL | {"image": image, "captions": ["a shipyard"], "description": "Of another kind."},
         ]
     )
-    left = leave_out_concepts(rows, ["ship"])
+    left = remove_concepts(rows, ["ship"])
     assert left.features == rows.cast_column("image", left.features["image"]).features
     assert left[0]["image"].getpixel((7, 5)) == (1, 2, 3)
     first, second = left.remove_columns("image")
@@ -268,8 +268,8 @@ def test_a_left_out_concept_is_told_nowhere_and_all_else_stays():
 def test_leaving_out_what_is_not_there_or_all_that_is_there_is_refused(rows):
     concepts = list_concepts(rows)
     with refuses(f"the rows have no concepts ['boat']; they have {concepts}. Name some of these."):
-        leave_out_concepts(rows, ["boat", concepts[0]])
+        remove_concepts(rows, ["boat", concepts[0]])
     bare = rows.remove_columns(["captions", "description"])
     bare = bare.add_column("captions", [[]] * len(rows)).add_column("description", [None] * len(rows))
     with refuses(f"no row says anything but {concepts}. Leave out fewer concepts."):
-        leave_out_concepts(bare, concepts)
+        remove_concepts(bare, concepts)

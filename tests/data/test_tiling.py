@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from geoalign_hf.data.tiling import cut_tiles, list_windows
-from geoalign_hf.readers.skipped import Report
+from geoalign_hf.readers.skipped import SkipReport
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def row():
 
 
 def test_each_tile_shows_its_window_and_keeps_regions_where_they_lie(row):
-    tiles = list(cut_tiles(row, 40, 10, 0.2, Report()))
+    tiles = list(cut_tiles(row, 40, 10, 0.2, SkipReport()))
     assert [tile["window"] for tile in tiles] == [[0, 0, 40, 40], [30, 0, 70, 40]]
     for tile in tiles:
         left, top, right, bottom = tile["window"]
@@ -73,13 +73,13 @@ def test_each_tile_shows_its_window_and_keeps_regions_where_they_lie(row):
 
 def test_the_visible_share_of_a_quad_is_that_of_its_own_area(row):
     # Of the barge half is in the left tile; of the box of the askew ship 0.75, of its own area 0.8125.
-    (left, _) = cut_tiles(row, 40, 10, 0.8, Report())
+    (left, _) = cut_tiles(row, 40, 10, 0.8, SkipReport())
     assert left["concepts"] == ["ship", "ship"] and left["difficult"] == [False, False]
     assert left["unboxed"] == ["barge"]
 
 
 def test_regions_that_no_tile_keeps_are_told(row):
-    report = Report()
+    report = SkipReport()
     tiles = list(cut_tiles(row, 30, 0, 0.9, report))
     assert [tile["concepts"] for tile in tiles][:1] == [["ship"]]
     assert report.entries == [
@@ -92,4 +92,4 @@ def test_regions_that_no_tile_keeps_are_told(row):
 
 
 def test_a_picture_no_larger_than_a_tile_comes_back_as_it_is(row):
-    assert list(cut_tiles(row, 70, 10, 0.5, Report())) == [row]
+    assert list(cut_tiles(row, 70, 10, 0.5, SkipReport())) == [row]

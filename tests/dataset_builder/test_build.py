@@ -268,7 +268,7 @@ def test_a_corrupt_image_is_left_out_and_told_where_that_is_asked_for(config, co
     path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(ValueError, match="'5.png' cannot be decoded"):
         build(config)  # and then goes on
-    statistics = build(replace(config, on_error="leave_out"))
+    statistics = build(replace(config, on_error="skip"))
     assert statistics["num_rows"] == 13 and statistics["left_out"] == {"bad image": 1}
     (entry,) = [json.loads(line) for line in Path(config.output, "report.jsonl").read_text().splitlines()]
     assert entry["kind"] == "bad image" and "'5.png'" in entry["message"]
@@ -284,7 +284,7 @@ def test_a_build_of_no_rows_says_what_was_left_out(config, coco):
         r"\(the first: the image of row '0\.png' cannot be decoded .*\)\. Mend the sources or the settings, "
         r"then delete the folder or give another --output\.$",
     ):
-        build(replace(config, on_error="leave_out"))
+        build(replace(config, on_error="skip"))
     assert not Path(config.output, "README.md").exists()
 
 
@@ -352,7 +352,7 @@ def test_a_folder_of_something_else_is_refused(config, tmp_path):
         ({"drop_difficult": True},
          "--drop_difficult says nothing of --coco; it goes with ['dota', 'voc']. Leave it away."),
         ({"tile": 100}, "overlap is 128, but tiles have 100 pixels a side. Choose 0 <= overlap < side."),
-        ({"leaks": "ignore"}, "--leaks is 'ignore'. Choose leave_out or keep."),
+        ({"leaks": "ignore"}, "--leaks is 'ignore'. Choose skip or keep."),
         ({"num_workers": 0}, "--num_workers is 0. Give 1 or more."),
         ({"model": "some/model", "num_workers": 2},
          "--model is given with 2 workers, each of which would load it. Use 1."),

@@ -10,8 +10,9 @@ from safetensors.torch import save_file
 from torch.nn.functional import normalize
 from transformers import ZeroShotImageClassificationPipeline
 
-from geoalign_hf.embedding.concept_bank import ConceptBank, spell_concept
-from geoalign_hf.embedding.templates import TEMPLATE_SETS, choose_templates
+from geoalign_hf.captioning.grammar import spell_concept
+from geoalign_hf.embedding.concept_bank import ConceptBank
+from geoalign_hf.embedding.templates import TEMPLATE_SETS, resolve_templates
 from geoalign_hf.model.processing_geoalign_clip import CONCEPT_TEMPLATES
 
 CONCEPTS = ["ship", "storage tank", "road", "tennis court", "airplane"]
@@ -143,8 +144,8 @@ def test_the_default_of_transformers_pipeline_is_the_set_called_clip():
 
 
 def test_templates_are_chosen_by_name_or_given():
-    assert choose_templates("skyscript") == TEMPLATE_SETS["skyscript"]
-    assert choose_templates(["a {}"]) == ("a {}",)
+    assert resolve_templates("skyscript") == TEMPLATE_SETS["skyscript"]
+    assert resolve_templates(["a {}"]) == ("a {}",)
 
 
 def test_an_unknown_set_is_refused():
@@ -152,7 +153,7 @@ def test_an_unknown_set_is_refused():
         "there is no template set 'openai'; there are ['clip', 'geoalign', 'overhead', 'skyscript']. "
         "Name one of them, or give the templates themselves."
     ):
-        choose_templates("openai")
+        resolve_templates("openai")
 
 
 @pytest.mark.parametrize(

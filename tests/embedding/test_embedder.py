@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
 from geoalign_hf.data.schema import build_rows
-from geoalign_hf.data.views import choose_context, find_window, list_views
+from geoalign_hf.data.views import find_window, list_views, resolve_context
 from geoalign_hf.embedding.concept_bank import ConceptBank
 from geoalign_hf.embedding.embedder import Embedder
 
@@ -41,7 +41,7 @@ def test_a_stock_clip_with_our_weights_embeds_as_ours_does(built, stock, toy_row
     texts = ["a small red ship", "a road"]
     ours, theirs = Embedder(*built), Embedder(*stock)
     torch.testing.assert_close(ours.embed_images(squares), theirs.embed_images(squares), atol=1e-5, rtol=0)
-    torch.testing.assert_close(ours.embed_texts(texts), theirs.embed_texts(texts), atol=1e-5, rtol=0)
+    torch.testing.assert_close(ours.embed_text(texts), theirs.embed_text(texts), atol=1e-5, rtol=0)
     assert ours.describe()["resize"] == "square"
     assert theirs.describe()["resize"] == "shorter side, center crop"
     assert theirs.describe()["dense_mode"] is None
@@ -52,7 +52,7 @@ def test_an_adapter_that_has_learnt_nothing_changes_no_embedding(model, built, r
     one, other = Embedder(*built), Embedder(adapted, processor)
     torch.testing.assert_close(one.embed_regions(rows), other.embed_regions(rows), atol=1e-6, rtol=0)
     torch.testing.assert_close(one.embed_images(rows["image"]), other.embed_images(rows["image"]))
-    torch.testing.assert_close(one.embed_texts(["a ship"]), other.embed_texts(["a ship"]))
+    torch.testing.assert_close(one.embed_text(["a ship"]), other.embed_text(["a ship"]))
     for ours, theirs in zip(
         one.embed_patches(rows["image"]), other.embed_patches(rows["image"]), strict=True
     ):
@@ -88,7 +88,7 @@ def test_a_model_in_half_precision_embeds_nearly_as_in_full(model, built, rows, 
     half = Embedder(model.to(torch.bfloat16), processor)
     for ours, halved in (
         (Embedder(*built).embed_regions(rows), half.embed_regions(rows)),
-        (Embedder(*built).embed_texts(["a ship"]), half.embed_texts(["a ship"])),
+        (Embedder(*built).embed_text(["a ship"]), half.embed_text(["a ship"])),
     ):
         assert halved.dtype == torch.float32
         assert normalize(halved, dim=-1).mul(ours).sum(dim=-1).min() > 0.999
@@ -117,16 +117,16 @@ def test_paths_and_pictures_embed_alike(built, toy_rows, tmp_path):
 def test_texts_come_back_in_their_order_and_equal_ones_get_equal_bits(built):
     texts = ["a road", "a small red ship on the water", "a road", "a ship"]
     embedder = Embedder(*built, batch_size=1)
-    embeds = embedder.embed_texts(texts)
+    embeds = embedder.embed_text(texts)
     assert torch.equal(embeds[0], embeds[2])
     for text, embed in zip(texts, embeds, strict=True):
-        torch.testing.assert_close(embedder.embed_texts([text])[0], embed, atol=1e-6, rtol=0)
+        torch.testing.assert_close(embedder.embed_text([text])[0], embed, atol=1e-6, rtol=0)
 
 
 def test_texts_that_are_too_long_are_cut_and_counted(built):
     embedder = Embedder(*built)
     long = "ship " * 200
-    cut = embedder.embed_texts([long, long + "road", "a ship"])
+    cut = embedder.embed_text([long, long + "road", "a ship"])
     assert embedder.describe()["num_cut_texts"] == 2
     torch.testing.assert_close(cut[0], cut[1])
     assert embedder.describe()["text_length"] == 77
@@ -209,16 +209,16 @@ def test_views_hold_one_image_or_one_window_each():
 
 
 def test_the_usual_context_depends_on_the_source():
-    usual = {source: choose_context(source, None) for source in ("image", "window", "crop", "both")}
+    usual = {source: resolve_context(source, None) for source in ("image", "window", "crop", "both")}
     assert usual == {"image": None, "window": 3.0, "crop": 1.5, "both": 1.5}
-    assert choose_context("crop", 1.0) == 1.0 and choose_context("image", 2.0) is None
+    assert resolve_context("crop", 1.0) == 1.0 and resolve_context("image", 2.0) is None
 
 
 def test_an_unknown_source_and_a_context_that_cuts_the_box_are_refused():
     with refuses("region_source is 'roi'; it must be one of ('image', 'window', 'crop', 'both')."):
-        choose_context("roi", None)
+        resolve_context("roi", None)
     with refuses("context is 0.5; it must be at least 1, or windows would cut into their boxes."):
-        choose_context("window", 0.5)
+        resolve_context("window", 0.5)
 
 
 @pytest.mark.parametrize("size", [(300, 200), (31, 400), (17, 13)])
@@ -257,7 +257,7 @@ def test_the_model_is_in_evaluation_mode_and_then_as_it_was(model, processor, ro
     embedder = Embedder(model, processor)
     embedder.embed_images(rows["image"])
     embedder.embed_regions(rows)
-    embedder.embed_texts(["a ship"])
+    embedder.embed_text(["a ship"])
     list(embedder.embed_patches(rows["image"]))
     assert len(modes) == 4 and not any(modes) and model.training == was_training
 
@@ -266,5 +266,5 @@ def test_a_failing_forward_leaves_the_model_as_it_was(model, processor):
     model.train()
     model.embed_text = lambda **inputs: SimpleNamespace()["nothing"]
     with pytest.raises(TypeError):
-        Embedder(model, processor).embed_texts(["a ship"])
+        Embedder(model, processor).embed_text(["a ship"])
     assert model.training

@@ -170,7 +170,7 @@ def test_a_corrupt_image_stops_the_run_by_its_name_and_leaves_whole_shards(tiles
 def test_a_corrupt_image_is_left_out_and_told_where_that_is_asked_for(tiles, tmp_path, embedder):
     for name in ("3.png", "4.png", "deeper/5.png"):  # a whole shard
         shutil.copy(tiles / "rows.json", tiles / name)
-    job = make(tiles, tmp_path / "out", embedder, coco=None, on_error="leave_out")
+    job = make(tiles, tmp_path / "out", embedder, coco=None, on_error="skip")
     assert read_embeds(tmp_path / "out")["path"] == [
         "0.png",
         "1.png",
@@ -189,7 +189,7 @@ def test_a_wrong_box_is_told_too(tiles, tmp_path, embedder):
     (tiles / "rows.json").write_text(json.dumps(coco))
     with pytest.raises(ValueError, match="annotation 0: bbox"):
         make(tiles, tmp_path / "out", embedder)
-    make(tiles, tmp_path / "out", embedder, on_error="leave_out")
+    make(tiles, tmp_path / "out", embedder, on_error="skip")
     (entry,) = map(json.loads, (tmp_path / "out" / "annotations.jsonl").read_text().splitlines())
     assert "annotation 0: bbox" in entry["message"]
     assert len(read_embeds(tmp_path / "out")) == 8 + len(coco["annotations"]) - 1

@@ -12,11 +12,11 @@ from sklearn.metrics import confusion_matrix
 from geoalign_hf.data.schema import build_rows
 from geoalign_hf.embedding.concept_bank import ConceptBank
 from geoalign_hf.embedding.templates import TEMPLATE_SETS
-from geoalign_hf.evaluation.choice import choose_statements
+from geoalign_hf.evaluation.choice import evaluate_statement_choice
 from geoalign_hf.evaluation.classification import classify_regions, classify_scenes
 from geoalign_hf.evaluation.drift import guard_embeddings
 from geoalign_hf.evaluation.metrics.scores import score_regions
-from geoalign_hf.evaluation.phrases import choose_phrases
+from geoalign_hf.evaluation.phrases import evaluate_phrase_choice
 from geoalign_hf.evaluation.results import write_metrics
 from geoalign_hf.model.processing_geoalign_clip import CONCEPT_TEMPLATES
 
@@ -219,7 +219,7 @@ def test_painted_hard_negatives_score_as_worked_out_by_hand(painter):
     rows = paint_negatives()
     kinds = [[["colour", "shade"], ["colour"]], [], [["same"], []]]
     rows = rows.remove_columns("negative_kinds").add_column("negative_kinds", kinds)
-    scores = choose_phrases(*painter, rows)
+    scores = evaluate_phrase_choice(*painter, rows)
     assert scores.pop("protocol")["task"] == "a phrase against its hard negatives"
     del scores["blind_accuracy"], scores["blind_per_kind"]  # which have a test of their own
     assert scores == {
@@ -236,7 +236,7 @@ def test_painted_hard_negatives_score_as_worked_out_by_hand(painter):
 
 
 def test_what_words_alone_would_score_is_told_beside_it(model, processor, rows, tmp_path):
-    scores = choose_phrases(model, processor, rows, embeds_path=tmp_path / "embeds.npz")
+    scores = evaluate_phrase_choice(model, processor, rows, embeds_path=tmp_path / "embeds.npz")
     saved = np.load(tmp_path / "embeds.npz")
     mean = saved["regions"].mean(axis=0)
     cosines = saved["texts"] @ (mean / np.linalg.norm(mean))
@@ -249,8 +249,10 @@ def test_what_words_alone_would_score_is_told_beside_it(model, processor, rows, 
 
 def test_without_kinds_all_are_unknown(painter):
     rows = paint_negatives()
-    assert choose_phrases(*painter, rows)["num_per_kind"] == {"unknown": 3}
-    assert choose_phrases(*painter, rows.remove_columns("negative_kinds")) == choose_phrases(*painter, rows)
+    assert evaluate_phrase_choice(*painter, rows)["num_per_kind"] == {"unknown": 3}
+    assert evaluate_phrase_choice(*painter, rows.remove_columns("negative_kinds")) == evaluate_phrase_choice(
+        *painter, rows
+    )
 
 
 def test_hard_negatives_score_as_a_plain_loop_says(model, processor, toy_rows, rows):
@@ -266,14 +268,14 @@ def test_hard_negatives_score_as_a_plain_loop_says(model, processor, toy_rows, r
                 ]
             right.append(cosines[0] > max(cosines[1:]))
             num_negatives += len(negatives)
-    scores = choose_phrases(model, processor, rows)
+    scores = evaluate_phrase_choice(model, processor, rows)
     assert scores["accuracy"] == pytest.approx(np.mean(right))
     assert (scores["num_regions"], scores["num_negatives"]) == (len(right), num_negatives)
 
 
 def test_rows_without_hard_negatives_are_refused(painter):
     with refuses("no region has a hard negative. Give rows that have hard_negatives."):
-        choose_phrases(*painter, paint_rows())
+        evaluate_phrase_choice(*painter, paint_rows())
 
 
 # Statements
@@ -286,7 +288,7 @@ def test_painted_questions_score_as_worked_out_by_hand(painter):
         {"image": image, "options": ["green", "red", "blue"], "answer": 2, "subject": "colour"},
         {"image": image, "options": ["green", "all green", "red"], "answer": 0, "subject": "tie"},
     ]
-    scores = choose_statements(*painter, questions)
+    scores = evaluate_statement_choice(*painter, questions)
     assert scores.pop("protocol")["task"] == "multiple choice over statements"
     assert scores == {
         "accuracy": pytest.approx(1 / 3),
@@ -300,7 +302,7 @@ def test_painted_questions_score_as_worked_out_by_hand(painter):
 
 def test_no_questions_are_refused(painter):
     with refuses("there are no questions to score. Give at least one."):
-        choose_statements(*painter, [])
+        evaluate_statement_choice(*painter, [])
 
 
 # Guards
@@ -343,7 +345,7 @@ def test_scores_can_be_made_again_from_the_saved_embeddings(built, rows, tmp_pat
     best = (saved["regions"] @ saved["concepts"].T).argmax(axis=1)
     assert scores["top1_micro"] == (best == saved["references"]).mean()
 
-    scores = choose_phrases(*built, rows, embeds_path=tmp_path / "phrases.npz")
+    scores = evaluate_phrase_choice(*built, rows, embeds_path=tmp_path / "phrases.npz")
     saved = np.load(tmp_path / "phrases.npz")
     cosines = (saved["regions"][saved["owners"]] * saved["texts"]).sum(axis=1)
     N = len(saved["regions"])
@@ -352,7 +354,7 @@ def test_scores_can_be_made_again_from_the_saved_embeddings(built, rows, tmp_pat
 
 
 def test_metrics_come_back_from_their_file(built, rows, tmp_path):
-    metrics = {"regions": classify_regions(*built, rows), "phrases": choose_phrases(*built, rows)}
+    metrics = {"regions": classify_regions(*built, rows), "phrases": evaluate_phrase_choice(*built, rows)}
     write_metrics(tmp_path / "new" / "metrics.json", metrics)
     assert json.loads((tmp_path / "new" / "metrics.json").read_text()) == metrics
 

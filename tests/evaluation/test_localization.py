@@ -60,7 +60,7 @@ def test_a_cell_holds_the_mean_cosine_of_the_tiles_over_it(painter, stride):
     embedder = Embedder(*painter)
     scores = build_score_maps(embedder, image, ["a green field", "red"], sides=(40, 25), stride=stride)
     assert scores.shape == (2, -(-60 // stride), -(-90 // stride))
-    words = embedder.embed_texts(["a green field", "red"])
+    words = embedder.embed_text(["a green field", "red"])
     sums, counts = np.zeros(scores.shape), np.zeros(scores.shape[1:])
     for side in (40, 25):
         for x0, y0, x1, y1 in list_tiles(image.size, side):
@@ -80,7 +80,7 @@ def test_a_dense_map_over_one_tile_is_the_models_own(model, processor, toy_rows)
     with torch.no_grad():
         pixels = processor(images=image, return_tensors="pt")
         patches = torch.nn.functional.normalize(model.get_patch_features(**pixels), dim=1)[0]
-    expected = torch.einsum("dhw,d->hw", patches, embedder.embed_texts(["a ship"])[0])
+    expected = torch.einsum("dhw,d->hw", patches, embedder.embed_text(["a ship"])[0])
     np.testing.assert_allclose(scores[0], expected.numpy(), atol=1e-5)
 
 

@@ -172,7 +172,7 @@ def test_phrases_are_found_as_plain_loops_say(model, processor, rows, source):
     regions = embedder.embed_regions(rows, source)
     phrases = [phrase for of_row in rows["phrases"] for phrase in of_row]
     of_image = [i for i, of_row in enumerate(rows["phrases"]) for _ in of_row]
-    texts = dict(zip(sorted(set(phrases)), embedder.embed_texts(sorted(set(phrases))), strict=True))
+    texts = dict(zip(sorted(set(phrases)), embedder.embed_text(sorted(set(phrases))), strict=True))
 
     def find(region: int, candidates) -> bool:
         """Whether the region's own phrase beats all other candidates."""

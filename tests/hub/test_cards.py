@@ -6,10 +6,10 @@ import re
 import pytest
 from huggingface_hub import DatasetCard, DatasetCardData, ModelCard
 
-from geoalign_hf.evaluation.choice import choose_statements
+from geoalign_hf.evaluation.choice import evaluate_statement_choice
 from geoalign_hf.evaluation.classification import classify_regions, classify_scenes
 from geoalign_hf.evaluation.drift import guard_embeddings
-from geoalign_hf.evaluation.phrases import choose_phrases
+from geoalign_hf.evaluation.phrases import evaluate_phrase_choice
 from geoalign_hf.evaluation.retrieval import retrieve_captions, retrieve_phrases
 from geoalign_hf.hub.cards import describe_dataset, list_numbers, list_protocol, list_tables, write_card
 
@@ -41,8 +41,8 @@ def metrics(built, rows):
         classify_scenes(*built, images, names),
         retrieve_captions(*built, rows),
         retrieve_phrases(*built, rows),
-        choose_phrases(*built, rows),
-        choose_statements(*built, [question]),
+        evaluate_phrase_choice(*built, rows),
+        evaluate_statement_choice(*built, [question]),
         guard_embeddings(*built, images, ["a ship"], built[0]),
     )
     return json.loads(json.dumps(dict(zip(TASK_TYPES, results, strict=True))))

@@ -262,9 +262,9 @@ def test_a_file_that_was_cut_is_noticed(saved, size):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("README.md", b"\xff", "README.md is no text in UTF-8 .*. Save it as one.$"),
-        ("config.json", b"{", "config.json is no JSON .*. Write it again.$"),
-        ("config.json", b"[]", "config.json holds a list; expected an object by names.$"),
+        ("README.md", b"\xff", "README.md is not UTF-8 text .*. Save it as UTF-8.$"),
+        ("config.json", b"{", "config.json is not valid JSON .*. Write it again.$"),
+        ("config.json", b"[]", "config.json holds a list; expected a JSON object.$"),
     ],
 )
 def test_a_text_that_cannot_be_read_is_named_before_anything_is_sent(hub, saved, name, content, message):

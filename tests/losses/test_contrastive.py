@@ -8,11 +8,11 @@ from torch.nn.functional import cross_entropy, kl_div, normalize
 
 from geoalign_hf.losses import contrastive as contrast
 from geoalign_hf.losses.contrastive import (
-    agree,
+    align_distributions,
     contrast_concepts,
     contrast_negatives,
     contrast_pairs,
-    share_mean,
+    local_mean,
 )
 
 SCALE = torch.tensor(7.0, dtype=torch.float64)
@@ -299,14 +299,14 @@ def test_agreement_costs_the_symmetric_divergence_of_what_both_are_near_to(ids, 
     ids = torch.tensor(ids)
     is_real = torch.tensor([True, True, False, True, False, True])
     whole, parts = draw(6, 5, seed=1), draw(6, 5, seed=2)
-    loss = agree(whole, parts, ids, is_real, SCALE)
+    loss = align_distributions(whole, parts, ids, is_real, SCALE)
     torch.testing.assert_close(loss, agree_slowly(whole, parts, ids, is_real, SCALE))
 
 
 def test_both_sides_of_an_agreement_move_and_the_scale_does_not():
     whole, parts = draw(6, 5, seed=1).requires_grad_(), draw(6, 5, seed=2).requires_grad_()
     scale = SCALE.clone().requires_grad_()
-    agree(whole, parts, torch.arange(6), torch.ones(6, dtype=torch.bool), scale).backward()
+    align_distributions(whole, parts, torch.arange(6), torch.ones(6, dtype=torch.bool), scale).backward()
     assert whole.grad.norm(dim=1).min() > 0 and parts.grad.norm(dim=1).min() > 0
     assert scale.grad is None
 
@@ -315,11 +315,11 @@ def test_both_sides_of_an_agreement_move_and_the_scale_does_not():
 def test_with_nothing_else_to_be_near_to_agreement_costs_nothing(ids):
     whole, parts = draw(len(ids), 5, seed=1).requires_grad_(), draw(len(ids), 5, seed=2).requires_grad_()
     ids = torch.tensor(ids)
-    loss = agree(whole, parts, ids, ids >= 0, SCALE)
+    loss = align_distributions(whole, parts, ids, ids >= 0, SCALE)
     loss.backward()
     assert loss == 0 and whole.grad.abs().max() == 0 and parts.grad.abs().max() == 0
 
 
 def test_the_share_of_one_process_is_the_mean():
-    assert share_mean(torch.tensor([1.0, 2.0, 6.0])) == 3
-    assert share_mean(torch.tensor([])) == 0
+    assert local_mean(torch.tensor([1.0, 2.0, 6.0])) == 3
+    assert local_mean(torch.tensor([])) == 0

@@ -10,7 +10,12 @@ import torch
 from torch.nn.functional import cosine_similarity, normalize
 
 from geoalign_hf.data.collator import RowCollator
-from geoalign_hf.losses.contrastive import agree, contrast_concepts, contrast_negatives, contrast_pairs
+from geoalign_hf.losses.contrastive import (
+    align_distributions,
+    contrast_concepts,
+    contrast_negatives,
+    contrast_pairs,
+)
 from geoalign_hf.losses.objective import PRESETS, LossWeights, compute_losses
 from geoalign_hf.training.step import encode_batch
 
@@ -114,8 +119,12 @@ def test_terms_are_those_of_the_texts_that_the_indices_name():
             output.region_embeds, texts, batch["phrase_index"], batch["negative_index"], region_scale
         ),
         "crop_consistency": (1 - cosine_similarity(cropped, targets)).mean(),
-        "image_consistency": agree(output.image_embeds, torch.stack(means), ids, mask.any(dim=1), scale),
-        "text_consistency": agree(descriptions, torch.stack(sums), ids, torch.ones(4).bool(), scale),
+        "image_consistency": align_distributions(
+            output.image_embeds, torch.stack(means), ids, mask.any(dim=1), scale
+        ),
+        "text_consistency": align_distributions(
+            descriptions, torch.stack(sums), ids, torch.ones(4).bool(), scale
+        ),
     }
     for name in TERMS:
         torch.testing.assert_close(losses[name], expected[name].detach(), msg=name)

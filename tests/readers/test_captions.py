@@ -8,7 +8,7 @@ from PIL import Image
 
 from geoalign_hf.data.schema import build_rows
 from geoalign_hf.readers.captions import list_captions, read_captions
-from geoalign_hf.readers.skipped import Report
+from geoalign_hf.readers.skipped import SkipReport
 
 
 def refuses(message: str):
@@ -89,7 +89,7 @@ def test_an_entry_without_words_is_left_out_alone_where_that_is_asked_for(karpat
     content = json.loads(karpathy.read_text())
     content["images"][:0] = [{"filename": "c.png", "sentences": [" "]}, {"filename": "d.png"}]
     karpathy.write_text(json.dumps(content))
-    report = Report(on_error="leave_out")
+    report = SkipReport(on_error="skip")
     assert [row["source"] for row in read_captions(karpathy, images, report=report)] == ["a.png", "b.png"]
     assert [entry["message"] for entry in report.entries] == [
         f"{karpathy}: images[0] has a sentence without words. Give each its `raw` words.",
@@ -98,7 +98,7 @@ def test_an_entry_without_words_is_left_out_alone_where_that_is_asked_for(karpat
     ]
     path = tmp_path / "c.jsonl"
     path.write_text('{"filename": \n{"filename": "a.png", "captions": ["one"]}\n')
-    report = Report(on_error="leave_out")
+    report = SkipReport(on_error="skip")
     assert [row["captions"] for row in read_captions(path, images, report=report)] == [["one"]]
     assert report.count_kinds() == {"bad entry": 1}
 

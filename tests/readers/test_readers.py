@@ -13,7 +13,7 @@ from geoalign_hf.data.loading import from_coco
 from geoalign_hf.data.schema import FEATURES, build_rows
 from geoalign_hf.readers.coco import read_coco
 from geoalign_hf.readers.dota import read_dota
-from geoalign_hf.readers.skipped import Report
+from geoalign_hf.readers.skipped import SkipReport
 from geoalign_hf.readers.voc import read_voc
 from geoalign_hf.readers.yolo import read_names, read_yolo
 
@@ -97,7 +97,7 @@ def test_a_file_name_may_carry_its_folder_or_another_one(read, coco, images):
 def test_crowds_are_left_out_and_told(read, coco, images, caplog):
     for annotation in coco["annotations"][:2]:
         annotation["iscrowd"] = 1
-    report = Report()
+    report = SkipReport()
     read(coco)
     row = read_coco(read.path, images, report)[0]
     assert row["boxes"] == [[15.0, 5.0, 20.0, 10.0]] and row["captions"] == ["an aerial image with a ship"]
@@ -317,7 +317,7 @@ def test_what_is_wrong_is_left_out_and_told_where_that_is_asked_for(read, coco, 
     coco["annotations"][1]["category_id"] = 9
     coco["images"][1]["file_name"] = "none.png"
     read.path.write_text(json.dumps(coco))
-    report = Report(on_error="leave_out")
+    report = SkipReport(on_error="skip")
     rows = read_coco(read.path, images, report)
     assert [row["concepts"] for row in rows] == [["ship"]]
     assert report.count_kinds() == {"unknown concept": 1, "bad region": 1, "no image": 1}
@@ -332,7 +332,7 @@ def test_an_image_that_comes_twice_is_refused(read, coco):
 def test_a_region_that_is_repeated_counts_once(read, coco, images):
     coco["annotations"].append(coco["annotations"][0] | {"id": 9})
     read.path.write_text(json.dumps(coco))
-    report = Report()
+    report = SkipReport()
     assert len(read_coco(read.path, images, report)[0]["boxes"]) == 3
     assert report.count_kinds() == {"repeated region": 1}
 
@@ -355,7 +355,7 @@ def test_a_category_without_words_is_refused_and_the_others_stay(read, coco, ima
         f"{read.path}: categories[1] has the name {name!r}, which holds no words. Name it or drop it."
     ):
         read(coco)
-    report = Report(on_error="leave_out")
+    report = SkipReport(on_error="skip")
     assert read_coco(read.path, images, report)[0]["concepts"] == ["ship", "ship"]
     assert report.count_kinds() == {"unknown concept": 2}  # the category, and the box that names it
 
@@ -415,7 +415,7 @@ def test_a_folder_is_read_without_its_bad_files_where_that_is_asked_for(
     ):
         with pytest.raises(ValueError) as stop:
             read(folder, **options)
-        report = Report(on_error="leave_out")
+        report = SkipReport(on_error="skip")
         rows = read(folder, **options, report=report)
         assert "a.png" in [row["source"] for row in rows]
         assert report.entries == [{"kind": "bad file", "message": str(stop.value)}]
@@ -428,7 +428,7 @@ def test_where_nothing_is_left_the_first_reason_is_told(voc, images):
         f"{voc} has no images that can be used; left out: {{'bad file': 1}}. The first: {voc / 'a.xml'} "
         "cannot be read as xml (no element found: line 1, column 0). Give whole Pascal VOC files."
     ):
-        read_voc(voc, images, report=Report(on_error="leave_out"))
+        read_voc(voc, images, report=SkipReport(on_error="skip"))
 
 
 def test_a_name_without_words_is_refused_with_its_line(dota, images):
@@ -470,7 +470,7 @@ def test_dota_lines_become_quads_with_flags(dota, images):
 
 
 def test_difficult_regions_can_be_left_out_and_stay_known(dota, images):
-    report = Report()
+    report = SkipReport()
     (row,) = read_dota(dota, images, drop_difficult=True, report=report)
     assert row["concepts"] == ["small vehicle", "plane"] and row["unboxed"] == ["plane"]
     assert report.entries == [
@@ -554,7 +554,7 @@ def test_an_image_that_is_none_is_refused_by_name(dota, images):
         ValueError, match=rf"^{re.escape(str(images / 'a.png'))} cannot be read as an image \("
     ):
         read_dota(dota, images)
-    report = Report(on_error="leave_out")
+    report = SkipReport(on_error="skip")
     with pytest.raises(ValueError) as none_left:
         read_dota(dota, images, report=report)
     assert str(none_left.value) == (
@@ -567,7 +567,7 @@ def test_a_hundred_thousand_quads_are_read_in_seconds(dota, images):
     lines = [f"{i % 1000 / 100} {i // 1000 / 100} 19 1 19 2 1 2 ship 0" for i in range(100_000)]
     lines[70_000] = "1 1 1 1 1 1 1 1 ship 0"  # one that is wrong
     (dota / "a.txt").write_text("\n".join(lines))
-    report = Report(on_error="leave_out")
+    report = SkipReport(on_error="skip")
     start = time.process_time()
     assert len(read_dota(dota, images, report=report)[0]["quads"]) == 99_999
     assert report.entries[0]["message"].startswith(f"{dota / 'a.txt'} line 70001: quad[0] = [[1.0, 1.0], ")

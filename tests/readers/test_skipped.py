@@ -2,25 +2,25 @@
 
 import pytest
 
-from geoalign_hf.readers.skipped import Report
+from geoalign_hf.readers.skipped import SkipReport
 
 
 def test_what_is_wrong_stops_the_run_with_its_message_and_cause():
     cause = OSError("gone")
     with pytest.raises(ValueError, match=r"^a.png is cut. Replace it.$") as caught:
-        Report().refuse("bad image", "a.png is cut. Replace it.", cause)
+        SkipReport().refuse("bad image", "a.png is cut. Replace it.", cause)
     assert caught.value.__cause__ is cause
 
 
 def test_where_that_is_asked_for_it_is_told_and_the_run_goes_on():
-    report = Report(on_error="leave_out")
+    report = SkipReport(on_error="skip")
     for name in ("a", "b"):
         report.refuse("bad image", f"{name}.png is cut.")
-    report.leave_out("crowd", "annotation 3 is a crowd.")
+    report.skip("crowd", "annotation 3 is a crowd.")
     assert report.entries[1] == {"kind": "bad image", "message": "b.png is cut."}
     assert report.count_kinds() == {"bad image": 2, "crowd": 1}
 
 
 def test_another_choice_is_refused():
-    with pytest.raises(ValueError, match=r"^on_error is 'ignore'. Choose 'stop' or 'leave_out'.$"):
-        Report(on_error="ignore")
+    with pytest.raises(ValueError, match=r"^on_error is 'ignore'. Choose 'stop' or 'skip'.$"):
+        SkipReport(on_error="ignore")

@@ -1,0 +1,64 @@
+"""Atomic writes and locks."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from geoalign_hf.storage import (
+    atomic_file,
+    atomic_folder,
+    lock_folder,
+    read_json,
+    read_text,
+    write_json,
+    write_text,
+)
+
+
+def test_an_interrupted_write_leaves_the_old_file_and_the_next_write_leaves_no_rest(tmp_path):
+    path = tmp_path / "scores.json"
+    write_text(path, "old")
+    with pytest.raises(KeyboardInterrupt), atomic_file(path) as file:
+        file.write(b"half")
+        raise KeyboardInterrupt
+    assert path.read_text() == "old"
+    write_text(path, "new")
+    assert path.read_text() == "new" and os.listdir(tmp_path) == ["scores.json"]
+
+
+def test_an_interrupted_folder_leaves_the_old_one(tmp_path):
+    folder = tmp_path / "final"
+    with atomic_folder(folder) as new:
+        (new / "a").mkdir()
+        (new / "a" / "weights").write_text("old")
+    with pytest.raises(RuntimeError, match="disk"), atomic_folder(folder) as new:
+        (new / "weights").write_text("half")
+        raise RuntimeError("disk full")
+    assert (folder / "a" / "weights").read_text() == "old" and os.listdir(tmp_path) == ["final"]
+    with atomic_folder(folder) as new:
+        (new / "weights").write_text("new")
+    assert os.listdir(folder) == ["weights"] and os.listdir(tmp_path) == ["final"]
+
+
+def test_a_second_process_cannot_lock_a_folder_and_learns_who_holds_it(tmp_path):
+    code = f"from geoalign_hf.storage import lock_folder\nwith lock_folder({str(tmp_path)!r}): pass"
+    with lock_folder(tmp_path):
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert result.returncode == 1
+        assert f"in use by process {os.getpid()}" in result.stderr
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_json_that_is_none_is_refused_with_the_name_of_the_file(tmp_path):
+    path = tmp_path / "a.json"
+    for text, expected in (("{", "is not valid JSON"), ("[1]", "holds a list")):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=f"a.json {expected}"):
+            read_json(path)
+    path.write_bytes(b"\xff")
+    with pytest.raises(ValueError, match="a.json is not UTF-8"):
+        read_text(path)
+    with pytest.raises(ValueError):
+        write_json(path, {"score": float("nan")})
