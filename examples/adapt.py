@@ -1,13 +1,12 @@
 """Adapt a checkpoint to new concepts from a few boxes of each, and see what that costs on the old ones.
 
-    python examples/train.py --dataset train.json --images images/ --exclude_concepts ship \
-        --output_dir outputs/base
-    python examples/adapt.py --model outputs/base/final --coco train.json --test_coco test.json \
+    python examples/train.py --dataset train.json --images images/ --exclude_concepts ship --output_dir base
+    python examples/adapt.py --model base/final --coco train.json --test_coco test.json \
         --images images/ --concepts ship --shots 1,4,16
 
 With the same boxes: names alone (zero-shot), concept prototypes without and with the names, a ridge probe,
-and LoRA, by default on the text tower. Boxes are drawn by seed from `--coco`. No other box of their images is
-used (`--rehearsed` gives LoRA some of old concepts). Without `--test_coco` a quarter of the images is the test.
+and LoRA, by default on the text tower. Boxes are drawn by seed from `--coco`; without `--test_coco` a quarter
+of the images is the test.
 Prints mean ± standard deviation over seeds: `new` boxes among new names, `all` among all, `old` among old
 names, and `kept`, old boxes among all names. Leaves `metrics.json` and `final/`: the adapter of the most
 boxes and seed 0, with processor and card, for `PeftModel` or `AutoModel.from_pretrained`.
