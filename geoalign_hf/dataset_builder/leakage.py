@@ -17,9 +17,9 @@ from PIL import Image
 from transformers import HfArgumentParser
 
 from ..data.loading import load_rows
-from ..readers.base import list_images
 from ..readers.captions import list_captions
 from ..readers.coco import read_coco
+from ..readers.files import list_images
 
 SIDE, KEPT = (
     32,

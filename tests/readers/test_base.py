@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from geoalign_hf.readers.base import parse_json, read_text
+from geoalign_hf.readers.files import parse_json, read_text
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-9], lambda data: data[:10] + b"\xff" * 9 + data[19:]])
