@@ -1,12 +1,12 @@
 """Laws of embedding for the evaluation: any CLIP, any source of regions, the same vectors by every way."""
 
-import re
 from types import SimpleNamespace
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from PIL import Image
+from refusals import refuses
 from torch.nn.functional import normalize
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
@@ -14,10 +14,6 @@ from geoalign_hf.data.schema import build_rows
 from geoalign_hf.data.views import find_window, list_views, resolve_context
 from geoalign_hf.embedding.concept_bank import ConceptBank
 from geoalign_hf.embedding.embedder import Embedder
-
-
-def refuses(message: str, kind=ValueError):
-    return pytest.raises(kind, match=f"^{re.escape(message)}$")
 
 
 @pytest.fixture(scope="module")
@@ -64,23 +60,15 @@ def test_a_stock_clip_embeds_crops_of_regions_and_refuses_what_it_cannot_do(stoc
     embeds = embedder.embed_regions(rows, "crop")
     assert embeds.shape == (sum(map(len, rows["boxes"])), 32)
     torch.testing.assert_close(embeds.norm(dim=-1), torch.ones(len(embeds)))
-    lacks = (
-        "CLIPModel has no {}, so it knows whole images only. "
-        "Make a GeoAlignCLIP of it with geoalign_hf.convert, or {}."
-    )
     for source in ("image", "window", "both"):
-        with refuses(lacks.format("embed_regions", 'use region_source="crop"')):
+        with refuses("CLIPModel has no embed_regions", 'region_source="crop"'):
             embedder.embed_regions(rows, source)
-    with refuses(lacks.format("get_patch_features", "measure it by tiles")):
+    with refuses("CLIPModel has no get_patch_features"):
         next(embedder.embed_patches(rows["image"]))
 
 
 def test_what_embeds_nothing_is_refused(processor):
-    message = (
-        "Linear has neither embed_images nor get_image_features, so it cannot embed images. "
-        "Give a GeoAlignCLIPModel or a CLIPModel."
-    )
-    with refuses(message, TypeError):
+    with refuses("Linear has neither embed_images nor get_image_features", kind=TypeError):
         Embedder(torch.nn.Linear(2, 2), processor)
 
 
@@ -140,9 +128,9 @@ def test_concepts_embed_as_in_the_concept_bank(built):
 
 
 def test_a_concept_named_twice_and_a_template_without_its_place_are_refused(built):
-    with refuses("the concepts ['ship'] occur more than once. Name every concept once."):
+    with refuses("['ship']", "more than once"):
         Embedder(*built).embed_concepts(["ship", "road", "ship"], ("a {}",))
-    with refuses("templates[1] = 'a ship' must hold one {}, where the concept goes."):
+    with refuses("templates[1] = 'a ship'", "{}"):
         Embedder(*built).embed_concepts(["ship"], ("a {}", "a ship"))
 
 
