@@ -23,27 +23,17 @@ from transformers.utils.logging import get_logger, tqdm
 
 from ..data.loading import decode_image, load_rows
 from ..data.schema import count_rows
-from ..data.tiling import list_windows
+from ..data.tiling import list_tiles
 from ..hub.cards import write_dataset_card
-from ..readers.captions import read_captions
-from ..readers.coco import read_coco
-from ..readers.dota import read_dota
+from ..readers.registry import FORMATS
 from ..readers.skipped import SkipReport
-from ..readers.voc import read_voc
-from ..readers.yolo import read_names, read_yolo
+from ..readers.yolo import read_names
 from ..storage import read_json, write_json, write_text
 from .contact_sheet import draw_contact_sheet
 from .leakage import collect_sets, write_table
 from .shards import Job, build_shards
 
 logger = get_logger(__name__)
-FORMATS = ("coco", "dota", "voc", "yolo", "captions")
-OPTIONS = {  # that go with some of them alone
-    "concepts": ["dota", "voc", "yolo"],
-    "drop_difficult": ["dota", "voc"],
-    "counts_from_one": ["voc"],
-    "caption_split": ["captions"],
-}
 SHARD_SETTINGS = ("split", "images_per_shard", "tile", "overlap", "min_visible", "max_negatives")
 SHARD_SETTINGS += ("leaks", "on_error", "seed")
 
@@ -165,15 +155,15 @@ def _check_config(config: BuildConfig) -> None:
     given = [name for name in FORMATS if getattr(config, name)]
     if len(given) != 1:
         raise ValueError(f"the sources are {given}. Give exactly one of {['--' + name for name in FORMATS]}.")
-    if not config.images and not config.coco:
-        raise ValueError(f"--{given[0]} is given without --images. Give the folder of the images.")
-    if config.yolo and not config.concepts:
-        raise ValueError("--yolo is given without --concepts. Give data.yaml, or a text of one name a line.")
-    for name, formats in OPTIONS.items():
-        if getattr(config, name) and given[0] not in formats:
-            raise ValueError(f"--{name} says nothing of --{given[0]}; it goes with {formats}. Leave it away.")
+    for name in FORMATS[given[0]].required:
+        if not getattr(config, name):
+            raise ValueError(f"--{given[0]} is given without --{name}. Give both.")
+    for name in sorted({option for one in FORMATS.values() for option in one.options}):
+        if getattr(config, name) and name not in FORMATS[given[0]].options:
+            formats = [key for key, one in FORMATS.items() if name in one.options]
+            raise ValueError(f"--{name} has no effect on --{given[0]}; it goes with {formats}. Omit it.")
     if config.tile:
-        list_windows(1, 1, config.tile, config.overlap)  # refuses an overlap as wide as a tile
+        list_tiles((1, 1), config.tile, config.overlap)  # refuses an overlap as wide as a tile
     if config.leaks not in ("skip", "keep"):
         raise ValueError(f"--leaks is {config.leaks!r}. Choose skip or keep.")
     if config.model and config.num_workers > 1:
@@ -187,18 +177,11 @@ def _check_config(config: BuildConfig) -> None:
 
 def _read_source(config: BuildConfig, report: SkipReport) -> list[dict]:
     """Read the annotations that a config names."""
-    names = read_names(Path(config.concepts)) if config.concepts else None
-    if config.coco:
-        return read_coco(config.coco, config.images, report)
-    if config.dota:
-        return read_dota(config.dota, config.images, config.drop_difficult, names, report)
-    if config.voc:
-        return read_voc(
-            config.voc, config.images, config.drop_difficult, names, config.counts_from_one, report
-        )
-    if config.yolo:
-        return read_yolo(config.yolo, config.images, names, report)
-    return read_captions(config.captions, config.images, config.caption_split, report)
+    name, source = next((name, FORMATS[name]) for name in FORMATS if getattr(config, name))
+    options = {option: getattr(config, option) for option in source.options}
+    if options.get("concepts"):
+        options["concepts"] = read_names(Path(options["concepts"]))
+    return source.read(getattr(config, name), config.images, report=report, **options)
 
 
 def _check_folder(config: BuildConfig, rows: list[dict]) -> None:

@@ -14,14 +14,17 @@ CAPTION_FILE = "a caption file in the form of RSICD"
 
 
 def read_captions(
-    annotations: str | Path, images: str | Path, split: str | None = None, report: SkipReport | None = None
+    annotations: str | Path,
+    images: str | Path,
+    caption_split: str | None = None,
+    report: SkipReport | None = None,
 ) -> list[dict]:
     """Read a caption file in the form of RSICD and RSITMD (Karpathy's): images with sentences, no regions.
 
     Args:
         annotations: a file as `list_captions` takes it.
         images: the folder of the images.
-        split: take this one alone; None takes all.
+        caption_split: take this split alone; None takes all.
         report: takes up what is left out, and says whether a wrong entry or image stops the reading.
 
     Returns:
@@ -36,11 +39,13 @@ def read_captions(
     if repeated := sorted(name for name, count in names.items() if count > 1):
         raise ValueError(f"{annotations} repeats the images {repeated[:5]}. Give every image one entry.")
     splits = sorted({str(entry.get("split")) for _, entry in entries})
-    if split is not None and split not in splits:
-        raise ValueError(f"{annotations} has no split {split!r}; it has {splits}. Choose one of them.")
+    if caption_split is not None and caption_split not in splits:
+        raise ValueError(
+            f"{annotations} has no split {caption_split!r}; it has {splits}. Choose one of them."
+        )
     for place, entry in entries:
         image = Path(images) / entry["filename"]
-        if split is not None and entry.get("split") != split:
+        if caption_split is not None and entry.get("split") != caption_split:
             continue
         if not os.path.isfile(image):  # Path.is_file raises at names that are too long
             report.refuse("no image", f"{place} is missing at {image}. Give the folder it lies in.")

@@ -1,10 +1,10 @@
-"""Laws of tiles: every pixel is in one, no region moves, and what is cut away is told."""
+"""Laws of tiles: every pixel is in one, no region moves, and lost regions are reported."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from geoalign_hf.data.tiling import cut_tiles, list_windows
+from geoalign_hf.data.tiling import cut_tiles, list_tiles
 from geoalign_hf.readers.skipped import SkipReport
 
 
@@ -12,16 +12,16 @@ from geoalign_hf.readers.skipped import SkipReport
     ("width", "height", "side", "overlap"),
     [(25, 8, 10, 2), (10, 10, 10, 0), (101, 67, 20, 7), (5, 90, 30, 29), (31, 30, 30, 10)],
 )
-def test_windows_cover_the_picture_and_share_the_overlap(width, height, side, overlap):
-    windows = list_windows(width, height, side, overlap)
+def test_tiles_cover_the_image_and_share_the_overlap(width, height, side, overlap):
+    tiles = list_tiles((width, height), side, overlap)
     seen = np.zeros((height, width), dtype=int)
-    for x0, y0, x1, y1 in windows:
+    for x0, y0, x1, y1 in tiles:
         assert 0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height
         assert (x1 - x0, y1 - y0) == (min(side, width), min(side, height))
         seen[y0:y1, x0:x1] += 1
     assert seen.min() == 1
-    assert len(set(windows)) == len(windows)
-    columns = sorted({(x0, x1) for x0, _, x1, _ in windows})
+    assert len(set(tiles)) == len(tiles)
+    columns = sorted({(x0, x1) for x0, _, x1, _ in tiles})
     assert all(before[1] - after[0] >= overlap for before, after in zip(columns, columns[1:], strict=False))
 
 
@@ -29,7 +29,11 @@ def test_an_overlap_as_wide_as_a_tile_is_refused():
     with pytest.raises(
         ValueError, match=r"^overlap is 10, but tiles have 10 pixels a side. Choose 0 <= overlap < side.$"
     ):
-        list_windows(25, 8, 10, 10)
+        list_tiles((25, 8), 10, 10)
+
+
+def test_tiles_overlap_by_half_unless_told_otherwise():
+    assert list_tiles((95, 40), 40) == list_tiles((95, 40), 40, overlap=20)
 
 
 @pytest.fixture
@@ -71,25 +75,25 @@ def test_each_tile_shows_its_window_and_keeps_regions_where_they_lie(row):
         assert tile["captions"] == [] and tile["description"] is None
 
 
-def test_the_visible_share_of_a_quad_is_that_of_its_own_area(row):
+def test_visibility_is_measured_on_the_area_of_the_quad(row):
     # Of the barge half is in the left tile; of the box of the askew ship 0.75, of its own area 0.8125.
     (left, _) = cut_tiles(row, 40, 10, 0.8, SkipReport())
     assert left["concepts"] == ["ship", "ship"] and left["difficult"] == [False, False]
     assert left["unboxed"] == ["barge"]
 
 
-def test_regions_that_no_tile_keeps_are_told(row):
+def test_regions_that_no_tile_keeps_are_reported(row):
     report = SkipReport()
     tiles = list(cut_tiles(row, 30, 0, 0.9, report))
     assert [tile["concepts"] for tile in tiles][:1] == [["ship"]]
     assert report.entries == [
         {
             "kind": "cut region",
-            "message": "scene.png: region 2, ship at [25.0, 26.0, 45.0, 38.0], is in no tile with a share "
-            "of 0.9 or more.",
+            "message": "scene.png: region 2, ship at [25.0, 26.0, 45.0, 38.0], is visible by 0.9 or more in "
+            "no tile.",
         }
     ]
 
 
-def test_a_picture_no_larger_than_a_tile_comes_back_as_it_is(row):
+def test_an_image_no_larger_than_a_tile_is_not_cut(row):
     assert list(cut_tiles(row, 70, 10, 0.5, SkipReport())) == [row]

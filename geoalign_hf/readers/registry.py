@@ -1,0 +1,54 @@
+"""The annotation formats that the dataset builder can read.
+
+A new format is one file beside this one with a read function, and one line in `FORMATS`.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from .captions import read_captions
+from .coco import read_coco
+from .dota import read_dota
+from .voc import read_voc
+from .yolo import read_yolo
+
+
+class AnnotationFormat(NamedTuple):
+    """How the files of one annotation format are read.
+
+    Args:
+        description: What the user gives, beginning with a noun, for help texts.
+        read: A function `read(annotations, images, report=..., **options)` that returns rows.
+        suffixes: Suffixes of its annotation files.
+        options: Keywords that `read` takes beyond `annotations`, `images` and `report`.
+        required: Those of its arguments that the user must give.
+    """
+
+    description: str
+    read: Callable[..., list[dict]]
+    suffixes: tuple[str, ...]
+    options: tuple[str, ...] = ()
+    required: tuple[str, ...] = ("images",)
+
+
+FORMATS = {
+    "coco": AnnotationFormat("COCO detection file, or a folder of them", read_coco, (".json",), required=()),
+    "dota": AnnotationFormat(
+        "Folder of DOTA text files", read_dota, (".txt",), ("concepts", "drop_difficult")
+    ),
+    "voc": AnnotationFormat(
+        "Folder of Pascal VOC, HRSC2016 or FAIR1M xml files",
+        read_voc,
+        (".xml",),
+        ("concepts", "drop_difficult", "counts_from_one"),
+    ),
+    "yolo": AnnotationFormat(
+        "Folder of YOLO text files", read_yolo, (".txt",), ("concepts",), ("images", "concepts")
+    ),
+    "captions": AnnotationFormat(
+        "Caption file in the form of RSICD or NWPU-Captions",
+        read_captions,
+        (".json", ".jsonl"),
+        ("caption_split",),
+    ),
+}
