@@ -40,7 +40,12 @@ def main() -> None:
     parser.add_argument("--images", help="folder of its images")
     parser.add_argument("--dataset", help="rows: folder or Hub repository, in place of --coco")
     parser.add_argument("--split", default="test", help="of --dataset")
-    parser.add_argument("--region_sources", nargs="+", default=["image"], choices=REGION_SOURCES)
+    parser.add_argument(
+        "--region_sources",
+        nargs="+",
+        choices=REGION_SOURCES,
+        help="what is encoded; default: the model's own",
+    )
     parser.add_argument("--context", type=float, help="side of windows and crops, in longer sides of the box")
     parser.add_argument("--templates", default="geoalign", choices=TEMPLATE_SETS)
     parser.add_argument("--image_size", type=int, help="side of pixel_values; default: the model's own")
@@ -64,7 +69,8 @@ def main() -> None:
 
     # 2. Concepts, phrases and hard negatives, for every source of regions.
     evaluators, folder = {}, arguments.output_dir
-    for source in arguments.region_sources:
+    sources = arguments.region_sources or [embedder.resolve_view()[0]]
+    for source in sources:
         options = {"region_source": source, "context": arguments.context}
         evaluators[f"concepts, {source}"] = RegionClassificationEvaluator(
             rows, templates=arguments.templates, **options
@@ -86,7 +92,7 @@ def main() -> None:
 
     # 4. One file, one picture per source, one table.
     write_metrics(folder / "metrics.json", metrics)
-    for source in arguments.region_sources:
+    for source in sources:
         scores = metrics[f"concepts, {source}"]
         path = folder / f"confusion_{source}.png"
         draw_confusion(scores["confusion"], scores["protocol"]["concepts"], path)

@@ -181,13 +181,11 @@ class Embedder:
         Raises:
             ValueError: as `embed_regions`, or if both `context` and `views` are given.
         """
-        trained = getattr(self.model.config, "region_view", None) or {"source": "image", "context": None}
-        if views is not None and (context is not None or len(views) == 0):
-            raise ValueError(f"context is {context} and views is {views}. Give one of them; views as a list.")
-        region_source = trained["source"] if region_source is None else region_source
-        if context is None and region_source == trained["source"]:
-            context = trained["context"]
-        contexts = [context] if views is None else list(views)
+        trained_source = getattr(self.model.config, "region_view", "image")  # a stock CLIP has none
+        contexts = resolve_contexts(context, views)
+        region_source = trained_source if region_source is None else region_source
+        if contexts == [None] and region_source == trained_source == "window":
+            contexts = [self.model.config.region_context]
         return region_source, [resolve_context(region_source, side) for side in contexts]
 
     def embed_patches(self, images: Iterable) -> Iterator[torch.Tensor]:
@@ -293,6 +291,19 @@ class Embedder:
                 batch = []
         if batch:
             yield batch
+
+
+def resolve_contexts(context: float | None, views: Sequence[float] | None) -> list[float | None]:
+    """Make one list of `context` and `views`.
+
+    Raises:
+        ValueError: if both are given, or `views` is empty.
+    """
+    if views is None:
+        return [context]
+    if context is not None or len(views) == 0:
+        raise ValueError(f"context is {context} and views is {views}. Give one of them; views as a list.")
+    return list(views)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from ..data.schema import check_columns
 from ..data.views import resolve_context
-from ..embedding.embedder import Embedder
+from ..embedding.embedder import Embedder, resolve_contexts
 from .results import save_arrays
 
 
@@ -111,7 +111,7 @@ class RegionEvaluator(Evaluator):
 
     def __post_init__(self):
         check_columns(self.rows)
-        for context in self.views or [self.context]:
+        for context in resolve_contexts(self.context, self.views):
             resolve_context(self.region_source or "window", context)
         if not any(self.rows["boxes"]):
             raise ValueError(

@@ -186,6 +186,59 @@ def test_a_box_partly_outside_its_image_is_embedded_by_every_source(built):
         assert Embedder(*built).embed_regions(rows, source).shape == (1, 32)
 
 
+def test_the_mean_over_several_views_is_taken_of_unit_vectors_and_normalised(built, rows):
+    embedder = Embedder(*built)
+    parts = [embedder.embed_regions(rows, "window", context) for context in (1.5, 2.0, 4.0)]
+    expected = normalize(torch.stack(parts).mean(dim=0), dim=-1)
+    found = embedder.embed_regions(rows, "window", views=(1.5, 2.0, 4.0))
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    alone = embedder.embed_regions(rows, "window", views=[2.0])
+    torch.testing.assert_close(alone, parts[1], atol=1e-6, rtol=0)
+    for views, context in (([], None), ([2.0], 1.5)):
+        with refuses(str(views), str(context)):
+            embedder.embed_regions(rows, "window", context, views)
+    with refuses("context is 0.5"):
+        embedder.embed_regions(rows, "window", views=[2.0, 0.5])
+
+
+def test_the_view_that_a_model_was_trained_for_is_the_default(model, processor, rows):
+    embedder = Embedder(model, processor)
+    assert embedder.resolve_view() == ("image", [None])
+    model.config.region_view, model.config.region_context = "window", 1.8
+    assert embedder.resolve_view() == ("window", [1.8])
+    assert embedder.resolve_view("window", 2.5) == ("window", [2.5])
+    assert embedder.resolve_view("crop") == ("crop", [1.5])  # not what the model was trained for
+    assert torch.equal(embedder.embed_regions(rows), embedder.embed_regions(rows, "window", 1.8))
+
+
+@pytest.mark.parametrize("texts", ["a ship", ["a ship", ""], ["a ship", None]])
+def test_a_string_in_place_of_a_list_and_entries_without_words_are_refused(built, texts):
+    with refuses("texts"):
+        Embedder(*built).embed_text(texts)
+
+
+def test_one_string_of_concepts_is_split_at_its_commas(built):
+    embedder = Embedder(*built)
+    assert torch.equal(
+        embedder.embed_concepts("ship, storage tank"), embedder.embed_concepts(["ship", "storage tank"])
+    )
+    with refuses("'ship'", "more than once"):
+        embedder.embed_concepts("ship,ship")
+    with refuses("concepts[1] is empty"):
+        embedder.embed_concepts("ship,")
+
+
+def test_one_path_in_place_of_a_list_of_images_is_refused(built):
+    with refuses("'harbor.png'"):
+        Embedder(*built).embed_images("harbor.png")
+
+
+def test_sizes_below_one_are_refused(built):
+    for options in ({"image_size": 0}, {"batch_size": 0}):
+        with refuses(*(f"{name} is {value}" for name, value in options.items())):
+            Embedder(*built, **options)
+
+
 def test_views_hold_one_image_or_one_window_each():
     row = {"image": Image.new("RGB", (300, 200)), "boxes": [[100, 60, 120, 70], [10, 10, 110, 60]]}
     empty = row | {"boxes": []}

@@ -19,9 +19,12 @@ from geoalign_hf.evaluation.classification import (
     SceneClassificationEvaluator,
 )
 from geoalign_hf.evaluation.drift import EmbeddingDriftEvaluator
+from geoalign_hf.evaluation.evaluator import Evaluator
 from geoalign_hf.evaluation.hard_negatives import HardNegativeEvaluator
+from geoalign_hf.evaluation.localization import LocalizationEvaluator
 from geoalign_hf.evaluation.metrics.scores import score_regions
 from geoalign_hf.evaluation.results import write_metrics
+from geoalign_hf.evaluation.retrieval import CaptionRetrievalEvaluator, PhraseRetrievalEvaluator
 from geoalign_hf.model.processing_geoalign_clip import CONCEPT_TEMPLATES
 
 SOURCES = ["image", "window", "crop", "both"]
@@ -45,6 +48,60 @@ def paint_rows():
 
 def drop_protocol(scores: dict) -> dict:
     return {name: value for name, value in scores.items() if name != "protocol"}
+
+
+# All evaluators
+
+
+def build_evaluators(rows) -> list[Evaluator]:
+    image, polygon = rows[0]["image"], [[[0, 0], [40, 0], [40, 40]]]
+    question = {"image": image, "options": ["a ship", "a road"], "answer": 1, "subject": "x"}
+    query = {"image": image, "phrase": "a ship", "polygons": polygon}
+    return [
+        RegionClassificationEvaluator(rows),
+        SceneClassificationEvaluator([image, image], ["ship", "road"]),
+        CaptionRetrievalEvaluator(rows),
+        PhraseRetrievalEvaluator(rows),
+        HardNegativeEvaluator(rows),
+        StatementChoiceEvaluator([question]),
+        LocalizationEvaluator([query], tile_sides=[200], stride=16),
+        EmbeddingDriftEvaluator([image]),
+    ]
+
+
+def test_every_evaluator_gives_its_primary_metric_and_its_protocol_by_either_call(built, rows):
+    evaluators = build_evaluators(rows)
+    assert len({evaluator.name for evaluator in evaluators}) == 8
+    for evaluator in evaluators:
+        scores = evaluator(Embedder(*built))
+        assert isinstance(scores[evaluator.primary_metric], float) and evaluator.greater_is_better
+        assert scores["protocol"]["task"] == evaluator.task
+        assert scores["protocol"]["versions"]["geoalign_hf"]
+        assert evaluator(*built) == scores
+        with refuses("Embedder", "processor", kind=TypeError):
+            evaluator(built[0])
+
+
+def test_texts_that_were_cut_are_counted_by_evaluation_and_not_by_embedder(built, toy_rows):
+    embedder = Embedder(*built)
+    long = build_rows([row | {"captions": ["ship " * 100]} for row in toy_rows])
+    for evaluator, num_cut in ((CaptionRetrievalEvaluator(long), 1), (PhraseRetrievalEvaluator(long), 0)):
+        assert evaluator(embedder)["protocol"]["num_cut_texts"] == num_cut
+
+
+def test_options_are_checked_before_a_model_is_there(rows):
+    for options, facts in (
+        ({"region_source": "roi"}, ["'roi'", "window"]),
+        ({"context": 0.5}, ["0.5"]),
+        ({"views": [2.0, 0.5]}, ["0.5"]),
+        ({"views": [2.0], "context": 3.0}, ["3.0", "[2.0]"]),
+    ):
+        with refuses(*facts):
+            PhraseRetrievalEvaluator(rows, **options)
+    with refuses("captions"):
+        CaptionRetrievalEvaluator(rows.remove_columns("captions"))
+    with refuses("arrays_path", "start"):
+        EmbeddingDriftEvaluator([rows[0]["image"]], arrays_path="drift.npz")
 
 
 # Concepts of regions
