@@ -38,8 +38,9 @@ def built(toy_rows):
     texts += [template.format(concept) for template in CONCEPT_TEMPLATES for concept in CONCEPTS]
     torch.manual_seed(0)
     model, processor = build_model(
-        texts, image_size=64, patch_size=16, width=64, depth=2, text_width=64, text_depth=2, embed_dim=32
-    )
+        texts, image_size=64, patch_size=16, width=64, depth=2, text_width=64, text_depth=2, embed_dim=32,
+        region_view="image",
+    )  # fmt: skip
     return model.eval(), processor
 
 

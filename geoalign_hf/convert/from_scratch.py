@@ -1,7 +1,7 @@
-"""A small model from nothing: a tokenizer learnt from the texts at hand, a configuration, fresh weights.
+"""A small model with fresh weights, and a tokenizer that is trained on the texts at hand.
 
-For tests, quick trials and machines without a Hub. Where a pretrained CLIP can be had, start from it
-(`convert.py`): it knows the world.
+It is meant for tests, quick trials and small data sets without a Hub. Where a pretrained CLIP is available,
+start from that instead (`convert.py`).
 """
 
 import json
@@ -19,12 +19,12 @@ BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int = 2000, max_length: int = 77) -> CLIPTokenizer:
-    """Learn a byte-level BPE of CLIP's kind. Any text can be written in it, known words in few tokens.
+    """Train a byte-level BPE tokenizer of CLIP's kind, which can write any text.
 
     Args:
-        texts: to learn from.
-        vocab_size: at most; 514 are taken by bytes and special tokens.
-        max_length: positions of the text tower.
+        texts: texts to train on.
+        vocab_size: largest number of tokens; 514 of them are bytes and special tokens.
+        max_length: number of positions of the text tower.
 
     Example:
         >>> tokenizer = train_tokenizer(["a ship", "a ship at a pier"])
@@ -62,22 +62,29 @@ def build_model(
     text_depth: int = 2,
     embed_dim: int = 128,
     dropout: float = 0.0,
+    region_view: str = "window",
+    region_context: float = 1.6,
+    stem: str = "patch",
 ) -> tuple[GeoAlignCLIPModel, GeoAlignCLIPProcessor]:
     """Build a small model with fresh weights and the processor that goes with it.
 
     Args:
-        texts: to learn the tokenizer from.
+        texts: texts to train the tokenizer on.
         image_size: side of `pixel_values`.
         patch_size: side of a patch.
-        width: of the vision tower; one attention head per 64.
-        depth: blocks of the vision tower.
-        text_width: of the text tower; one attention head per 64.
-        text_depth: blocks of the text tower.
-        embed_dim: D.
-        dropout: on attention weights.
+        width: width of the vision tower; it has one attention head per 64.
+        depth: number of blocks of the vision tower.
+        text_width: width of the text tower; it has one attention head per 64.
+        text_depth: number of blocks of the text tower.
+        embed_dim: D, the width of the joint space.
+        dropout: dropout rate of the attention weights.
+        region_view: picture in which the model looks at a region, see `GeoAlignCLIPConfig`. Small models with
+            fresh weights learn far faster from windows.
+        region_context: side of a window as a multiple of the longer side of its box.
+        stem: first layer of the vision tower, see `GeoAlignCLIPConfig`.
 
     Raises:
-        ValueError: if a width is no multiple of 64, or the image size none of the patch size.
+        ValueError: if a width is not a multiple of 64, or the image size is not a multiple of the patch size.
     """
     for name, value, factor in (
         ("width", width, 64), ("text_width", text_width, 64), ("image_size", image_size, patch_size)
@@ -101,7 +108,14 @@ def build_model(
             "hidden_act": "gelu",
         }
     text |= {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
-    config = GeoAlignCLIPConfig(text_config=text, vision_config=vision, projection_dim=embed_dim)
+    config = GeoAlignCLIPConfig(
+        text_config=text,
+        vision_config=vision,
+        projection_dim=embed_dim,
+        region_view=region_view,
+        region_context=region_context,
+        stem=stem,
+    )
     size = {"height": image_size, "width": image_size}
     image_processor = CLIPImageProcessor(size=size, do_center_crop=False)
     model = GeoAlignCLIPModel(config)
@@ -112,14 +126,14 @@ def build_model(
 
 
 def encode_grid(side: int, width: int) -> torch.Tensor:
-    """Write the place of every patch in sines and cosines of its x and y.
+    """Encode the position of every patch by sines and cosines of its x and y.
 
-    As the first values of learnt positions these let a small vision tower see from the start what lies beside
-    what; CLIP's own random ones it would first have to sort, which takes more data than there is here.
+    They are the initial values of the learnt positions. A small vision tower then knows from the start which
+    patches are neighbours; it could not learn that from CLIP's random values and little data.
 
     Args:
-        side: patches along each side.
-        width: of the vision tower, a multiple of 4.
+        side: number of patches along each side.
+        width: width of the vision tower, a multiple of 4.
 
     Returns:
         (side * side, width), in [-1, 1], row by row.

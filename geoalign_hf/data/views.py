@@ -2,8 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
-import numpy as np
-
+from ..model.views_geoalign_clip import find_window
 from .augmentation import cut_window
 
 REGION_SOURCES = ("image", "window", "crop", "both")
@@ -38,29 +37,3 @@ def list_views(rows: Iterable[dict], region_source: str, context: float | None) 
                 region = {"image": row["image"], "boxes": [box], "phrases": [""], "concepts": [""]}
                 # However little of the box is inside the image, it is this region that is asked for.
                 yield cut_window(region, find_window(box, row["image"].size, context), min_visible=0.0)
-
-
-def find_window(box: list[float], size: tuple[int, int], context: float) -> tuple[int, int, int, int]:
-    """Choose a square round the box, moved or cut so that it lies inside the image.
-
-    Args:
-        box: xyxy, pixels of the image as given.
-        size: (width, height) of the image.
-        context: side of the square as a multiple of the longer side of the box.
-
-    Returns:
-        xyxy, whole pixels.
-
-    Example:
-        >>> find_window([100, 60, 120, 70], (300, 200), 3.0)
-        (80, 35, 140, 95)
-    """
-    x0, y0, x1, y1 = box
-    side = context * max(x1 - x0, y1 - y0)
-    window = []
-    for low, high, length in ((x0, x1, size[0]), (y0, y1, size[1])):
-        extent = min(side, length)
-        start = min(max((low + high - extent) / 2, 0), length - extent)
-        window.append((int(start), min(length, int(np.ceil(start + extent)))))
-    (left, right), (top, bottom) = window
-    return left, top, right, bottom

@@ -1,21 +1,29 @@
 # Copyright 2026 The geoalign_hf authors. Licensed under the Apache License, Version 2.0.
-"""What the model is: CLIP's configuration and the few choices GeoAlignCLIP adds to it."""
+"""The configuration of the model: CLIP's, and the few choices that GeoAlignCLIP adds to it."""
 
 from huggingface_hub.dataclasses import strict
-from transformers import CLIPConfig
+from transformers import CLIPConfig, PreTrainedConfig
 
 DENSE_MODES = ("last", "value")
+REGION_VIEWS = ("image", "window")
+STEMS = ("patch", "convolution")
 
 
 @strict
 class GeoAlignCLIPConfig(CLIPConfig):
-    """Everything that `GeoAlignCLIPModel` needs to be built: CLIP's fields and these.
+    """The fields of CLIP's configuration, and those of GeoAlignCLIP.
 
     Args:
-        dense_mode: which patch features regions are pooled from. `last`: the last block as it is.
+        dense_mode: patch features that regions are pooled from. `last`: the output of the last block.
             `value`: the last block with every patch attending to itself alone (its value path,
-            residual and MLP kept), as in FG-CLIP; some pretrained backbones localise better so.
-        initializer_range: standard deviation for layers that have no rule of their own.
+            residual and MLP kept), as in FG-CLIP; some pretrained backbones localise better this way.
+        region_view: picture in which the model looks at a region. `image`: the whole image, for all of its
+            regions at once. `window`: a square window around each region. A model should be used with the
+            view that it was trained on; the region pipeline and `Embedder` take it from here.
+        region_context: side of a window as a multiple of the longer side of the region's box.
+        stem: first layer of the vision tower. `patch`: CLIP's linear patch embedding, which every CLIP
+            checkpoint needs. `convolution`: a small convolutional network, for models with fresh weights.
+        initializer_range: standard deviation of the initial weights of layers without a rule of their own.
 
     Raises:
         StrictDataclassError: of huggingface_hub, if a field has a wrong type or value.
@@ -33,6 +41,9 @@ class GeoAlignCLIPConfig(CLIPConfig):
     _auto_class = "AutoConfig"
 
     dense_mode: str = "last"
+    region_view: str = "image"
+    region_context: float = 1.6
+    stem: str = "patch"
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):
@@ -44,5 +55,24 @@ class GeoAlignCLIPConfig(CLIPConfig):
 
     def validate_dense_mode(self):
         """Refuse a mode that the model does not have."""
-        if self.dense_mode not in DENSE_MODES:
-            raise ValueError(f"dense_mode is {self.dense_mode!r}; it must be one of {DENSE_MODES}.")
+        _check_choice("dense_mode", self.dense_mode, DENSE_MODES)
+
+    def validate_region_view(self):
+        """Refuse an unknown view, and windows that would cut into their boxes."""
+        _check_choice("region_view", self.region_view, REGION_VIEWS)
+        if self.region_context < 1:
+            raise ValueError(f"region_context is {self.region_context}; it must be at least 1.")
+
+    def validate_stem(self):
+        """Refuse an unknown stem, and a convolutional one whose layers would not divide evenly."""
+        _check_choice("stem", self.stem, STEMS)
+        if self.stem == "convolution" and isinstance(self.vision_config, PreTrainedConfig):
+            for name, factor in (("patch_size", 8), ("hidden_size", 32)):
+                value = getattr(self.vision_config, name)
+                if value % factor:
+                    raise ValueError(f"{name} is {value}; stem='convolution' needs a multiple of {factor}.")
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]):
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}; it must be one of {choices}.")

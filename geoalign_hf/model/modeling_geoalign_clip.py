@@ -19,6 +19,7 @@ from .configuration_geoalign_clip import DENSE_MODES, GeoAlignCLIPConfig
 from .packing_geoalign_clip import locate_texts
 from .regions_geoalign_clip import pool_regions, weigh_regions
 from .scales_geoalign_clip import RegionScale, SceneScale
+from .stem_geoalign_clip import ConvolutionalStem
 
 
 @dataclass
@@ -68,6 +69,11 @@ class GeoAlignCLIPModel(CLIPModel):
     def __init__(self, config: GeoAlignCLIPConfig):
         super().__init__(config)
         self.region_scale, self.scene_scale = RegionScale(), SceneScale()
+        if config.stem == "convolution":
+            vision = config.vision_config
+            self.vision_model.embeddings.patch_embedding = ConvolutionalStem(
+                vision.hidden_size, vision.patch_size
+            )
         self.post_init()
 
     @torch.no_grad()
@@ -81,6 +87,9 @@ class GeoAlignCLIPModel(CLIPModel):
         elif isinstance(module, SceneScale):
             init.zeros_(module.offset)
             module.offset.requires_grad_(False)  # which loading has forgotten
+        elif isinstance(module, ConvolutionalStem):
+            for convolution in module[::3]:
+                init.normal_(convolution.weight, std=convolution.weight[0].numel() ** -0.5)
         elif module is self:
             init.constant_(self.logit_scale, self.config.logit_scale_init_value)
 

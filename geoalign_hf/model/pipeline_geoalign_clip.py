@@ -5,6 +5,11 @@ import torch
 from transformers import Pipeline
 from transformers.image_utils import load_image
 
+from .processing_geoalign_clip import load_images
+from .views_geoalign_clip import cut_windows
+
+WINDOWS_PER_PASS = 64
+
 
 class ZeroShotRegionClassificationPipeline(Pipeline):
     """Name what is in each box of an image, from concepts given in words.
@@ -88,16 +93,40 @@ class ZeroShotRegionClassificationPipeline(Pipeline):
         image = inputs["image"]
         if isinstance(image, str) and image.startswith(("http://", "https://")):
             image = load_image(image, timeout=timeout)
-        batch = self.processor(images=image, boxes=[inputs["boxes"]], return_tensors="pt")
         boxes = [[float(number) for number in box] for box in inputs["boxes"]]
+        if self.model.config.region_view == "window":
+            return {"views": self._prepare_windows(image, boxes), "boxes": boxes}
+        batch = self.processor(images=image, boxes=[inputs["boxes"]], return_tensors="pt")
         return {**batch, "boxes": boxes}
+
+    def _prepare_windows(self, image, boxes: list) -> dict[str, list]:
+        """Prepare a window around each box, in parts that one forward pass takes."""
+        windows, moved = cut_windows(load_images(image)[0], boxes, self.model.config.region_context)
+        parts = []
+        for start in range(0, len(windows), WINDOWS_PER_PASS):
+            part = slice(start, start + WINDOWS_PER_PASS)
+            regions = [[box] for box in moved[part]]
+            parts.append(dict(self.processor(images=windows[part], boxes=regions, return_tensors="pt")))
+        return {"parts": parts}
 
     def _forward(self, model_inputs, candidate_concepts=None, templates=None):
         boxes = model_inputs.pop("boxes")
         concept_embeds = self._embed_concepts(candidate_concepts, templates)
-        outputs = self.model(**model_inputs)
-        logits = outputs.region_embeds @ concept_embeds.T * outputs.region_logit_scale
-        return {"logits": logits, "boxes": boxes}
+        if "views" in model_inputs:
+            region_embeds = self._embed_windows(model_inputs["views"])
+        else:
+            region_embeds = self.model.embed_regions(**model_inputs)
+        return {"logits": region_embeds @ concept_embeds.T * self.model.region_scale(), "boxes": boxes}
+
+    def _embed_windows(self, views) -> torch.Tensor:
+        """Embed the regions of one image, or of a list of images, from their windows: (B, R, D)."""
+        views = views if isinstance(views, list) else [views]  # transformers makes a list of a batch
+        nothing = torch.zeros(0, self.model.config.projection_dim, device=self.device, dtype=self.model.dtype)
+        embeds = [
+            torch.cat([nothing, *(self.model.embed_regions(**part)[:, 0] for part in view["parts"])])
+            for view in views
+        ]
+        return torch.nn.utils.rnn.pad_sequence(embeds, batch_first=True)
 
     def postprocess(self, model_outputs, candidate_concepts=None, top_k=None):
         """Sort the concepts of every box by their score."""

@@ -104,6 +104,17 @@ def test_model_and_processor_fit_together():
     assert output.logits_per_region.shape == (1, 1, 2) and output.region_embeds.shape == (1, 1, 16)
 
 
+def test_a_convolutional_stem_gives_the_same_grid_of_patches_and_comes_back_from_its_folder(tmp_path):
+    sizes = {"width": 64, "depth": 1, "text_width": 64, "text_depth": 1, "embed_dim": 16}
+    pixels = torch.rand(2, 3, 32, 32)
+    for patch_size in (8, 16):
+        model, _ = build_model(TEXTS, 32, patch_size, **sizes, stem="convolution")
+        assert model.get_patch_features(pixels).shape == (2, 16, 32 // patch_size, 32 // patch_size)
+    model.eval().save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(loaded.embed_images(pixels), model.embed_images(pixels))
+
+
 def test_a_text_is_read_at_its_end_token_wherever_padding_begins(built):
     model, processor = built
     alone = processor(text=["a ship"], return_tensors="pt")

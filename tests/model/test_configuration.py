@@ -33,3 +33,22 @@ def test_where_the_class_is_installed_no_remote_pipeline_code_is_asked_for(tmp_p
     path = tmp_path / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"custom_pipelines": {"task": {}}}))
     assert not hasattr(GeoAlignCLIPConfig.from_pretrained(tmp_path), "custom_pipelines")
+
+
+@pytest.mark.parametrize(
+    "fields, found",
+    [
+        ({"region_view": "crop"}, r"region_view is 'crop'; it must be one of \('image', 'window'\)"),
+        ({"region_context": 0.5}, "region_context is 0.5; it must be at least 1"),
+        ({"stem": "resnet"}, r"stem is 'resnet'; it must be one of \('patch', 'convolution'\)"),
+        ({"stem": "convolution", "vision_config": {"patch_size": 14}}, "patch_size is 14;.*a multiple of 8"),
+    ],
+)
+def test_a_view_or_stem_that_the_model_does_not_have_is_refused_at_construction(fields, found):
+    with pytest.raises(StrictDataclassError, match=found):
+        GeoAlignCLIPConfig(**fields)
+
+
+def test_a_clip_looks_at_whole_images_through_a_patch_embedding_unless_told_otherwise():
+    config = GeoAlignCLIPConfig()
+    assert (config.region_view, config.stem) == ("image", "patch")

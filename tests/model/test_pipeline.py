@@ -6,6 +6,9 @@ import pytest
 import torch
 from transformers import AutoModel, AutoProcessor, CLIPModel, CLIPProcessor, pipeline
 
+from geoalign_hf.embedding.embedder import Embedder
+from geoalign_hf.model.processing_geoalign_clip import CONCEPT_TEMPLATES
+
 TASK = "zero-shot-region-classification"
 CONCEPTS = ["airplane", "ship", "storage tank"]
 
@@ -32,6 +35,29 @@ def test_scores_are_those_of_the_model_sorted_and_summing_to_one(classify, built
         assert [found[concept] for concept in CONCEPTS] == pytest.approx(scores.tolist(), abs=1e-6)
         assert [entry["score"] for entry in answer] == sorted(found.values(), reverse=True)
         assert sum(found.values()) == pytest.approx(1)
+
+
+def test_a_model_of_windows_is_given_the_window_around_each_box(built, toy_rows, tmp_path):
+    model, processor = built
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    windows = AutoModel.from_pretrained(tmp_path, region_view="window", region_context=1.5)
+    classify = pipeline(TASK, model=windows, processor=processor)
+    images, boxes = [row["image"] for row in toy_rows[:3]], [row["boxes"] for row in toy_rows[:2]] + [[]]
+    answers = classify(images, boxes=boxes, candidate_concepts=CONCEPTS)
+    batched = classify(images, boxes=boxes, candidate_concepts=CONCEPTS, batch_size=2)
+    views = [{"image": image, "boxes": regions} for image, regions in zip(images, boxes, strict=True)]
+    embedder = Embedder(model, processor)
+    embeds = embedder.embed_regions(views, "window", 1.5)
+    cosines = embeds @ embedder.embed_concepts(CONCEPTS, CONCEPT_TEMPLATES).T
+    expected = (cosines * model.region_scale()).softmax(dim=-1).tolist()
+    for results in (answers, batched):
+        assert [len(result) for result in results] == list(map(len, boxes))
+        found = [
+            {entry["label"]: entry["score"] for entry in region} for image in results for region in image
+        ]
+        for scores, wanted in zip(found, expected, strict=True):
+            assert [scores[concept] for concept in CONCEPTS] == pytest.approx(wanted, abs=1e-5)
 
 
 def test_one_image_many_images_batches_and_streams_answer_alike(classify, toy_rows):
