@@ -2,6 +2,7 @@
 
 import math
 import unicodedata
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -119,6 +120,7 @@ def _word_row(regions: list[tuple[str, Annotation]], unboxed: list[str]) -> dict
     }
 
 
+@lru_cache(maxsize=10_000)
 def is_concept(name: str) -> bool:
     r"""Return whether a name of an annotation file has a letter or digit, and no control characters.
 
