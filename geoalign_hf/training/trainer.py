@@ -90,7 +90,7 @@ def train(
         config: how to train.
         augment: changes a row, given a generator; see `Augmentation`.
         templates: sentences that word a concept.
-        evaluate: gives the scores of a model, as `classify_regions` does, before the first step, after
+        evaluate: gives the scores of a model, as an `Evaluator` does, before the first step, after
             the last and every `eval_every` steps; its numbers are logged, and the model with the highest
             `best_metric` is kept in `best/`. Every process calls it.
         publish: is given the folder of each checkpoint, on the main process; see `BackgroundPush`.
