@@ -59,10 +59,6 @@ class EmbeddingJob:
         self.report = SkipReport(self.on_error)
         annotated = read_coco(self.coco, self.images, report=self.report) if self.coco else []
         regions = {Path(row["image"]): row for row in annotated}
-        if len(regions) < len(annotated):
-            raise ValueError(
-                f"{self.coco} lists {len(annotated)} images of {len(regions)} files. List each once."
-            )
         nothing = {"boxes": [], "concepts": []}
         self.rows = [
             {name: regions.get(path, nothing)[name] for name in nothing} | {"image": path}
