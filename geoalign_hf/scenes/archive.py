@@ -48,8 +48,8 @@ def embed_scene(
         regions: as `read_regions` gives them.
 
     Returns:
-        One feature per tile and region: `scene`, `kind` ("tile" or "region"), `valid_ground` (the part of it that is
-        valid ground), `embed` (a unit vector) and its outline in WGS 84. What has no valid ground is left out.
+        One feature per tile and region that has valid ground: `scene`, `kind` ("tile" or "region"),
+        `valid_ground` (the part of it that is), `embed` (a unit vector) and its outline in WGS 84.
     """
     size, kept, shares = embedder.image_size, [], []
     windows = list_windows(scene, tile_side, overlap)

@@ -11,6 +11,7 @@ from rasterio.enums import ColorInterp, Resampling
 from rasterio.windows import Window
 
 OVERVIEW_SIDE = 1024  # the stretch is measured on the scene shrunk to this longer side
+CACHE_BYTES = 128 * 1024**2  # GDAL keeps blocks it read; by default in a twentieth of the memory
 DEFAULT_STRETCH = (2.0, 98.0)  # percentiles, for pixels of other types than 8 bit
 
 
@@ -44,7 +45,8 @@ class Scene:
 
     def __post_init__(self):
         try:
-            self.dataset = rasterio.open(self.path)
+            with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES):
+                self.dataset = rasterio.open(self.path)
         except rasterio.RasterioIOError as error:
             raise ValueError(
                 f"{self.path} cannot be opened as a raster ({error}). Check the file."
@@ -86,7 +88,8 @@ class Scene:
     def _measure_limits(self) -> np.ndarray:
         shrink = min(1.0, OVERVIEW_SIDE / max(self.width, self.height))
         shape = (3, max(1, round(self.height * shrink)), max(1, round(self.width * shrink)))
-        pixels = self.dataset.read(self.bands, out_shape=shape, masked=True).astype(np.float64)
+        with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES):
+            pixels = self.dataset.read(self.bands, out_shape=shape, masked=True).astype(np.float64)
         valid = ~np.ma.getmaskarray(pixels) & np.isfinite(pixels.data)
         if not valid.any(axis=(1, 2)).all():
             raise ValueError(
@@ -117,7 +120,10 @@ class Scene:
             shape = (3, rows.stop - rows.start, columns.stop - columns.start)
             part = Window(left, top, right - left, bottom - top)
             method = Resampling.average if across < 1 else Resampling.bilinear
-            read = self.dataset.read(self.bands, window=part, out_shape=shape, masked=True, resampling=method)
+            with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES):
+                read = self.dataset.read(
+                    self.bands, window=part, out_shape=shape, masked=True, resampling=method
+                )
             is_ground = (~np.ma.getmaskarray(read) & np.isfinite(read.data)).all(axis=0)
             pixels[:, rows, columns] = self._scale(np.where(is_ground, read.data, 0))
             valid[rows, columns] = is_ground

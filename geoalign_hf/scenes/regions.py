@@ -24,8 +24,8 @@ def read_regions(path: str | Path, scene: Scene, buffer: float | None = None) ->
     """Read regions and bring them into a scene's reference system.
 
     Args:
-        path: a vector file that geopandas opens (GeoJSON, GeoPackage, ...), or a COCO .json file whose boxes are
-            pixels of the scene's own file.
+        path: a vector file that geopandas opens (GeoJSON, GeoPackage, ...), or a COCO .json file whose boxes
+            are pixels of the scene's own file.
         scene: the scene.
         buffer: radius in metres of the disc that a point or a line becomes.
 
@@ -33,8 +33,8 @@ def read_regions(path: str | Path, scene: Scene, buffer: float | None = None) ->
         The features with all their columns, as polygons in the scene's reference system.
 
     Raises:
-        ValueError: if there are no features, the file has no reference system, a geometry is empty, or points are
-            given without `buffer`.
+        ValueError: if there are no features, the file has no reference system, a geometry is empty, or points
+            are given without `buffer`.
     """
     path = Path(path)
     if is_coco(path):
@@ -96,8 +96,8 @@ def embed_scene_regions(
         context: side of the window as a multiple of the longer side of the polygon's box.
 
     Returns:
-        (N, D) unit vectors, zero for a region without valid ground; and (N,), the part of each region's area in
-        the window that is valid ground, in [0, 1].
+        (N, D) unit vectors, zero for a region without valid ground; and (N,), the part of each region that is
+        valid ground, in [0, 1].
     """
     size, shares, batch, embeds = embedder.image_size, [], [], []
 
@@ -153,9 +153,9 @@ def classify_scene_regions(
         context: side of the window around a region as a multiple of the longer side of its box.
 
     Returns:
-        The same features with the columns `concept`, `score` (probability among the concepts), `valid_ground` (part
-        of the region that is valid ground) and one column `score: <concept>` each. A region without valid ground
-        has no concept and no scores.
+        The same features with the columns `concept`, `score` (probability among the concepts), `valid_ground`
+        (the part of the region that is valid ground) and one column `score: <concept>` for each concept. A
+        region without valid ground has no concept and no scores.
     """
     region_embeds, valid_ground = embed_scene_regions(embedder, scene, regions.geometry, context)
     concept_embeds = embedder.embed_concepts(concepts, templates)
@@ -175,7 +175,7 @@ def classify_scene_regions(
 
 
 def write_regions(regions: geopandas.GeoDataFrame, path: str | Path) -> None:
-    """Write features as GeoJSON (in WGS 84, as its standard asks) or GeoPackage (in their own reference system).
+    """Write features as GeoJSON (in WGS 84, as its standard asks) or GeoPackage (in their own system).
 
     Raises:
         ValueError: if the suffix is neither .geojson, .json nor .gpkg.

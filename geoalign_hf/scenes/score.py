@@ -19,7 +19,7 @@ LEAST_VALID = 0.5  # of a cell must be valid ground, or the cell has no score
 
 @dataclass(frozen=True)
 class PatchGrid:
-    """A scene's grid of cells, and the square tiles over it. A cell is the ground under one patch of the model.
+    """A scene's grid of cells, and the tiles over it. A cell is the ground under one patch of the model.
 
     Args:
         scene: the scene.
@@ -60,9 +60,9 @@ def score_scene(
 ) -> np.ndarray:
     """Compute the cosine between every cell of a scene and each query.
 
-    Every tile is encoded once for all queries. Where tiles overlap, their cosines are averaged with weights that
-    fall to the edges of a tile (a Hann window), so that no seams appear. The context that a patch sees ends at
-    its tile, so maps from tiles of other positions or sizes differ slightly.
+    Every tile is encoded once for all queries. Where tiles overlap, their cosines are averaged with weights
+    that fall towards the edges of a tile (a Hann window), so that no seams appear. The context of a patch
+    ends at the edge of its tile, so maps from tiles of other positions or sizes differ slightly.
 
     Args:
         embedder: a GeoAlignCLIP model and its processor.
@@ -145,14 +145,13 @@ def write_score_maps(
     output.mkdir(parents=True, exist_ok=True)
     transform = scene.transform * rasterio.Affine.scale(cell)
     low, high = float(np.nanmin(maps)), float(np.nanmax(maps))
+    profile = {"driver": "GTiff", "count": 1, "dtype": "float32", "nodata": np.nan, "compress": "deflate"}
+    profile |= {"height": maps.shape[1], "width": maps.shape[2], "crs": scene.crs, "transform": transform}
     paths = []
     for number, (query, values) in enumerate(zip(queries, maps, strict=True)):
         name = re.sub(r"[^\w]+", "_", query.lower()).strip("_")[:60]
         path = output / f"{number:02d}_{name}.tif"
-        with rasterio.open(
-            path, "w", driver="GTiff", width=values.shape[1], height=values.shape[0], count=1, dtype="float32",
-            crs=scene.crs, transform=transform, nodata=np.nan, compress="deflate", predictor=3,
-        ) as target:  # fmt: skip
+        with rasterio.open(path, "w", **profile) as target:
             target.write(values.astype(np.float32), 1)
             target.set_band_description(1, query)
         draw_score_map(scene, values, query, (low, high), path.with_suffix(".png"))

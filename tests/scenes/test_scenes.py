@@ -1,5 +1,8 @@
 """Scenes keep their coordinates, nodata takes no part, and tiles leave no seams."""
 
+import subprocess
+import sys
+
 import geopandas
 import numpy as np
 import pytest
@@ -131,7 +134,7 @@ def test_nodata_changes_no_score_of_ground_whose_tiles_do_not_reach_it(embedder,
 
 
 def test_a_score_map_has_no_seams(embedder, tmp_path):
-    """A scene and its copy shifted by half a tile have the same map, but for what a tile's context changes."""
+    """The maps of a scene and of its copy shifted by half a tile differ by under a tenth of their spread."""
     pixels = draw(128, 256, seed=3)
     shifted = np.roll(pixels, 32, axis=2)
     maps = [
@@ -233,3 +236,52 @@ def test_an_archive_is_readable_by_geopandas_continues_and_returns_places(embedd
         embed_scenes(embedder, paths, tmp_path / "archive", tile_side=32)
     shared = [embed_scenes(embedder, paths, tmp_path / "two", 64, rank=r, num_processes=2) for r in (0, 1)]
     assert [file.name for part in shared for file in part] == [file.name for file in files]
+
+
+MEASURE = """
+import re, sys
+from pathlib import Path
+import torch
+import geoalign_hf
+from transformers import AutoModel, AutoProcessor
+from geoalign_hf.embedding.embedder import Embedder
+from geoalign_hf.scenes.reader import Scene
+from geoalign_hf.scenes.score import score_scene
+
+folder, path = sys.argv[1:]
+embedder = Embedder(AutoModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder))
+def read_peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+
+before = read_peak()
+maps = score_scene(embedder, Scene(path, stretch=(2, 98)), ["a ship", "a bridge"], scale=4.0, overlap=0.0)
+print(maps.shape, before, read_peak())
+"""
+
+
+@pytest.mark.slow
+def test_a_scene_of_10_000_pixels_a_side_needs_less_than_a_gigabyte(folder, tmp_path):
+    profile = {
+        "driver": "GTiff",
+        "count": 3,
+        "width": 10_000,
+        "height": 10_000,
+        "dtype": "uint16",
+        "nodata": 0,
+    }
+    tiling = {
+        "tiled": True,
+        "blockxsize": 512,
+        "blockysize": 512,
+        "compress": "deflate",
+        "photometric": "RGB",
+    }
+    strip = draw(500, 10_000, dtype=np.uint16, high=4000) + 1
+    with rasterio.open(tmp_path / "a.tif", "w", crs=UTM, transform=NORTH_UP, **profile, **tiling) as file:
+        for row in range(0, 10_000, 500):
+            file.write(strip, window=rasterio.windows.Window(0, row, 10_000, 500))
+    command = [sys.executable, "-c", MEASURE, str(folder), str(tmp_path / "a.tif")]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    shape, (before, after) = result.stdout.split(") ")[0], map(int, result.stdout.split(") ")[1].split())
+    assert shape == "(2, 157, 157"
+    assert after < 1024**2, (before, after)  # kilobytes, the interpreter and torch included
