@@ -14,7 +14,7 @@ from ..model.processing_geoalign_clip import CONCEPT_TEMPLATES, GeoAlignCLIPProc
 
 TEXT_KINDS = frozenset({"caption", "description", "phrase", "concept", "negative"})
 # What the batch holds for the losses alone, and what it holds of crops; the rest enters the model.
-LOSS_KEYS = frozenset({"row_ids", "negative_index"}) | {
+LOSS_KEYS = frozenset({"row_ids", "negative_index", "vocabulary_index", "vocabulary_ids"}) | {
     f"{kind}_{what}" for kind in TEXT_KINDS - {"negative"} for what in ("index", "ids")
 }
 CROP_KEYS = frozenset({"crop_values", "crop_boxes", "crop_quads", "crop_index"})
@@ -28,6 +28,8 @@ class RowCollator:
         max_regions: R; every batch is padded to it, so that shapes agree on all processes.
         templates: T sentences that word a concept.
         text_kinds: which kinds of text to encode; the others keep their ids, and an index of 0.
+        vocabulary: C concepts that every batch holds as texts, so that regions are contrasted with all of
+            them; None contrasts regions with the concepts of the batch. Duplicates are removed.
     """
 
     def __init__(
@@ -36,11 +38,13 @@ class RowCollator:
         max_regions: int,
         templates=CONCEPT_TEMPLATES,
         text_kinds=TEXT_KINDS,
+        vocabulary=None,
     ):
         self.processor = processor
         self.max_regions = max_regions
         self.templates = tuple(templates)
         self.text_kinds = frozenset(text_kinds)
+        self.vocabulary = tuple(dict.fromkeys(vocabulary or ())) if "concept" in self.text_kinds else ()
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         """Make one batch.
@@ -55,11 +59,13 @@ class RowCollator:
             (B, R), `concept_index` (B, R, T) and `negative_index` (B, R, K), numbers of texts, -100 where
             there is no negative; `caption_ids`, `description_ids` (B,), `phrase_ids`, `concept_ids` (B, R), a
             stable hash of the words, -100 where there is none; `row_ids` (B,).
+            With a vocabulary: `vocabulary_index` (C, T), numbers of texts, and `vocabulary_ids` (C,).
             If a row has `crops`: `crop_values` (Q, 3, S, S), `crop_boxes` (Q, 1, 4) or `crop_quads`
             (Q, 1, 4, 2), the region in its crop, and `crop_index` (Q,), the region's place among B * R.
 
         Raises:
-            ValueError: if a row has more regions than `max_regions`, or regions that cannot be used.
+            ValueError: if a row has more regions than `max_regions`, regions that cannot be used, or a
+                concept that the vocabulary lacks.
         """
         B, R, T = len(rows), self.max_regions, len(self.templates)
         batch = self._collect_images(rows)
@@ -71,13 +77,15 @@ class RowCollator:
         ids = {name: torch.full(index[name].shape[:2], NO_TEXT) for name in index if name != "negative"}
         texts: dict[str, int] = {}
 
+        def number(wordings: list[str]) -> list[int]:
+            return [texts.setdefault(wording, len(texts)) for wording in wordings]
+
         def place(name: str, position, words: str | None, wordings: list[str]):
             if not words:
                 return
             ids[name][position] = hash_words(words)
             if name in self.text_kinds:
-                numbers = [texts.setdefault(wording, len(texts)) for wording in wordings]
-                index[name][position] = torch.tensor(numbers) if name == "concept" else numbers[0]
+                index[name][position] = torch.tensor(number(wordings))
 
         for i, row in enumerate(rows):
             caption = next(iter(row.get("captions") or []), None)
@@ -85,14 +93,30 @@ class RowCollator:
             place("description", i, row.get("description"), [row.get("description")])
             for r, (phrase, concept) in enumerate(zip(row["phrases"], row["concepts"], strict=True)):
                 place("phrase", (i, r), phrase, [phrase])
-                place("concept", (i, r), concept, [template.format(concept) for template in self.templates])
+                place("concept", (i, r), concept, self._word(concept))
+        if self.vocabulary:
+            self._check_concepts(rows)
+            index["vocabulary"] = torch.tensor([number(self._word(name)) for name in self.vocabulary])
+            ids["vocabulary"] = torch.tensor([hash_words(name) for name in self.vocabulary])
         for i, row in enumerate(negatives):
             for r, phrases in enumerate(row):
-                for k, phrase in enumerate(phrases):
-                    index["negative"][i, r, k] = texts.setdefault(phrase, len(texts))
+                index["negative"][i, r, : len(phrases)] = torch.tensor(number(phrases), dtype=torch.long)
         batch |= self._pack(list(texts), index)
         batch |= {f"{name}_ids": hashes for name, hashes in ids.items()}
         return batch | {"row_ids": torch.tensor([row.get("row_id", NO_TEXT) for row in rows])}
+
+    def _word(self, concept: str) -> list[str]:
+        """Word a concept by every template."""
+        return [template.format(concept) for template in self.templates]
+
+    def _check_concepts(self, rows: list[dict]) -> None:
+        """Refuse rows with a concept that is not in the vocabulary."""
+        for i, row in enumerate(rows):
+            if unknown := sorted(set(filter(None, row["concepts"])) - set(self.vocabulary)):
+                raise ValueError(
+                    f"the concepts {unknown} of row {row.get('row_id', i)} are not among the "
+                    f"{len(self.vocabulary)} concepts of `vocabulary`. Add them, or pass vocabulary=None."
+                )
 
     def _pack(self, texts: list[str], index: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Tokenize and pack the texts, and let the indices name them by their number in the rows."""

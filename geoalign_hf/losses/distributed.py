@@ -1,7 +1,7 @@
-"""What training on several processes and in chunks needs, so that either gives the gradients of neither.
+"""Collectives and gradient caching, which give multi-process and chunked training the full batch's gradient.
 
-A gather that gradients pass through, a sum over processes, and cached accumulation. Without a process group
-all of it works on this process alone. No collective depends on data: every process calls the same ones.
+Without a process group every function works on this process alone. Whether a collective is called never
+depends on the data, so all processes call the same ones in the same order.
 """
 
 from collections.abc import Callable
@@ -12,25 +12,25 @@ from torch.utils.checkpoint import get_device_states, set_device_states
 
 
 def count_processes() -> int:
-    """Count the processes of the group, W; 1 without one."""
+    """Return the number of processes of the group, W; 1 without a group."""
     return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
 
 
 def get_rank() -> int:
-    """Give this process's place among them; 0 without a group."""
+    """Return the rank of this process; 0 without a group."""
     return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
 
 
 def gather(tensor: torch.Tensor) -> torch.Tensor:
     """Concatenate a tensor over all processes, in the order of their ranks.
 
-    Gradients flow back to the process that each part came from, summed over the processes that used it.
+    The gradient of each part is summed over all processes and returned to the process that it came from.
 
     Args:
         tensor: (B, ...), of the same shape on every process.
 
     Returns:
-        (W * B, ...); without a process group the tensor itself.
+        (W * B, ...); the tensor itself without a process group.
     """
     return tensor if count_processes() == 1 else _Gather.apply(tensor.contiguous())
 
@@ -44,13 +44,15 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        grad = grad.clone(memory_format=torch.contiguous_format)  # others may read the one given
+        grad = grad.clone(
+            memory_format=torch.contiguous_format
+        )  # autograd may still read the tensor that it passed in
         torch.distributed.all_reduce(grad)
         return grad.chunk(count_processes())[get_rank()]
 
 
 def sum_over_processes(tensor: torch.Tensor) -> torch.Tensor:
-    """Add a tensor up over all processes, without gradient.
+    """Sum a tensor over all processes, without gradient.
 
     Args:
         tensor: (...), of the same shape on every process.
@@ -71,22 +73,24 @@ def backward_in_chunks(
     backward: Callable[[torch.Tensor], None],
     no_sync: Callable = nullcontext,
 ) -> dict[str, torch.Tensor]:
-    """Give the gradient of a whole batch of which only a chunk is encoded at a time: no negative is lost.
+    """Compute the gradient of a whole batch while only one chunk at a time is held in memory (GradCache).
 
-    First every chunk is embedded without gradient; the loss of all embeddings together gives the gradient on
-    each of them; then chunk by chunk is embedded anew, from the same random state, and that gradient is sent
-    on into the encoder. Memory grows with the chunk, time by one forward pass.
+    1. Every chunk is embedded without gradient.
+    2. The loss of all embeddings together gives the gradient of each embedding. So no negative is lost.
+    3. Every chunk is embedded again, from the same random state, and its gradient is passed to the encoder.
+
+    Memory grows with the size of a chunk. The cost is one more forward pass.
 
     Args:
-        chunks: what `encode` takes, the same number on every process.
-        encode: embeddings of a chunk by name; those with axes are concatenated along the first, a scalar is a
-            parameter's value and the same for all chunks.
-        compute_loss: of the concatenated embeddings; its `loss` is what is minimised.
+        chunks: the inputs of `encode`, the same number on every process.
+        encode: returns the embeddings of a chunk by name. Tensors with axes are concatenated along the first
+            one. A scalar is the value of a parameter and is equal for all chunks.
+        compute_loss: takes the concatenated embeddings; the entry `loss` of its result is minimized.
         backward: runs a backward pass from a scalar, such as `Accelerator.backward`.
-        no_sync: gives a context in which gradients are not yet averaged over processes.
+        no_sync: returns a context in which gradients are not averaged over processes.
 
     Returns:
-        What `compute_loss` gave.
+        The result of `compute_loss`.
 
     Source:
         GradCache, https://arxiv.org/abs/2101.06983.
@@ -96,7 +100,7 @@ def backward_in_chunks(
         for chunk in chunks:
             states.append(_get_random_state(chunk))
             parts.append(encode(chunk))
-    torch.clear_autocast_cache()  # weights cast here have no gradient; older torch would use them again
+    torch.clear_autocast_cache()  # these casts have no gradient, and torch 2.8 would use them again
     cached = {}
     for name, first in parts[0].items():
         cached[name] = torch.cat([part[name] for part in parts]) if first.ndim else first.clone()
@@ -112,7 +116,7 @@ def backward_in_chunks(
     for k, chunk in enumerate(chunks):
         with no_sync() if k < len(chunks) - 1 else nullcontext():
             _set_random_state(states[k])
-            surrogate = 0  # its gradient on the embeddings is what was cached
+            surrogate = 0  # its gradient with respect to the embeddings is the cached one
             for name, embeds in encode(chunk).items():
                 if embeds.ndim:
                     grad = grads[name][starts[name] : starts[name] + lengths[k][name]]

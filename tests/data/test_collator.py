@@ -76,6 +76,39 @@ def test_equal_words_are_tokenized_once_whatever_they_describe(collate):
     assert batch["negative_index"][:, 0, 0].tolist() == batch["phrase_index"][:, 1].tolist()
 
 
+def test_a_vocabulary_is_in_every_batch_once_with_the_ids_and_texts_of_the_regions_concepts(
+    processor, read, toy_rows
+):
+    names = sorted({concept for row in toy_rows for concept in row["concepts"]})
+    vocabulary = [*names, names[0], "an iceberg"]
+    for rows in (toy_rows[:3], [toy_rows[0] | {"boxes": [], "phrases": [], "concepts": []}]):
+        batch = RowCollator(processor, R, TEMPLATES, vocabulary=vocabulary)(rows)
+        texts = [read(tokens) for tokens in unpack(batch)]
+        assert len(texts) == len(set(texts))
+        found = [[texts[n] for n in of_concept] for of_concept in batch["vocabulary_index"]]
+        unique = [*names, "an iceberg"]
+        assert found == [[squeeze(template.format(name)) for template in TEMPLATES] for name in unique]
+        assert batch["vocabulary_ids"].tolist() == [hash_words(name) for name in unique]
+        for i, row in enumerate(rows):
+            for r, concept in enumerate(row["concepts"]):
+                column = (batch["vocabulary_ids"] == batch["concept_ids"][i, r]).nonzero().item()
+                assert unique[column] == concept
+                assert torch.equal(batch["vocabulary_index"][column], batch["concept_index"][i, r])
+
+
+def test_without_the_concept_term_a_vocabulary_costs_nothing(processor, toy_rows):
+    kinds = {"caption", "phrase"}
+    batch = RowCollator(processor, R, TEMPLATES, kinds, ["an iceberg"])(toy_rows)
+    without = RowCollator(processor, R, TEMPLATES, kinds)(toy_rows)
+    assert batch.keys() == without.keys() and torch.equal(batch["input_ids"], without["input_ids"])
+
+
+def test_a_concept_that_the_vocabulary_lacks_is_refused_by_name(processor):
+    row = make_row([[0, 0, 9, 9]], ["a ship"], ["ship"], row_id=7)
+    with pytest.raises(ValueError, match=r"\['ship'\] of row 7 .* 1 concepts"):
+        RowCollator(processor, R, vocabulary=["tank"])([row])
+
+
 def test_no_text_of_a_batch_is_there_twice(collate, toy_rows):
     texts = [tuple(tokens.tolist()) for tokens in unpack(collate(toy_rows + toy_rows))]
     assert len(set(texts)) == len(texts) == len(unpack(collate(toy_rows)))
@@ -196,8 +229,8 @@ def test_a_batch_without_any_region_has_boxes_that_are_padding(collate):
     assert not batch["region_mask"].any() and batch["region_boxes"].shape == (2, R, 4)
 
 
-def test_the_model_takes_all_but_the_loss_keys(collate, model, toy_rows):
-    batch = collate(toy_rows)
+def test_the_model_takes_all_but_the_loss_keys(processor, model, toy_rows):
+    batch = RowCollator(processor, R, vocabulary={c for row in toy_rows for c in row["concepts"]})(toy_rows)
     output = model(**{key: tensor for key, tensor in batch.items() if key not in LOSS_KEYS})
     assert batch.keys() > LOSS_KEYS
     assert output.text_embeds.shape[0] == len(unpack(batch))

@@ -12,6 +12,7 @@ from geoalign_hf.losses.contrastive import (
     contrast_concepts,
     contrast_negatives,
     contrast_pairs,
+    contrast_vocabulary,
     local_mean,
 )
 
@@ -242,6 +243,68 @@ def test_at_the_highest_scale_a_small_loss_keeps_its_digits_in_float32():
     single = contrast_pairs(left.float(), right.float(), number(range(200)), torch.tensor(100.0))
     assert exact < 1e-4
     assert abs(single - exact) < 1e-6
+
+
+# Concepts of a vocabulary
+
+
+def contrast_vocabulary_slowly(regions, vocabulary, targets, scale, smoothing=0.0) -> torch.Tensor:
+    """Each region over all columns by torch's cross-entropy, each column with regions over all regions."""
+    logits = scale * regions @ vocabulary.T
+    to_concepts = cross_entropy(logits, targets, label_smoothing=smoothing)
+    columns = [
+        (logits[:, c].logsumexp(0) - logits[targets == c, c]).mean() for c in targets.unique().tolist()
+    ]
+    return (to_concepts + sum(columns) / len(columns)) / 2
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("block_size", [1, 13, 2**23])
+def test_a_vocabulary_costs_what_torch_s_cross_entropy_says(smoothing, block_size, monkeypatch):
+    monkeypatch.setattr(contrast, "BLOCK_SIZE", block_size)
+    vocabulary_ids = torch.tensor([40, 7, 2**62, 3, 9])  # not sorted; 2**62 has no region
+    targets = torch.tensor([1, 4, 1, 0, 3, 1])
+    ids = vocabulary_ids[targets]
+    ids = torch.cat([ids[:2], torch.tensor([-100]), ids[2:]])  # a region without a concept
+    regions = draw(7, 5, seed=1)
+    is_real = ids >= 0
+    results = []
+    for compute in (
+        lambda r, v, s: contrast_vocabulary(r, v, vocabulary_ids, ids, s, smoothing),
+        lambda r, v, s: contrast_vocabulary_slowly(r[is_real], v, targets, s, smoothing),
+    ):
+        leaves = [t.clone().requires_grad_() for t in (regions, draw(5, 5, seed=2), SCALE)]
+        loss = compute(*leaves)
+        loss.backward()
+        results.append([loss.detach(), *(leaf.grad for leaf in leaves)])
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_a_vocabulary_of_the_regions_own_concepts_costs_what_they_cost_alone():
+    vocabulary, ids = draw(3, 5, seed=2), torch.tensor([20, 10, 30])
+    targets = torch.tensor([0, 1, 2, 1, 1])
+    alone = contrast_concepts(draw(5, 5), vocabulary[targets], ids[targets], SCALE, 0.2)
+    torch.testing.assert_close(
+        contrast_vocabulary(draw(5, 5), vocabulary, ids, ids[targets], SCALE, 0.2), alone
+    )
+
+
+def test_the_order_of_a_vocabulary_does_not_matter():
+    vocabulary, ids, order = draw(4, 5, seed=2), torch.tensor([20, 10, 30, 5]), torch.tensor([2, 0, 3, 1])
+    of_regions = torch.tensor([30, 30, 5])
+    torch.testing.assert_close(
+        contrast_vocabulary(draw(3, 5), vocabulary[order], ids[order], of_regions, SCALE),
+        contrast_vocabulary(draw(3, 5), vocabulary, ids, of_regions, SCALE),
+    )
+
+
+def test_a_vocabulary_without_regions_costs_nothing_and_gives_gradients_of_zero():
+    regions, vocabulary = draw(3, 5).requires_grad_(), draw(4, 5, seed=1).requires_grad_()
+    ids = torch.full((3,), -100)
+    loss = contrast_vocabulary(regions, vocabulary, torch.arange(4), ids, SCALE, 0.1)
+    loss.backward()
+    assert loss == 0 and regions.grad.abs().max() == 0 and vocabulary.grad.abs().max() == 0
 
 
 # Hard negatives

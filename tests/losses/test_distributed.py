@@ -1,106 +1,68 @@
-"""Laws of training on several processes and in chunks: either gives the loss and the gradients of neither."""
+"""Laws of training on several processes and in chunks: both give the gradient of the full batch."""
 
 import copy
-from dataclasses import fields
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed
+from gradients import ALL_TERMS, TERMS, check_grads, compute_grads, list_cases
 from torch.nn.parallel import DistributedDataParallel
+from toy_rows import CONCEPTS
 
 from geoalign_hf.data.collator import RowCollator
-from geoalign_hf.data.schema import REGION_COLUMNS
-from geoalign_hf.losses.distributed import backward_in_chunks, gather, sum_over_processes
+from geoalign_hf.losses.distributed import gather, sum_over_processes
 from geoalign_hf.losses.objective import LossWeights, compute_losses
 from geoalign_hf.training.step import encode_batch, split_batch
 from geoalign_hf.training.teacher import Teacher
 
-TERMS = [term.name for term in fields(LossWeights)]
-EVERY = LossWeights(**dict.fromkeys(TERMS, 0.7))
+SMOOTHING = 0.1
+WORLDS = (2, 3)
+VOCABULARY = [*CONCEPTS, "a concept without regions", "another one"]
 CASES = [
     "uneven",
     "one has no region",
     "one has no caption",
     "one has no negative",
     "all have the same words",
+    "uneven, with a vocabulary",
+    "one has no region, with a vocabulary",
 ]
-WORLDS = (2, 3)
-
-
-def leave_regions(row: dict, num: int) -> dict:
-    return row | {name: row[name][:num] for name in REGION_COLUMNS if row.get(name)}
-
-
-def list_rows(toy_rows) -> dict[str, list[dict]]:
-    """Six rows by case, each with crops of its first two regions; the last rows are the last process's."""
-    silent, plain = {"captions": [], "description": None}, {"hard_negatives": []}
-    rows = toy_rows[1:7]
-    cases = {
-        "uneven": rows,
-        "one has no region": rows[:3] + [leave_regions(row, 0) for row in rows[3:]],
-        "one has no caption": [row | silent for row in rows[:3]] + rows[3:],
-        "one has no negative": rows[:3] + [row | plain for row in rows[3:]],
-        "all have the same words": [rows[0]] * 6,
-    }
-    return {
-        case: [row | {"crops": list(range(min(2, len(row["boxes"]))))} for row in rows]
-        for case, rows in cases.items()
-    }
 
 
 @pytest.fixture(scope="module")
 def batches(processor, toy_rows):
     """Per case the one batch of one process, and the batches of two and of three."""
-    collate = RowCollator(processor, 6)
-    return {
-        case: {num: [collate(rows[k : k + 6 // num]) for k in range(0, 6, 6 // num)] for num in (1, *WORLDS)}
-        for case, rows in list_rows(toy_rows).items()
-    }
 
+    def split(rows, vocabulary=None):
+        collate = RowCollator(processor, 6, vocabulary=vocabulary)
+        return {num: [collate(rows[k : k + 6 // num]) for k in range(0, 6, 6 // num)] for num in (1, *WORLDS)}
 
-def compute_grads(module, model, batch, weights, num_chunks: int = 1) -> dict[str, torch.Tensor]:
-    """Losses and gradients by name."""
-    model.zero_grad(set_to_none=True)
-    targets = Teacher("self", model, 0.0).embed_crops(model, batch)
-
-    def encode(chunk):
-        return encode_batch(module, chunk, with_crops=True)
-
-    def compute(embeds):
-        return compute_losses(SimpleNamespace(**embeds), batch, weights, embeds["crop_embeds"], targets)
-
-    if num_chunks == 1:
-        losses = compute(encode(batch))
-        losses["loss"].backward()
-    else:
-        no_sync = {"no_sync": module.no_sync} if module is not model else {}
-        chunks = split_batch(batch, num_chunks)
-        losses = backward_in_chunks(chunks, encode, compute, torch.Tensor.backward, **no_sync)
-    grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
-    return {name: loss.detach() for name, loss in losses.items()} | grads
+    cases = list_cases(toy_rows)
+    with_vocabulary = {f"{case}, with a vocabulary": split(cases[case], VOCABULARY) for case in CASES[:2]}
+    return {case: split(rows) for case, rows in cases.items()} | with_vocabulary
 
 
 def list_jobs() -> dict[str, tuple]:
     """Every case with every term, every term alone, and all of it in chunks: case, weights, chunks."""
-    jobs = {case: (case, EVERY, 1) for case in CASES}
+    jobs = {case: (case, ALL_TERMS, 1) for case in CASES}
     for term in TERMS:
         alone = LossWeights(**dict.fromkeys(TERMS, 0.0) | {term: 1.0})
         jobs[f"{term} alone"] = ("uneven", alone, 1)
-    return jobs | {f"{case}, in chunks": (case, EVERY, 2) for case in CASES}
+    return jobs | {f"{case}, in chunks": (case, ALL_TERMS, 2) for case in CASES}
 
 
 JOBS = list_jobs()
 
 
 def work(rank: int, world_size: int, model, batches: dict, folder):
-    """One of several processes: do every job with its own batch, write what came of it."""
+    """Run every job on one of several processes with its own batch, and write the results."""
     torch.set_num_threads(1)
     store = f"file://{folder / 'store'}"
     torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=world_size)
     wrapped = DistributedDataParallel(model)
     results = {
-        job: compute_grads(wrapped, model, batches[case][world_size][rank], weights, num_chunks)
+        job: compute_grads(wrapped, model, batches[case][world_size][rank], weights, num_chunks, SMOOTHING)
         for job, (case, weights, num_chunks) in JOBS.items()
     }
     part = torch.full((2, 1), float(rank + 1)).requires_grad_()
@@ -114,7 +76,7 @@ def work(rank: int, world_size: int, model, batches: dict, folder):
 
 @pytest.fixture(scope="module")
 def results(built, batches, tmp_path_factory):
-    """What two and three processes made of every job."""
+    """The results of every job on two and on three processes."""
     # Forking saves importing everything anew; autograd forbids it where it has threads for a device.
     method = "spawn" if torch.accelerator.is_available() else "fork"
     found = {}
@@ -128,21 +90,12 @@ def results(built, batches, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone(built, batches):
-    """What one process makes of all the rows, without chunks."""
+    """The results of every job on one process with all the rows, without chunks."""
     model = copy.deepcopy(built[0])
     return {
-        job: compute_grads(model, model, batches[case][1][0], weights)
+        job: compute_grads(model, model, batches[case][1][0], weights, 1, SMOOTHING)
         for job, (case, weights, _) in JOBS.items()
     }
-
-
-def check_grads(found: dict, expected: dict, model) -> None:
-    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    total = torch.stack([expected[name].norm() for name in names]).norm()
-    for name in names:
-        # The bias of keys has no gradient but rounding, hence the floor beside the relative bound.
-        bound = 1e-5 * expected[name].norm() + 1e-7 * total
-        assert (found[name] - expected[name]).norm() <= bound, name
 
 
 @pytest.mark.parametrize("job", JOBS)
@@ -204,7 +157,7 @@ def test_without_a_process_group_gather_gives_the_tensor_itself():
 @pytest.mark.parametrize("num_chunks", [2, 3, 4, 6])
 @pytest.mark.parametrize("case", CASES)
 def test_chunks_give_the_losses_and_gradients_of_the_undivided_batch(batches, alone, model, case, num_chunks):
-    found = compute_grads(model, model, batches[case][1][0], EVERY, num_chunks)
+    found = compute_grads(model, model, batches[case][1][0], ALL_TERMS, num_chunks, SMOOTHING)
     for name in (*TERMS, "loss"):
         torch.testing.assert_close(found[name], alone[case][name], rtol=1e-5, atol=1e-7)
     check_grads(found, alone[case], model)
@@ -213,7 +166,8 @@ def test_chunks_give_the_losses_and_gradients_of_the_undivided_batch(batches, al
 @pytest.mark.parametrize("term", TERMS)
 def test_chunks_give_the_gradient_of_every_term_alone(batches, alone, model, term):
     job = f"{term} alone"
-    check_grads(compute_grads(model, model, batches["uneven"][1][0], JOBS[job][1], 3), alone[job], model)
+    found = compute_grads(model, model, batches["uneven"][1][0], JOBS[job][1], 3, SMOOTHING)
+    check_grads(found, alone[job], model)
 
 
 def test_dropout_is_replayed_chunk_by_chunk(batches, model):
@@ -223,7 +177,7 @@ def test_dropout_is_replayed_chunk_by_chunk(batches, model):
             layer.self_attn.dropout = 0.3
     batch = batches["uneven"][1][0]
     torch.manual_seed(5)
-    found = compute_grads(model, model, batch, EVERY, 3)
+    found = compute_grads(model, model, batch, ALL_TERMS, 3)
     # The same chunks with one graph held over all of them, which draws the same numbers once.
     model.zero_grad()
     targets = Teacher("self", model, 0.0).embed_crops(model, batch)
@@ -232,7 +186,7 @@ def test_dropout_is_replayed_chunk_by_chunk(batches, model):
     embeds = {name: torch.cat([part[name] for part in parts]) for name in parts[0] if parts[0][name].ndim}
     embeds |= {name: parts[0][name] for name in ("logit_scale", "region_logit_scale")}
     crops = embeds["crop_embeds"], targets
-    compute_losses(SimpleNamespace(**embeds), batch, EVERY, *crops)["loss"].backward()
+    compute_losses(SimpleNamespace(**embeds), batch, ALL_TERMS, *crops)["loss"].backward()
     check_grads(found, {name: parameter.grad for name, parameter in model.named_parameters()}, model)
 
 

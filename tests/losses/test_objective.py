@@ -1,13 +1,12 @@
 """Laws of the objective: every term is what its words say, weighs what it should, and knows padding."""
 
 import math
-import re
 from dataclasses import fields, replace
 from types import SimpleNamespace
 
 import pytest
 import torch
-from torch.nn.functional import cosine_similarity, normalize
+from torch.nn.functional import cosine_similarity, cross_entropy, normalize
 
 from geoalign_hf.data.collator import RowCollator
 from geoalign_hf.losses.contrastive import (
@@ -15,6 +14,7 @@ from geoalign_hf.losses.contrastive import (
     contrast_concepts,
     contrast_negatives,
     contrast_pairs,
+    contrast_vocabulary,
 )
 from geoalign_hf.losses.objective import PRESETS, LossWeights, compute_losses
 from geoalign_hf.training.step import encode_batch
@@ -174,16 +174,15 @@ def test_without_any_weight_the_loss_is_zero_and_still_has_gradients():
 @pytest.mark.parametrize("name", TERMS)
 @pytest.mark.parametrize("weight", [-0.1, float("nan")])
 def test_a_weight_below_zero_is_refused(name, weight):
-    message = f"the loss weight {name} is {weight}; it must be at least 0."
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+    with pytest.raises(ValueError, match=rf"{name} is {weight}; it must be at least 0\b"):
         LossWeights(**{name: weight})
 
 
 @pytest.mark.parametrize("name", ["crop_concept", "crop_consistency"])
 def test_a_term_on_crops_without_crops_is_refused(name):
     output, batch, _, _ = make_case()
-    message = f"{name} weighs 1.0, but its crops are not given. Pass them."
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+    argument = {"crop_concept": "crop_embeds", "crop_consistency": "target_embeds"}[name]
+    with pytest.raises(ValueError, match=rf"{name} is 1.0, but {argument} is None"):
         compute_losses(output, batch, replace(OFF, **{name: 1.0}))
 
 
@@ -205,6 +204,36 @@ def test_only_texts_that_a_term_reads_are_asked_for():
     assert PRESETS["far_slip"].text_kinds == {"caption", "description", "concept"}
     assert replace(OFF, text_consistency=1.0).text_kinds == {"caption", "description", "phrase", "concept"}
     assert [name for name in PRESETS if PRESETS[name].reads_crops] == ["geoalign", "far_slip"]
+
+
+@pytest.mark.parametrize("term", ["concept", "crop_concept"])
+def test_with_a_vocabulary_regions_are_contrasted_with_all_of_it(term):
+    output, batch, crops, targets = make_case()
+    batch["vocabulary_ids"] = torch.tensor([2, 0, 7, 1])  # the three of the regions, and one more
+    index = torch.tensor([[0, 1], [2, 3], [4, 5], [6, 7]])
+    batch["vocabulary_index"] = index
+    vocabulary = normalize(output.text_embeds[index].mean(dim=1), dim=-1)
+    losses = compute_losses(output, batch, replace(OFF, **{term: 1.0}), crops, targets, label_smoothing=0.1)
+    regions, ids, scale = output.region_embeds.flatten(0, 1), batch["concept_ids"].flatten(), 5.0
+    if term == "crop_concept":
+        regions, ids, scale = crops, ids[batch["crop_index"]], 10.0
+    scale = torch.tensor(scale)
+    expected = contrast_vocabulary(regions, vocabulary, batch["vocabulary_ids"], ids, scale, 0.1)
+    torch.testing.assert_close(losses[term], expected.detach())
+
+
+def test_regions_with_equal_phrases_are_no_negatives_of_each_other_though_their_concepts_differ():
+    output, batch, crops, targets = make_case(num_real=(3, 3, 3, 3))
+    batch["concept_ids"] = torch.arange(12).view(4, 3)
+    batch["phrase_ids"][0] = 40  # "a large vehicle", three times in one image
+    batch["phrase_index"][0] = batch["phrase_index"][0, 0]
+    losses = compute_losses(output, batch, replace(OFF, region=1.0))
+    logits = 5.0 * output.region_embeds.flatten(0, 1) @ output.text_embeds[batch["phrase_index"].flatten()].T
+    is_twin = torch.zeros(12, 12, dtype=torch.bool)
+    is_twin[:3, :3] = ~torch.eye(3, dtype=torch.bool)
+    logits, own = logits.masked_fill(is_twin, float("-inf")), torch.arange(12)
+    expected = (cross_entropy(logits, own) + cross_entropy(logits.T, own)) / 2
+    torch.testing.assert_close(losses["region"], expected.detach())
 
 
 def test_padding_changes_no_loss_and_no_gradient(model, processor, toy_rows):

@@ -15,10 +15,10 @@ import torch.distributed
 from absent import ABSENT
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from gradients import ALL_TERMS, check_grads, compute_grads, list_cases
 from packaging.version import Version
 from peft import AutoPeftModelForFeatureExtraction, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
-from test_distributed import EVERY, check_grads, compute_grads, list_rows
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModel, AutoProcessor, CLIPModel, pipeline
 from transformers.integrations.peft import MIN_PEFT_VERSION
@@ -26,7 +26,7 @@ from transformers.integrations.peft import MIN_PEFT_VERSION
 from geoalign_hf import ConceptBank
 from geoalign_hf.data.augmentation import Augmentation
 from geoalign_hf.data.collator import RowCollator
-from geoalign_hf.evaluation.classification import classify_regions
+from geoalign_hf.evaluation.classification import RegionClassificationEvaluator
 from geoalign_hf.losses.objective import LossWeights
 from geoalign_hf.training.arguments import TrainingConfig
 from geoalign_hf.training.history import read_records
@@ -88,7 +88,7 @@ def trained(folder, processor, rows, tmp_path_factory):
     config = TrainingConfig(
         output_dir=str(path), num_epochs=3, batch_size=4, learning_rate=0.01, save_every=5, eval_every=5
     )
-    evaluate = partial(classify_regions, processor=processor, rows=rows)
+    evaluate = partial(RegionClassificationEvaluator(rows), processor=processor)
     train(model, processor, rows, config=config, evaluate=evaluate)
     return path, model.eval()
 
@@ -150,7 +150,7 @@ def test_a_model_without_adapters_trains_one_scene_scale(folder):
 
 @pytest.fixture(scope="module")
 def batch(processor, toy_rows):
-    return RowCollator(processor, 6)(list_rows(toy_rows)["uneven"])
+    return RowCollator(processor, 6)(list_cases(toy_rows)["uneven"])
 
 
 @pytest.mark.parametrize("num_chunks", [1, 3])
@@ -161,8 +161,8 @@ def test_each_adapter_gets_gradient_and_nothing_else_does(model, batch, num_chun
     accelerator = Accelerator(cpu=True)
     prepare_model(adapted, checkpointing, accelerator)
     teacher = Teacher("self", adapted, 0.0)
-    compute_gradients(accelerator, adapted.train(), batch, EVERY, teacher, num_chunks)
-    compute_gradients(accelerator, expected.train(), batch, EVERY, Teacher("self", expected, 0.0))
+    compute_gradients(accelerator, adapted.train(), batch, ALL_TERMS, teacher, num_chunks)
+    compute_gradients(accelerator, expected.train(), batch, ALL_TERMS, Teacher("self", expected, 0.0))
     for (name, found), other in zip(adapted.named_parameters(), expected.parameters(), strict=True):
         if not found.requires_grad:
             assert found.grad is None, name
@@ -353,7 +353,7 @@ def test_merged_the_model_is_the_same_and_so_it_is_saved_and_loaded(trained, mer
 def test_the_scene_scale_of_a_merged_model_is_where_every_clip_has_it(trained, merged, inputs):
     path, _ = merged
     expected = embed(trained[1], inputs)
-    assert "scene_scale.offset" not in load_file(path / "model.safetensors")
+    assert load_file(path / "model.safetensors")["scene_scale.offset"].item() == 0
     clip = CLIPModel.from_pretrained(path).eval()
     assert clip.logit_scale.exp().item() == pytest.approx(expected["logit_scale"].item())
     with torch.no_grad():
@@ -415,7 +415,7 @@ def test_adapters_of_transformers_itself_add_save_switch_and_load(folder, model,
 
 
 def test_evaluation_takes_adapted_and_merged_models_alike(trained, merged, processor, rows):
-    scores = [classify_regions(model, processor, rows) for model in (trained[1], merged[1])]
+    scores = [RegionClassificationEvaluator(rows)(model, processor) for model in (trained[1], merged[1])]
     assert scores[0] == scores[1]
     banks = [ConceptBank.build(model, processor, ["ship", "road"]) for model in (trained[1], merged[1])]
     torch.testing.assert_close(banks[0].embeds, banks[1].embeds, rtol=1e-5, atol=1e-5)
@@ -519,8 +519,8 @@ JOBS = {
     f"{name}, {case}, {num_chunks}": (name, case, weights, num_chunks)
     for name in SHARED
     for case, weights, num_chunks in [
-        ("uneven", EVERY, 1),
-        ("one has no region", EVERY, 2),
+        ("uneven", ALL_TERMS, 1),
+        ("one has no region", ALL_TERMS, 2),
         ("uneven", LossWeights(scene=0, description=0), 1),
     ]
 }
@@ -545,7 +545,7 @@ def test_two_processes_give_the_gradients_of_one(built, processor, toy_rows, tmp
         else adapt_model(copy.deepcopy(built[0]), config)
         for name, config in SHARED.items()
     }  # fmt: skip
-    collate, rows = RowCollator(processor, 6), list_rows(toy_rows)
+    collate, rows = RowCollator(processor, 6), list_cases(toy_rows)
     batches = {case: [collate(rows[case][:3]), collate(rows[case][3:])] for case in rows}
     method = "spawn" if torch.accelerator.is_available() else "fork"
     torch.multiprocessing.start_processes(work, (models, batches, tmp_path), nprocs=2, start_method=method)
