@@ -228,8 +228,9 @@ def test_search_finds_in_an_embedded_folder_what_brute_force_finds(
 ):
     files = ["--images", coco_folder, "--coco", coco_folder / "rows.json", "--shard_size", 3]
     printed = run_here("embed_folder.py", "--model", folder, *files, "--output_dir", "embeds")
-    assert "process 0 of 1: made 3 shards;" in printed and "8 images make 3 shards in embeds" in printed
-    assert "made 0 shards" in run_here("embed_folder.py", "--model", folder, *files, "--output_dir", "embeds")
+    assert "process 0 of 1: wrote 3 shards;" in printed and "8 images make 3 shards in embeds" in printed
+    again = run_here("embed_folder.py", "--model", folder, *files, "--output_dir", "embeds")
+    assert "wrote 0 shards" in again
 
     embedder = Embedder(*built)
     queries = ["a ship", "a storage tank near a road"]
@@ -306,7 +307,7 @@ def test_two_processes_embed_a_folder_as_one_does_and_a_killed_run_goes_on(folde
         command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=300
     )
     assert result.returncode == 0, result.stderr
-    assert "process 0 of 2: made" in result.stdout and "process 1 of 2: made" in result.stdout
+    assert "process 0 of 2: wrote" in result.stdout and "process 1 of 2: wrote" in result.stdout
     assert not list((tmp_path / "two").glob("*.partial"))
     one, two = (read_embeds(tmp_path / name) for name in ("one", "two"))
     assert np.array(two["embed"]) == pytest.approx(np.array(one["embed"]), abs=1e-6)  # but for rounding
