@@ -26,7 +26,7 @@ from transformers.integrations.peft import MIN_PEFT_VERSION
 from geoalign_hf import ConceptBank
 from geoalign_hf.data.augmentation import Augmentation
 from geoalign_hf.data.collator import RowCollator
-from geoalign_hf.evaluation.classification import classify_regions
+from geoalign_hf.evaluation.classification import RegionClassificationEvaluator
 from geoalign_hf.losses.objective import LossWeights
 from geoalign_hf.training.arguments import TrainingConfig
 from geoalign_hf.training.history import read_records
@@ -88,7 +88,7 @@ def trained(folder, processor, rows, tmp_path_factory):
     config = TrainingConfig(
         output_dir=str(path), num_epochs=3, batch_size=4, learning_rate=0.01, save_every=5, eval_every=5
     )
-    evaluate = partial(classify_regions, processor=processor, rows=rows)
+    evaluate = partial(RegionClassificationEvaluator(rows), processor=processor)
     train(model, processor, rows, config=config, evaluate=evaluate)
     return path, model.eval()
 
@@ -415,7 +415,7 @@ def test_adapters_of_transformers_itself_add_save_switch_and_load(folder, model,
 
 
 def test_evaluation_takes_adapted_and_merged_models_alike(trained, merged, processor, rows):
-    scores = [classify_regions(model, processor, rows) for model in (trained[1], merged[1])]
+    scores = [RegionClassificationEvaluator(rows)(model, processor) for model in (trained[1], merged[1])]
     assert scores[0] == scores[1]
     banks = [ConceptBank.build(model, processor, ["ship", "road"]) for model in (trained[1], merged[1])]
     torch.testing.assert_close(banks[0].embeds, banks[1].embeds, rtol=1e-5, atol=1e-5)
