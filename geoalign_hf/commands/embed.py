@@ -25,9 +25,10 @@ class EmbedOptions:
     coco: str | None = HfArg(
         default=None, help="COCO file of boxes, with file names that are relative to the folder of images."
     )
-    region_source: Literal["image", "window", "crop", "both"] = HfArg(
-        default="image",
-        help="Source of the embedding of a box: the whole image, or a window or crop around the box.",
+    region_source: Literal["image", "window", "crop", "both"] | None = HfArg(
+        default=None,
+        help="Source of the embedding of a box: the whole image, or a window or crop around the box; by "
+        "default the one that the model was trained for.",
     )
     shard_size: int = HfArg(
         default=256,
@@ -51,17 +52,16 @@ def embed(options: EmbedOptions, model_options: ModelOptions) -> Path | None:
     check_processes(accelerator.num_processes, "-m geoalign_hf embed")
     if not accelerator.is_main_process:
         logging.disable_progress_bar()
-    output_dir = Path(options.output_dir)
+    output_dir, embedder = Path(options.output_dir), model_options.load()
     job = EmbeddingJob(  # every process makes the same list of images
         images=Path(options.images),
         output=output_dir,
         coco=Path(options.coco) if options.coco else None,
-        region_source=options.region_source,
+        region_source=options.region_source or embedder.resolve_view()[0],
         shard_size=options.shard_size,
         dtype=options.dtype,
         on_error=options.on_error,
     )
-    embedder = model_options.load()
     if accelerator.is_main_process:
         prepare_folder(job, job.describe(embedder, model_options.model))
     accelerator.wait_for_everyone()

@@ -96,7 +96,8 @@ def _list_entries(path: Path, report: SkipReport) -> list[tuple[str, dict]]:
             continue
         words = [sentence.get("raw") if isinstance(sentence, dict) else sentence for sentence in sentences]
         if all(isinstance(caption, str) and caption.strip() for caption in words):
-            known = {"filename": entry["filename"], "split": entry.get("split"), "captions": words}
+            known = {"filename": entry["filename"], "split": entry.get("split")}
+            known["captions"] = [caption.strip() for caption in words]
             found.append((place, known))
         else:
             message = f"{place} has a sentence without words. Give each its `raw` words."
