@@ -1,6 +1,9 @@
 # Copyright 2026 The geoalign_hf authors. Licensed under the Apache License, Version 2.0.
 """The configuration of the model: CLIP's, and the few choices that GeoAlignCLIP adds to it."""
 
+from .requirements_geoalign_clip import REQUIRED_TRANSFORMERS  # noqa: F401  # before what older ones lack
+
+# isort: split
 from huggingface_hub.dataclasses import strict
 from transformers import CLIPConfig, PreTrainedConfig
 

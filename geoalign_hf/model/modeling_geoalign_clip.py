@@ -15,10 +15,11 @@ from transformers.models.clip.modeling_clip import CLIPOutput, image_text_contra
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
+from .adapters_geoalign_clip import StrictAdapterMixin
 from .configuration_geoalign_clip import DENSE_MODES, GeoAlignCLIPConfig
 from .packing_geoalign_clip import locate_texts
 from .regions_geoalign_clip import pool_regions, weigh_regions
-from .scales_geoalign_clip import RegionScale, SceneScale
+from .scales_geoalign_clip import RegionScale, SceneScale, fold_scene_scale
 from .stem_geoalign_clip import ConvolutionalStem
 
 
@@ -49,7 +50,7 @@ class GeoAlignCLIPOutput(CLIPOutput):
     pooler_output: torch.FloatTensor | None = None
 
 
-class GeoAlignCLIPModel(CLIPModel):
+class GeoAlignCLIPModel(StrictAdapterMixin, CLIPModel):
     """CLIP for overhead images that aligns whole images, regions and concepts with language.
 
     Every parameter of CLIP keeps its name, so any CLIP checkpoint loads, and its embeddings of images and
@@ -109,7 +110,7 @@ class GeoAlignCLIPModel(CLIPModel):
     def save_pretrained(self, save_directory, is_main_process=True, state_dict=None, **kwargs):
         """Save as every transformers model does, and name the classes that ship beside the weights.
 
-        The offset of the scene scale is saved as part of `logit_scale`, where every CLIP has it.
+        The offset of the scene scale is added to `logit_scale`, where every CLIP has it, and is saved as 0.
         """
         # This import also tells transformers to copy the pipeline's file.
         from .pipeline_geoalign_clip import ZeroShotRegionClassificationPipeline
@@ -124,9 +125,7 @@ class GeoAlignCLIPModel(CLIPModel):
             pipeline.task_name: {"impl": impl, "pt": ["AutoModel"], "type": "multimodal"}
         }
         if not getattr(self, "_hf_peft_config_loaded", False):  # else transformers saves the adapter alone
-            state_dict = dict(state_dict or self.state_dict())
-            if (offset := state_dict.pop("scene_scale.offset", None)) is not None:
-                state_dict["logit_scale"] = state_dict["logit_scale"] + offset.squeeze()
+            state_dict = fold_scene_scale(self.state_dict() if state_dict is None else state_dict)
         super().save_pretrained(
             save_directory, is_main_process=is_main_process, state_dict=state_dict, **kwargs
         )
