@@ -21,9 +21,8 @@ from accelerate import Accelerator
 from transformers import AutoModel, AutoProcessor
 from transformers.utils import logging
 
-import geoalign_hf  # noqa: F401  (registers the classes)
+from geoalign_hf import Embedder
 from geoalign_hf.data.views import REGION_SOURCES
-from geoalign_hf.embedding.embedder import Embedder
 from geoalign_hf.embedding.shards import EmbeddingJob, prepare_folder, write_shards
 from geoalign_hf.training.launch import check_processes
 

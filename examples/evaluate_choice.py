@@ -1,11 +1,11 @@
-"""Answer multiple-choice questions whose options are statements about the image, and score the answers.
+"""Score a model on multiple-choice questions whose options are statements about the image.
 
     python examples/evaluate_choice.py --model outputs/train/final --questions CHOICE/image_caption.json \
         CHOICE/scene_classification.json
 
-A file is a list of questions in the form of CHOICE: `file_name` (relative to the file), `options` by letter,
-and `answer`, a letter. The question itself is not read, so only files whose options say the whole mean
-something. Takes seconds. Prints the share of right answers per file beside chance; writes `metrics.json`.
+Each file is a list of questions in the format of CHOICE: `file_name` (relative to the file), `options` by
+letter, and `answer`, a letter. The text of the question is not read, so use only files whose options are
+complete statements. Takes seconds. Prints the accuracy per file beside chance, and writes `metrics.json`.
 """
 
 import argparse
@@ -15,13 +15,12 @@ from pathlib import Path
 from accelerate import PartialState
 from transformers import AutoModel, AutoProcessor
 
-import geoalign_hf  # noqa: F401  (registers the classes)
-from geoalign_hf.evaluation.choice import evaluate_statement_choice
+from geoalign_hf import Embedder, StatementChoiceEvaluator
 from geoalign_hf.evaluation.results import write_metrics
 
 
 def main() -> None:
-    """Load, answer, print, write."""
+    """Load, score, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True, help="folder or Hub repository")
     parser.add_argument(
@@ -47,22 +46,17 @@ def main() -> None:
         for entry in json.loads(path.read_text(encoding="utf-8"))
     ]
 
-    # 2. Answers.
-    scores = evaluate_statement_choice(
-        model,
-        processor,
-        questions,
-        image_size=arguments.image_size,
-        batch_size=arguments.batch_size,
-        embeds_path=arguments.output_dir / "choice.npz" if arguments.save_embeds else None,
-    )
+    # 2. Scores.
+    path = arguments.output_dir / "choice.npz" if arguments.save_embeds else None
+    evaluator = StatementChoiceEvaluator(questions, arrays_path=path)
+    scores = evaluator(Embedder(model, processor, arguments.image_size, arguments.batch_size))
 
     # 3. One table, one file.
-    print(f"right answers to {scores['num_questions']} questions, and what guessing would give")
+    print(f"accuracy on {scores['num_questions']} questions, and chance")
     print(f"  {'all':32} {scores['accuracy']:.4f}   {scores['chance']:.4f}")
-    for name, share in scores["per_subject"].items():
+    for name, accuracy in scores["per_subject"].items():
         count, chance = scores["num_per_subject"][name], scores["chance_per_subject"][name]
-        print(f"  {name:32} {share:.4f}   {chance:.4f}   ({count})")
+        print(f"  {name:32} {accuracy:.4f}   {chance:.4f}   ({count})")
     write_metrics(arguments.output_dir / "metrics.json", {"choice": scores})
 
 

@@ -1,12 +1,13 @@
-"""Score what a model says of ground-truth boxes: their concepts, their phrases, and nearly right phrases.
+"""Score a model on ground-truth boxes: their concepts, their phrases, and their hard negatives.
 
     python examples/evaluate_regions.py --model outputs/train/final --coco test.json --images images/
     python examples/evaluate_regions.py --model openai/clip-vit-base-patch32 --dataset rows/ \
         --region_sources crop
 
-Takes seconds for hundreds of images, for windows and crops minutes. Prints every score; writes `metrics.json`
-with the protocol of each, and for each source of regions `confusion_<source>.png`. `--model` is a folder or a
-Hub repository; `--dataset` a folder or repository of rows, which may hold hard negatives.
+Takes seconds for hundreds of images; windows and crops take minutes. Prints every score, and writes
+`metrics.json` with the protocol of each score and `confusion_<source>.png` for each source of regions.
+`--model` is a folder or a Hub repository. `--dataset` is a folder or repository of rows, which may have hard
+negatives.
 """
 
 import argparse
@@ -16,16 +17,18 @@ from accelerate import PartialState
 from datasets import load_dataset
 from transformers import AutoModel, AutoProcessor
 
-import geoalign_hf  # noqa: F401  (registers the classes)
-from geoalign_hf.data.loading import from_coco
+from geoalign_hf import (
+    Embedder,
+    EmbeddingDriftEvaluator,
+    HardNegativeEvaluator,
+    PhraseRetrievalEvaluator,
+    RegionClassificationEvaluator,
+    from_coco,
+)
 from geoalign_hf.data.views import REGION_SOURCES
 from geoalign_hf.embedding.templates import TEMPLATE_SETS
-from geoalign_hf.evaluation.classification import classify_regions
-from geoalign_hf.evaluation.drift import guard_embeddings
 from geoalign_hf.evaluation.figures import draw_confusion
-from geoalign_hf.evaluation.phrases import evaluate_phrase_choice
 from geoalign_hf.evaluation.results import write_metrics
-from geoalign_hf.evaluation.retrieval import retrieve_phrases
 from geoalign_hf.hub.cards import list_numbers, list_tables
 
 
@@ -37,7 +40,12 @@ def main() -> None:
     parser.add_argument("--images", help="folder of its images")
     parser.add_argument("--dataset", help="rows: folder or Hub repository, in place of --coco")
     parser.add_argument("--split", default="test", help="of --dataset")
-    parser.add_argument("--region_sources", nargs="+", default=["image"], choices=REGION_SOURCES)
+    parser.add_argument(
+        "--region_sources",
+        nargs="+",
+        choices=REGION_SOURCES,
+        help="what is encoded; default: the model's own",
+    )
     parser.add_argument("--context", type=float, help="side of windows and crops, in longer sides of the box")
     parser.add_argument("--templates", default="geoalign", choices=TEMPLATE_SETS)
     parser.add_argument("--image_size", type=int, help="side of pixel_values; default: the model's own")
@@ -57,45 +65,44 @@ def main() -> None:
         rows = load_dataset(arguments.dataset, split=arguments.split)
     else:
         rows = from_coco(arguments.coco, arguments.images)
-    options = {"image_size": arguments.image_size, "batch_size": arguments.batch_size}
+    embedder = Embedder(model, processor, arguments.image_size, arguments.batch_size)
 
-    # 2. Concepts, phrases, and phrases that are nearly right, by every source of regions.
-    tasks = {"concepts": classify_regions, "phrases": retrieve_phrases}
-    if any(rows["hard_negatives"]):
-        tasks["hard negatives"] = evaluate_phrase_choice
-    metrics = {}
-    for source in arguments.region_sources:
-        for name, task in tasks.items():
-            path = arguments.output_dir / f"{name.replace(' ', '_')}_{source}.npz"
-            metrics[f"{name}, {source}"] = task(
-                model,
-                processor,
-                rows,
-                region_source=source,
-                context=arguments.context,
-                embeds_path=path if arguments.save_embeds else None,
-                **options | ({"templates": arguments.templates} if name == "concepts" else {}),
-            )
-
-    # 3. What training may have broken.
+    # 2. Concepts, phrases and hard negatives, for every source of regions.
+    evaluators, folder = {}, arguments.output_dir
+    sources = arguments.region_sources or [embedder.resolve_view()[0]]
+    for source in sources:
+        options = {"region_source": source, "context": arguments.context}
+        evaluators[f"concepts, {source}"] = RegionClassificationEvaluator(
+            rows, templates=arguments.templates, **options
+        )
+        evaluators[f"phrases, {source}"] = PhraseRetrievalEvaluator(rows, **options)
+        if any(rows["hard_negatives"]):
+            evaluators[f"hard negatives, {source}"] = HardNegativeEvaluator(rows, **options)
     if arguments.start:
         start = AutoModel.from_pretrained(arguments.start).to(device)
         phrases = sorted({phrase for of_row in rows["phrases"] for phrase in of_row})
-        metrics["guards"] = guard_embeddings(model, processor, rows["image"], phrases, start, **options)
+        evaluators["drift"] = EmbeddingDriftEvaluator(rows["image"], phrases, start=start)
 
-    # 4. One file, a picture per source, one table; the table last, for its reader may stop early.
-    write_metrics(arguments.output_dir / "metrics.json", metrics)
-    for source in arguments.region_sources:
+    # 3. Scores.
+    metrics = {}
+    for title, evaluator in evaluators.items():
+        if arguments.save_embeds:
+            evaluator.arrays_path = folder / f"{title.replace(', ', '_').replace(' ', '_')}.npz"
+        metrics[title] = evaluator(embedder)
+
+    # 4. One file, one picture per source, one table.
+    write_metrics(folder / "metrics.json", metrics)
+    for source in sources:
         scores = metrics[f"concepts, {source}"]
-        path = arguments.output_dir / f"confusion_{source}.png"
+        path = folder / f"confusion_{source}.png"
         draw_confusion(scores["confusion"], scores["protocol"]["concepts"], path)
     for title, scores in metrics.items():
         print(title)
         for name, value in list_numbers(scores).items():
             print(f"  {name:40} {value:.4f}")
         for table in list_tables(scores).values():
-            for name, (share, count) in table.items():
-                print(f"    {name:38} {share:.4f}   ({count})")
+            for name, (score, count) in table.items():
+                print(f"    {name:38} {score:.4f}   ({count})")
 
 
 if __name__ == "__main__":

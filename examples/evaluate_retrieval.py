@@ -1,13 +1,13 @@
-"""Find the captions of images and the images of captions, and score how often they come first.
+"""Score a model on retrieval: find the captions of images, and the images of captions.
 
     python examples/evaluate_retrieval.py --model outputs/train/final --captions rsicd.json --images images/
     python examples/evaluate_retrieval.py --model openai/clip-vit-base-patch32 --dataset rows/ \
         --protocols all unique
 
-`--captions` is a file in the form of Karpathy, as RSICD, RSITMD and UCM have it. The protocol `all` keeps
-every caption; `unique` counts equal captions and images once and sets "a satellite image. " before each.
-Takes about a minute per thousand images on a CPU. Prints recalls both ways and their mean; writes
-`metrics.json` with the protocol of each.
+`--captions` is a file in Karpathy's format, as RSICD, RSITMD and UCM have it. The protocol `all` keeps every
+caption. `unique` counts equal captions and images once, and puts "a satellite image. " before each caption.
+Takes about a minute per thousand images on a CPU. Prints recalls in both directions and their mean, and
+writes `metrics.json` with the protocol of each score.
 """
 
 import argparse
@@ -18,10 +18,9 @@ from accelerate import PartialState
 from datasets import load_dataset
 from transformers import AutoModel, AutoProcessor
 
-import geoalign_hf  # noqa: F401  (registers the classes)
-from geoalign_hf.data.schema import build_rows
+from geoalign_hf import CaptionRetrievalEvaluator, Embedder, build_rows
 from geoalign_hf.evaluation.results import write_metrics
-from geoalign_hf.evaluation.retrieval import CAPTION_PREFIXES, retrieve_captions
+from geoalign_hf.evaluation.retrieval import CAPTION_PREFIXES
 from geoalign_hf.hub.cards import list_numbers
 
 
@@ -45,7 +44,7 @@ def main() -> None:
     if bool(arguments.captions and arguments.images) == bool(arguments.dataset):
         parser.error("give either --captions and --images, or --dataset")
 
-    # 1. Model and rows; of the rows only the scenes are asked for.
+    # 1. Model and rows.
     model = AutoModel.from_pretrained(arguments.model).to(PartialState().device)
     processor = AutoProcessor.from_pretrained(arguments.model)
     if arguments.dataset:
@@ -68,22 +67,15 @@ def main() -> None:
             if entry.get("split") == arguments.split
         )
 
-    # 2. Scores, by every protocol.
+    # 2. Scores, for every protocol.
+    embedder = Embedder(model, processor, arguments.image_size, arguments.batch_size)
     metrics = {}
     for protocol in arguments.protocols:
-        path = arguments.output_dir / f"captions_{protocol}.npz"
-        metrics[f"retrieval, {protocol}"] = retrieve_captions(
-            model,
-            processor,
-            rows,
-            captions=protocol,
-            prefix=arguments.prefix,
-            image_size=arguments.image_size,
-            batch_size=arguments.batch_size,
-            embeds_path=path if arguments.save_embeds else None,
-        )
+        path = arguments.output_dir / f"captions_{protocol}.npz" if arguments.save_embeds else None
+        evaluator = CaptionRetrievalEvaluator(rows, protocol, prefix=arguments.prefix, arrays_path=path)
+        metrics[f"retrieval, {protocol}"] = evaluator(embedder)
 
-    # 3. One file, one table; the table last, for its reader may stop early.
+    # 3. One file, one table.
     write_metrics(arguments.output_dir / "metrics.json", metrics)
     for title, scores in metrics.items():
         print(f"{title}: {scores['num_images']} images, {scores['num_captions']} captions")

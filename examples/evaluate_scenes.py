@@ -1,12 +1,12 @@
-"""Name the scene of every image without training on it, and score the answers.
+"""Score a model on zero-shot scene classification.
 
     python examples/evaluate_scenes.py --model outputs/train/final --folder AID/
     python examples/evaluate_scenes.py --model openai/clip-vit-base-patch32 --dataset user/name --split test \
         --templates clip skyscript overhead
 
-`--folder` holds a folder per concept; `--dataset` is any image dataset. Takes about a minute per thousand
-images on a CPU. Prints every score; writes `metrics.json` with the protocol of each, and a confusion matrix
-per set of templates. `--renamed` is a JSON file of names that are to be worded otherwise.
+`--folder` has one folder of images per concept. `--dataset` is any image dataset. `--renamed` is a JSON file
+with other words for some of the names. Takes about a minute per thousand images on a CPU. Prints every score,
+and writes `metrics.json` with the protocol of each score and one confusion matrix per template set.
 """
 
 import argparse
@@ -17,9 +17,8 @@ from accelerate import PartialState
 from datasets import load_dataset
 from transformers import AutoModel, AutoProcessor
 
-import geoalign_hf  # noqa: F401  (registers the classes)
+from geoalign_hf import Embedder, SceneClassificationEvaluator
 from geoalign_hf.embedding.templates import TEMPLATE_SETS
-from geoalign_hf.evaluation.classification import classify_scenes
 from geoalign_hf.evaluation.figures import draw_confusion
 from geoalign_hf.evaluation.results import write_metrics
 from geoalign_hf.hub.cards import list_numbers, list_tables
@@ -60,23 +59,17 @@ def main() -> None:
             names = feature.int2str(names)
     renamed = json.loads(arguments.renamed.read_text(encoding="utf-8")) if arguments.renamed else {}
 
-    # 2. Scores, by every set of templates.
+    # 2. Scores, for every template set.
+    embedder = Embedder(model, processor, arguments.image_size, arguments.batch_size)
     metrics = {}
     for templates in arguments.templates:
-        path = arguments.output_dir / f"scenes_{templates}.npz"
-        metrics[f"scenes, {templates}"] = classify_scenes(
-            model,
-            processor,
-            images,
-            names,
-            templates=templates,
-            renamed=renamed,
-            image_size=arguments.image_size,
-            batch_size=arguments.batch_size,
-            embeds_path=path if arguments.save_embeds else None,
+        path = arguments.output_dir / f"scenes_{templates}.npz" if arguments.save_embeds else None
+        evaluator = SceneClassificationEvaluator(
+            images, names, templates=templates, renamed=renamed, arrays_path=path
         )
+        metrics[f"scenes, {templates}"] = evaluator(embedder)
 
-    # 3. One file, a picture per set, one table; the table last, for its reader may stop early.
+    # 3. One file, one picture per template set, one table.
     write_metrics(arguments.output_dir / "metrics.json", metrics)
     for templates in arguments.templates:
         scores = metrics[f"scenes, {templates}"]
@@ -86,8 +79,8 @@ def main() -> None:
         print(f"{title}: {scores['num_scenes']} images")
         for name, value in list_numbers(scores).items():
             print(f"  {name:24} {value:.4f}")
-        for name, (share, count) in list_tables(scores)["concept"].items():
-            print(f"    {name:22} {share:.4f}   ({count})")
+        for name, (accuracy, count) in list_tables(scores)["concept"].items():
+            print(f"    {name:22} {accuracy:.4f}   ({count})")
 
 
 if __name__ == "__main__":

@@ -19,10 +19,9 @@ from accelerate import PartialState
 from transformers import AutoModel, AutoProcessor
 from transformers.image_utils import load_image
 
-import geoalign_hf  # noqa: F401  (registers the classes)
-from geoalign_hf.embedding.embedder import Embedder
+from geoalign_hf import Embedder, LocalizationEvaluator
 from geoalign_hf.evaluation.figures import draw_score_map
-from geoalign_hf.evaluation.localization import TILE_SIDES, build_score_maps, localize_phrases
+from geoalign_hf.evaluation.localization import TILE_SIDES, build_score_maps
 from geoalign_hf.evaluation.metrics.score_maps import FIGURES, normalize_map
 from geoalign_hf.evaluation.results import write_metrics
 
@@ -67,17 +66,14 @@ def main() -> None:
     for source in arguments.map_sources:
         if arguments.queries:
             path = arguments.output_dir / f"maps_{source}.npz"
-            metrics[f"localisation, {source}"] = localize_phrases(
-                model,
-                processor,
+            evaluator = LocalizationEvaluator(
                 queries,
                 source,
                 stride=arguments.stride,
                 through_jpeg=arguments.through_jpeg,
-                image_size=arguments.image_size,
-                batch_size=arguments.batch_size,
-                maps_path=path,
+                arrays_path=path,
             )
+            metrics[f"localisation, {source}"] = evaluator(embedder)
             maps[source] = list(np.load(path).values())
         else:
             image = load_image(str(arguments.image))

@@ -20,7 +20,7 @@ from transformers import AutoModel, AutoProcessor, pipeline
 from geoalign_hf.convert.from_scratch import build_model
 from geoalign_hf.data.augmentation import Augmentation
 from geoalign_hf.data.schema import build_rows
-from geoalign_hf.evaluation.classification import classify_regions
+from geoalign_hf.evaluation.classification import RegionClassificationEvaluator
 from geoalign_hf.hub.cards import write_card
 from geoalign_hf.losses.objective import PRESETS
 from geoalign_hf.model.processing_geoalign_clip import CONCEPT_TEMPLATES
@@ -62,7 +62,8 @@ def main() -> None:
     texts += [template.format(concept) for template in CONCEPT_TEMPLATES for concept in CONCEPTS]
     torch.manual_seed(0)
     model, processor = build_model(texts, image_size=112, patch_size=8, width=64, depth=4)
-    untrained = classify_regions(model, processor, test_rows)
+    evaluate = RegionClassificationEvaluator(test_rows)
+    untrained = evaluate(model, processor)
 
     # 3. Training, evaluation, and a card made of what came out. Many small batches, since steps are what so
     # small a model needs; one core computes, the other prepares rows.
@@ -78,7 +79,7 @@ def main() -> None:
     weights = replace(PRESETS["clip"], scene=0.2, region=0.1, concept=1.0)
     augment = Augmentation(whole_share=0.4, max_context=4.0, light=0.2)
     folder = train(model, processor, rows, weights, config, augment)
-    trained = classify_regions(model, processor, test_rows)
+    trained = evaluate(model, processor)
     for name, scores in (("untrained", untrained), ("trained", trained)):
         print(
             f"{name:>10}: region top-1 micro {scores['top1_micro']:.3f}, macro {scores['top1_macro']:.3f} "

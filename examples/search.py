@@ -19,9 +19,8 @@ from datasets import Dataset
 from transformers import AutoModel, AutoProcessor
 from transformers.image_utils import load_image
 
-import geoalign_hf  # noqa: F401  (registers the classes)
+from geoalign_hf import Embedder
 from geoalign_hf.dataset_builder.contact_sheet import draw_contact_sheet
-from geoalign_hf.embedding.embedder import Embedder
 from geoalign_hf.embedding.shards import check_model, read_description, read_embeds
 
 

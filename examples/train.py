@@ -28,7 +28,7 @@ from geoalign_hf.convert.from_scratch import build_model
 from geoalign_hf.data.augmentation import Augmentation
 from geoalign_hf.data.loading import read_rows, remove_concepts
 from geoalign_hf.data.schema import list_concepts
-from geoalign_hf.evaluation.classification import classify_regions
+from geoalign_hf.evaluation.classification import RegionClassificationEvaluator
 from geoalign_hf.hub.cards import describe_dataset
 from geoalign_hf.hub.push import BackgroundPush, HubConfig
 from geoalign_hf.losses.objective import PRESETS, LossWeights
@@ -120,7 +120,9 @@ def main() -> None:
         weights,
         config,
         augment,
-        evaluate=partial(classify_regions, processor=processor, rows=eval_rows) if eval_rows else None,
+        evaluate=partial(RegionClassificationEvaluator(eval_rows), processor=processor)
+        if eval_rows
+        else None,
         publish=background.start if background else None,
         about=about | {"base_model": arguments.model, "data": describe_dataset(arguments.dataset)},
     )

@@ -21,7 +21,7 @@ from peft import PeftModel
 from transformers import AutoModel, AutoProcessor, HfArgumentParser
 
 from geoalign_hf.data.loading import read_rows
-from geoalign_hf.evaluation.classification import classify_regions
+from geoalign_hf.evaluation.classification import RegionClassificationEvaluator
 from geoalign_hf.evaluation.results import write_metrics
 from geoalign_hf.hub.cards import describe_dataset, write_card
 from geoalign_hf.losses.objective import LossWeights
@@ -55,7 +55,7 @@ def main() -> None:
         print(describe_share(model))
 
     # 2. Training, with evaluation before and after; every checkpoint holds the adapter alone.
-    evaluate = partial(classify_regions, processor=processor, rows=eval_rows)
+    evaluate = partial(RegionClassificationEvaluator(eval_rows), processor=processor)
     about = {"script": asdict(arguments), "adapters": asdict(adapters), "base_model": arguments.model}
     about |= {"data": describe_dataset(arguments.dataset)}
     folder = train(model, processor, rows, weights, config, evaluate=evaluate, about=about)

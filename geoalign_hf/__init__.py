@@ -35,6 +35,13 @@ if TYPE_CHECKING:
     from .data.schema import build_rows
     from .embedding.concept_bank import ConceptBank
     from .embedding.embedder import Embedder
+    from .evaluation.choice import StatementChoiceEvaluator
+    from .evaluation.classification import RegionClassificationEvaluator, SceneClassificationEvaluator
+    from .evaluation.drift import EmbeddingDriftEvaluator
+    from .evaluation.evaluator import Evaluator
+    from .evaluation.hard_negatives import HardNegativeEvaluator
+    from .evaluation.localization import LocalizationEvaluator
+    from .evaluation.retrieval import CaptionRetrievalEvaluator, PhraseRetrievalEvaluator
     from .hub.push import push
     from .losses.objective import PRESETS, LossWeights, compute_losses
 
@@ -42,11 +49,20 @@ if TYPE_CHECKING:
 # checkers; tests/test_architecture.py compares the two.
 _LAZY = {
     "Augmentation": "data.augmentation",
+    "CaptionRetrievalEvaluator": "evaluation.retrieval",
     "ConceptBank": "embedding.concept_bank",
     "Embedder": "embedding.embedder",
+    "EmbeddingDriftEvaluator": "evaluation.drift",
+    "Evaluator": "evaluation.evaluator",
+    "HardNegativeEvaluator": "evaluation.hard_negatives",
+    "LocalizationEvaluator": "evaluation.localization",
     "LossWeights": "losses.objective",
     "PRESETS": "losses.objective",
+    "PhraseRetrievalEvaluator": "evaluation.retrieval",
+    "RegionClassificationEvaluator": "evaluation.classification",
     "RowCollator": "data.collator",
+    "SceneClassificationEvaluator": "evaluation.classification",
+    "StatementChoiceEvaluator": "evaluation.choice",
     "build_rows": "data.schema",
     "compute_losses": "losses.objective",
     "convert_clip": "convert.convert",
@@ -58,14 +74,23 @@ _LAZY = {
 __all__ = [
     "PRESETS",
     "Augmentation",
+    "CaptionRetrievalEvaluator",
     "ConceptBank",
     "Embedder",
+    "EmbeddingDriftEvaluator",
+    "Evaluator",
     "GeoAlignCLIPConfig",
     "GeoAlignCLIPModel",
     "GeoAlignCLIPOutput",
     "GeoAlignCLIPProcessor",
+    "HardNegativeEvaluator",
+    "LocalizationEvaluator",
     "LossWeights",
+    "PhraseRetrievalEvaluator",
+    "RegionClassificationEvaluator",
     "RowCollator",
+    "SceneClassificationEvaluator",
+    "StatementChoiceEvaluator",
     "ZeroShotRegionClassificationPipeline",
     "__version__",
     "build_rows",

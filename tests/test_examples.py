@@ -66,8 +66,8 @@ def test_train_then_evaluate_regions_on_a_coco_file(coco_folder, tmp_path, toy_r
     files = ["--coco", coco_folder / "rows.json", "--images", coco_folder]
     printed = run("evaluate_regions.py", "--model", "out/final", *files, cwd=tmp_path)
     scores = json.loads((tmp_path / "outputs" / "evaluate_regions" / "metrics.json").read_text())
-    assert scores["concepts, image"] | {"step": 4} == metrics["final"]
-    assert f"{scores['concepts, image']['top1_macro']:.4f}" in printed
+    assert scores["concepts, window"] | {"step": 4} == metrics["final"]
+    assert f"{scores['concepts, window']['top1_macro']:.4f}" in printed
 
 
 def test_evaluate_regions_by_every_source_on_a_dataset_of_rows(rows, folder, tmp_path, run_here):
@@ -80,8 +80,8 @@ def test_evaluate_regions_by_every_source_on_a_dataset_of_rows(rows, folder, tmp
     )  # fmt: skip
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     tasks = ("concepts", "phrases", "hard negatives")
-    assert list(metrics) == [f"{task}, {source}" for source in sources for task in tasks] + ["guards"]
-    assert metrics["guards"]["image_cosine_to_start"] == pytest.approx(1)
+    assert list(metrics) == [f"{task}, {source}" for source in sources for task in tasks] + ["drift"]
+    assert metrics["drift"]["image_cosine_to_start"] == pytest.approx(1)
     for source in sources:
         assert len(metrics[f"concepts, {source}"]["protocol"]["templates"]) == 2
         assert Image.open(tmp_path / "out" / f"confusion_{source}.png").width > 300

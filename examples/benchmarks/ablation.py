@@ -30,9 +30,10 @@ from geoalign_hf.data.augmentation import Augmentation
 from geoalign_hf.data.loading import load_rows
 from geoalign_hf.data.schema import build_rows, list_concepts
 from geoalign_hf.dataset_builder.build import BuildConfig, build
-from geoalign_hf.evaluation.classification import classify_regions, classify_scenes
-from geoalign_hf.evaluation.phrases import evaluate_phrase_choice
-from geoalign_hf.evaluation.retrieval import retrieve_captions
+from geoalign_hf.embedding.embedder import Embedder
+from geoalign_hf.evaluation.classification import RegionClassificationEvaluator, SceneClassificationEvaluator
+from geoalign_hf.evaluation.hard_negatives import HardNegativeEvaluator
+from geoalign_hf.evaluation.retrieval import CaptionRetrievalEvaluator
 from geoalign_hf.losses.objective import PRESETS, LossWeights
 from geoalign_hf.model.processing_geoalign_clip import CONCEPT_TEMPLATES
 from geoalign_hf.storage import write_text
@@ -121,13 +122,14 @@ def run(
             augment = Augmentation(whole_share=0.5, light=0.2)
             train(model, processor, rows["train"], weights, config, augment)
         model, processor = AutoModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
-    regions = classify_regions(model, processor, rows["test"])
+    embedder = Embedder(model, processor)
+    regions = RegionClassificationEvaluator(rows["test"])(embedder)
     scenes = {
-        split: classify_scenes(model, processor, rows[split]["image"], rows[split]["source"])
+        split: SceneClassificationEvaluator(rows[split]["image"], rows[split]["source"])(embedder)
         for split in SCENES
     }
-    negatives = evaluate_phrase_choice(model, processor, rows["test"])
-    captions = retrieve_captions(model, processor, rows["test"])
+    negatives = HardNegativeEvaluator(rows["test"])(embedder)
+    captions = CaptionRetrievalEvaluator(rows["test"])(embedder)
     numbers = (
         regions["top1_micro"], regions["top1_macro"], negatives["accuracy"], negatives["blind_accuracy"],
         captions["mean_recall"], mean(scores["top1_micro"] for scores in scenes.values()),

@@ -2,20 +2,23 @@
 
 from collections.abc import Sequence
 
+from datasets import Dataset
+from PIL import Image
+
 
 class RowImages(Sequence):
-    """The images of some rows, each read when it is asked for.
+    """The images of some rows as a sequence; each image is decoded when it is accessed.
 
     Args:
-        rows: a dataset with `image`.
-        places: of the rows.
+        rows: dataset with an `image` column.
+        row_ids: indices of the rows, in the order of the sequence.
     """
 
-    def __init__(self, rows, places: list[int]):
-        self.rows, self.places = rows, places
+    def __init__(self, rows: Dataset, row_ids: list[int]):
+        self.rows, self.row_ids = rows, row_ids
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.row_ids)
 
-    def __getitem__(self, i: int):
-        return self.rows[self.places[i]]["image"]
+    def __getitem__(self, i: int) -> Image.Image:
+        return self.rows[self.row_ids[i]]["image"]

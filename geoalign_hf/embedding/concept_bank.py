@@ -1,76 +1,111 @@
-"""Concepts: how their names are worded, and the bank that keeps their embeddings in a safetensors file."""
+"""A bank of concept embeddings, stored in one safetensors file."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 
 from ..model.modeling_geoalign_clip import GeoAlignCLIPModel
 from ..model.processing_geoalign_clip import CONCEPT_TEMPLATES, GeoAlignCLIPProcessor
+from ..storage import atomic_file
+from .embedder import evaluation_mode
+from .templates import check_concepts, resolve_templates
 
 
 @dataclass(frozen=True)
 class ConceptBank:
-    """Named concepts with the unit vectors that stand for them.
+    """Named concepts and their embeddings.
 
     Args:
         concepts: C names.
         embeds: (C, D), unit vectors.
-        templates: the sentences that worded each concept.
+        templates: sentences that each concept was put into.
+
+    Raises:
+        ValueError: if `embeds` has another shape, or a value in it is not finite.
     """
 
     concepts: list[str]
     embeds: torch.Tensor
     templates: tuple[str, ...] = CONCEPT_TEMPLATES
 
+    def __post_init__(self):
+        if self.embeds.ndim != 2 or len(self.embeds) != len(self.concepts):
+            raise ValueError(
+                f"embeds has the shape {tuple(self.embeds.shape)}; expected ({len(self.concepts)}, D), "
+                f"one row for each of the {len(self.concepts)} concepts."
+            )
+        if not self.embeds.is_floating_point():
+            raise ValueError(f"embeds has the type {self.embeds.dtype}; expected floating-point numbers.")
+        if not (is_finite := self.embeds.isfinite().all(dim=1)).all():
+            row = int(is_finite.int().argmin())
+            raise ValueError(
+                f"embeds[{row}], of {self.concepts[row]!r}, holds NaN or infinity. Build the bank again "
+                "with a model whose weights are finite."
+            )
+
     @classmethod
-    @torch.no_grad()
     def build(
         cls,
         model: GeoAlignCLIPModel,
         processor: GeoAlignCLIPProcessor,
-        concepts: list[str],
-        templates: tuple[str, ...] = CONCEPT_TEMPLATES,
+        concepts: str | Sequence[str],
+        templates: str | Sequence[str] = CONCEPT_TEMPLATES,
         batch_size: int = 256,
     ) -> "ConceptBank":
         """Embed concepts with a model.
 
         Args:
-            model: in evaluation mode, else dropout makes the embeddings random.
+            model: switched to evaluation mode for the call and back.
             processor: of that model.
-            concepts: C different names.
-            templates: sentences with one `{}`.
-            batch_size: concepts per call.
+            concepts: C different names; one string is split at its commas.
+            templates: sentences with one `{}` for the concept, or the name of a template set.
+            batch_size: number of concepts per forward pass.
 
         Raises:
-            ValueError: if a name occurs twice or is empty, or a template has no `{}`.
+            ValueError: if there are no concepts, one occurs twice or is empty, or a template has no `{}`.
         """
-        if repeated := sorted({name for name in concepts if concepts.count(name) > 1}):
-            raise ValueError(f"the concepts {repeated} occur more than once. Name every concept once.")
+        concepts, templates = check_concepts(concepts), resolve_templates(templates)
         embeds = []
-        for start in range(0, max(len(concepts), 1), batch_size):
+        for start in range(0, len(concepts), batch_size):
             tokens = processor.tokenize_concepts(concepts[start : start + batch_size], templates)
-            embeds.append(model.embed_concepts(**tokens.to(model.device)).float().cpu())
-        return cls(list(concepts), torch.cat(embeds), tuple(templates))
+            with evaluation_mode(model):
+                embeds.append(model.embed_concepts(**tokens.to(model.device)).float().cpu())
+        return cls(concepts, torch.cat(embeds), templates)
 
     def save(self, path: str | Path) -> None:
-        """Write the bank to one safetensors file; names and templates are in its metadata."""
+        """Write the bank to one safetensors file, atomically. Names and templates are in its metadata."""
         metadata = {"concepts": json.dumps(self.concepts), "templates": json.dumps(self.templates)}
-        save_file({"embeds": self.embeds.contiguous()}, path, metadata)
+        content = save({"embeds": self.embeds.contiguous()}, metadata)
+        with atomic_file(path) as file:
+            file.write(content)
 
     @classmethod
     def load(cls, path: str | Path) -> "ConceptBank":
         """Read a bank that `save` wrote.
 
         Raises:
-            ValueError: if the file holds something else.
+            ValueError: if the file is damaged or holds something else.
         """
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if not {"concepts", "templates"} <= metadata.keys() or "embeds" not in file.keys():  # noqa: SIM118
-                raise ValueError(f"{path} is no concept bank: it has the keys {sorted(file.keys())}.")
-            concepts, templates = json.loads(metadata["concepts"]), tuple(json.loads(metadata["templates"]))
-            return cls(concepts, file.get_tensor("embeds"), templates)
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata, keys = file.metadata() or {}, sorted(file.keys())
+                if "embeds" not in keys or not {"concepts", "templates"} <= metadata.keys():
+                    raise ValueError(f"it has the tensors {keys} and the metadata {sorted(metadata)}")
+                embeds = file.get_tensor("embeds")
+            concepts, templates = (_read_texts(metadata, name) for name in ("concepts", "templates"))
+            return cls(concepts, embeds, tuple(templates))
+        except (SafetensorError, ValueError, RecursionError) as error:
+            raise ValueError(f"{path} is not a concept bank: {error}. Build it again.") from error
+
+
+def _read_texts(metadata: dict[str, str], name: str) -> list[str]:
+    """Read a list of texts from the metadata of a file."""
+    texts = json.loads(metadata[name])
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"its {name} are {metadata[name]:.60}; expected a list of texts")
+    return texts

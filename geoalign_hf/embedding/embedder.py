@@ -1,7 +1,6 @@
-"""Any CLIP to unit vectors: a model of ours, one wrapped by an adapter, or a stock one of transformers.
+"""Embed images, texts, concepts and regions with any CLIP: ours, one with an adapter, or a stock one.
 
-What enters are images, texts and rows, as many as there are; what leaves are float32 tensors on the CPU, in
-the same order. Everything that the evaluation asks of a model it asks here.
+Inputs are images, texts and rows in any number. Outputs are float32 tensors on the CPU, in the same order.
 """
 
 import platform
@@ -12,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 import transformers
+from datasets import Dataset
 from torch.nn.functional import normalize
 from transformers import ProcessorMixin
 from transformers.utils import logging
@@ -19,30 +19,36 @@ from transformers.utils import logging
 from .. import __version__
 from ..data.views import list_views, resolve_context
 from ..images import read_image
+from ..model.processing_geoalign_clip import CONCEPT_TEMPLATES
+from .templates import check_concepts, check_texts, resolve_templates
 
 
-@dataclass
+@dataclass(eq=False)
 class Embedder:
-    """A model and its processor, as one thing that embeds.
+    """A model and its processor as one object that embeds.
 
     Args:
-        model: with `embed_images`, `embed_text` and, where regions are wanted, `embed_regions` and
-            `get_patch_features`; or with transformers' `get_image_features` and `get_text_features`. It is
-            put into evaluation mode and back.
+        model: has `embed_images`, `embed_text` and, for regions, `embed_regions` and `get_patch_features`; or
+            has transformers' `get_image_features` and `get_text_features`. It is switched to evaluation mode
+            for each call and back.
         processor: of that model.
-        image_size: side of `pixel_values`; None takes the model's own. Another one interpolates its
-            positions.
-        batch_size: images or windows per forward pass; of texts eight times as many.
+        image_size: side of `pixel_values`. None takes the model's own; another size interpolates the position
+            embeddings.
+        batch_size: number of images or windows per forward pass; eight times as many texts.
 
     Raises:
         TypeError: if the model has neither kind of method.
+        ValueError: if a size is below 1.
+
+    Example:
+        `Embedder(model, processor).embed_images(["harbor.png"])` gives a tensor of shape (1, D).
     """
 
     model: torch.nn.Module
     processor: ProcessorMixin
     image_size: int | None = None
     batch_size: int = 16
-    num_cut_texts: int = field(default=0, init=False)  # longer than the model's positions
+    num_cut_texts: int = field(default=0, init=False)  # texts that were longer than the model's positions
 
     def __post_init__(self):
         if not (hasattr(self.model, "embed_images") or hasattr(self.model, "get_image_features")):
@@ -51,91 +57,142 @@ class Embedder:
                 "embed images. Give a GeoAlignCLIPModel or a CLIPModel."
             )
         self.trained_size = self.model.config.vision_config.image_size
-        self.image_size = self.image_size or self.trained_size
+        self.image_size = self.trained_size if self.image_size is None else self.image_size
+        if self.image_size < 1 or self.batch_size < 1:
+            raise ValueError(
+                f"image_size is {self.image_size}, batch_size is {self.batch_size}; both must be at least 1."
+            )
 
     def embed_images(self, images: Sequence, noun: str = "images") -> torch.Tensor:
         """Embed whole images.
 
         Args:
-            images: PIL images, arrays or paths; also a column of a dataset.
-            noun: for the progress bar.
+            images: N PIL images, arrays or paths; a column of a dataset also works.
+            noun: label of the progress bar.
 
         Returns:
             (N, D), unit vectors.
         """
+        if isinstance(images, str):
+            raise ValueError(f"Expected a list of images; found the string {images!r}. Give [{images!r}].")
         progress = logging.tqdm(images, desc=noun, total=len(images), leave=False)
         return self._collect(self._embed_images(batch) for batch in self._take_batches(progress))
 
     def embed_text(self, texts: Sequence[str]) -> torch.Tensor:
-        """Embed texts; equal ones are encoded once, and get equal bits.
+        """Embed texts. Equal texts are encoded once and get equal bits.
 
         Args:
-            texts: N of them; what is longer than the model's positions is cut, and counted.
+            texts: N texts. A text longer than the model's positions is truncated and counted in
+                `num_cut_texts`.
 
         Returns:
             (N, D), unit vectors.
+
+        Raises:
+            ValueError: if `texts` is a single string, or an entry is not a string or has no word.
         """
-        # Those of like length together, so that short ones are not padded to long ones.
+        check_texts(texts, "texts")
+        # Texts of similar length form a batch, so that short ones are not padded to long ones.
         unique = sorted(set(texts), key=lambda text: (len(text), text))
         batches = [unique[i : i + 8 * self.batch_size] for i in range(0, len(unique), 8 * self.batch_size)]
         progress = logging.tqdm(batches, desc="texts", leave=False)
         embeds = self._collect(self._embed_texts(batch) for batch in progress)
-        places = {text: i for i, text in enumerate(unique)}
-        return embeds[[places[text] for text in texts]]
+        positions = {text: i for i, text in enumerate(unique)}
+        return embeds[[positions[text] for text in texts]]
 
-    def embed_concepts(self, concepts: Sequence[str], templates: Sequence[str]) -> torch.Tensor:
-        """Embed concepts: the mean of the unit vectors of each one's sentences, at unit length.
+    def embed_concepts(
+        self, concepts: str | Sequence[str], templates: str | Sequence[str] = CONCEPT_TEMPLATES
+    ) -> torch.Tensor:
+        """Embed concepts: the renormalised mean over the unit vectors of each concept's sentences.
+
+        Args:
+            concepts: C different names; one string is split at its commas, as transformers does.
+            templates: sentences with one `{}` for the concept, or the name of a template set.
 
         Returns:
             (C, D), unit vectors.
 
         Raises:
-            ValueError: if a concept occurs twice, or a template lacks its `{}`.
+            ValueError: if there are no concepts, one occurs twice or is empty, or a template has no `{}`.
         """
-        if repeated := sorted({name for name in concepts if concepts.count(name) > 1}):
-            raise ValueError(f"the concepts {repeated} occur more than once. Name every concept once.")
-        for t, template in enumerate(templates):
-            if template.count("{}") != 1:
-                raise ValueError(f"templates[{t}] = {template!r} must hold one {{}}, where the concept goes.")
+        concepts, templates = check_concepts(concepts), resolve_templates(templates)
         texts = [template.format(concept) for concept in concepts for template in templates]
         embeds = self.embed_text(texts).unflatten(0, (len(concepts), len(templates)))  # (C, T, D)
         return normalize(embeds.mean(dim=1), dim=-1)
 
-    def embed_regions(self, rows, region_source: str = "image", context: float | None = None) -> torch.Tensor:
-        """Embed every box of every row, in their order.
+    def embed_regions(
+        self,
+        rows: Sequence[dict] | Dataset,
+        region_source: str | None = None,
+        context: float | None = None,
+        views: Sequence[float] | None = None,
+    ) -> torch.Tensor:
+        """Embed every box of every row, in order.
 
         Args:
-            rows: a dataset of rows.
-            region_source: what is encoded. `image`: the whole image once, regions pooled from it. `window`:
-                for each region the window round it, and the region pooled from that; slower, and better for
-                small regions. `crop`: the same window, embedded as an image of its own; all that a stock CLIP
-                can do. `both`: the mean of `image` and `crop`, which ranks as the mean of their scores does.
-            context: side of the window as a multiple of the longer side of the box; None takes `CONTEXTS`.
+            rows: dataset or list of rows, with `image` and `boxes` (xyxy pixels of the image).
+            region_source: what is encoded for a region. None takes the source that the model was trained for
+                (`config.region_view`), or else "image".
+
+                - "image": the whole image once; all its regions are pooled from it.
+                - "window": the window around the region, and the region is pooled from that. Slower, and
+                  better for small regions.
+                - "crop": the same window, embedded as a whole image. A stock CLIP can only do this.
+                - "both": the renormalised mean of "image" and "crop", which ranks as the mean of their
+                  scores.
+            context: side of the window, in multiples of the longer side of the box. None takes the context
+                that the model was trained for, or else a default of `region_source`.
+            views: several contexts in place of `context`. The result is the renormalised mean over them; each
+                view costs one encoding of every window.
 
         Returns:
             (N, D), unit vectors.
 
         Raises:
-            ValueError: if `region_source` is unknown, `context` is below 1, or the model pools no regions.
+            ValueError: if `region_source` is unknown, a context is below 1, or the model pools no regions.
         """
-        context = resolve_context(region_source, context)
-        if region_source == "both":
-            parts = [self.embed_regions(rows, source, context) for source in ("image", "crop")]
-            return normalize(parts[0] + parts[1], dim=-1)
-        if region_source != "crop":
+        region_source, contexts = self.resolve_view(region_source, context, views)
+        if region_source in ("image", "window", "both"):
             self._require("embed_regions", 'use region_source="crop"')
-        progress = logging.tqdm(rows, desc="regions", total=len(rows), leave=False)
-        views = list_views(progress, region_source, context)
-        if region_source == "crop":
-            images = ([view["image"] for view in batch] for batch in self._take_batches(views))
-            return self._collect(self._embed_images(batch) for batch in images)
-        return self._collect(self._embed_views(batch) for batch in self._take_batches(views))
+        sources = ("image", "crop") if region_source == "both" else (region_source,)
+        parts = [
+            self._embed_regions(rows, source, side)
+            for source in sources
+            for side in (contexts if source != "image" else [None])
+        ]
+        return parts[0] if len(parts) == 1 else normalize(torch.stack(parts).sum(dim=0), dim=-1)
+
+    def resolve_view(
+        self,
+        region_source: str | None = None,
+        context: float | None = None,
+        views: Sequence[float] | None = None,
+    ) -> tuple[str, list[float | None]]:
+        """Fill in the region source and the contexts that `embed_regions` uses.
+
+        Args:
+            region_source: see `embed_regions`.
+            context: see `embed_regions`.
+            views: see `embed_regions`.
+
+        Returns:
+            The source, and its contexts: one, or several with `views`; [None] for the source "image".
+
+        Raises:
+            ValueError: as `embed_regions`, or if both `context` and `views` are given.
+        """
+        trained_source = getattr(self.model.config, "region_view", "image")  # a stock CLIP has none
+        contexts = resolve_contexts(context, views)
+        region_source = trained_source if region_source is None else region_source
+        if contexts == [None] and region_source == trained_source == "window":
+            contexts = [self.model.config.region_context]
+        return region_source, [resolve_context(region_source, side) for side in contexts]
 
     def embed_patches(self, images: Iterable) -> Iterator[torch.Tensor]:
         """Embed the patches of images, batch by batch: the dense map.
 
-        Returns:
-            of each batch (B, D, h, w), unit vectors.
+        Yields:
+            For each batch (B, D, h, w), unit vectors.
 
         Raises:
             ValueError: if the model has no dense map.
@@ -147,7 +204,7 @@ class Embedder:
             yield normalize(features.float(), dim=1).cpu()
 
     def describe(self) -> dict:
-        """Say how embeddings are made, and by which versions: what the protocols of all tasks share."""
+        """Describe how embeddings are made, and by which versions: the part that all protocols share."""
         config = self.model.config
         return {
             "image_size": self.image_size,
@@ -156,10 +213,10 @@ class Embedder:
             "activation": config.vision_config.hidden_act,
             "text_length": config.text_config.max_position_embeddings,
             "num_cut_texts": self.num_cut_texts,
-            "seed": None,  # nothing is drawn
+            "seed": None,  # nothing is random
             "versions": {
                 "geoalign_hf": __version__,
-                "torch": str(torch.__version__),  # a class of its own, which YAML would spell out
+                "torch": str(torch.__version__),  # a subclass of str, which YAML would write as an object
                 "transformers": transformers.__version__,
                 "numpy": np.__version__,
                 "python": platform.python_version(),
@@ -169,8 +226,8 @@ class Embedder:
     def _require(self, method: str, instead: str):
         if not hasattr(self.model, method):
             raise ValueError(
-                f"{type(self.model).__name__} has no {method}, so it knows whole images only. "
-                f"Make a GeoAlignCLIP of it with geoalign_hf.convert, or {instead}."
+                f"{type(self.model).__name__} has no {method}, so it can embed only whole images. "
+                f"Convert it to a GeoAlignCLIP with geoalign_hf.convert_clip, or {instead}."
             )
 
     def _crops(self) -> bool:
@@ -196,6 +253,14 @@ class Embedder:
             if hasattr(self.model, "embed_images"):
                 return self.model.embed_images(**inputs)
             return normalize(_take_pooled(self.model.get_image_features(**inputs)), dim=-1)
+
+    def _embed_regions(self, rows, region_source: str, context: float | None) -> torch.Tensor:
+        progress = logging.tqdm(rows, desc="regions", total=len(rows), leave=False)
+        views = list_views(progress, region_source, context)
+        if region_source == "crop":
+            images = ([view["image"] for view in batch] for batch in self._take_batches(views))
+            return self._collect(self._embed_images(batch) for batch in images)
+        return self._collect(self._embed_views(batch) for batch in self._take_batches(views))
 
     def _embed_views(self, views: list[dict]) -> torch.Tensor:
         inputs = self._prepare([view["image"] for view in views], boxes=[view["boxes"] for view in views])
@@ -228,9 +293,22 @@ class Embedder:
             yield batch
 
 
+def resolve_contexts(context: float | None, views: Sequence[float] | None) -> list[float | None]:
+    """Make one list of `context` and `views`.
+
+    Raises:
+        ValueError: if both are given, or `views` is empty.
+    """
+    if views is None:
+        return [context]
+    if context is not None or len(views) == 0:
+        raise ValueError(f"context is {context} and views is {views}. Give one of them; views as a list.")
+    return list(views)
+
+
 @contextmanager
-def evaluation_mode(model: torch.nn.Module):
-    """Switch off dropout and gradients, and leave the model as it was."""
+def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
+    """Switch off dropout and gradients, and restore the mode afterwards."""
     was_training = model.training
     model.eval()
     try:
@@ -241,5 +319,5 @@ def evaluation_mode(model: torch.nn.Module):
 
 
 def _take_pooled(features) -> torch.Tensor:
-    """The features as a tensor: transformers 5 wraps them in an output."""
+    """Unwrap pooled features; transformers 5 returns them inside an output object."""
     return getattr(features, "pooler_output", features)

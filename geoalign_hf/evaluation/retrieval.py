@@ -1,187 +1,189 @@
-"""Retrieval: images and their captions, regions and their phrases, each found among the others.
+"""Retrieval: find the captions of images and the phrases of regions, and the reverse.
 
-What enters are a model and rows; what leaves are recalls with their protocol. Places are exact: every query
-is compared with every candidate, a chunk of queries at a time, and ties count against us.
+Ranks are exact: every query is compared with every candidate, one block of queries at a time. Ties count
+against the model.
 """
 
 import hashlib
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterable
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 import torch
-from transformers import ProcessorMixin
+from datasets import Dataset
 
 from ..data.row_images import RowImages
-from ..data.views import resolve_context
 from ..embedding.embedder import Embedder
+from .evaluator import Evaluator, RegionEvaluator
+from .hard_negatives import list_negatives
 from .metrics.scores import RECALL_AT, rank_own, score_retrieval
-from .phrases import list_negatives
-from .results import save_arrays
 
-# How captions are treated, and the words before them. `all`: every caption of every image is kept, as in
-# CLIP_benchmark, RemoteCLIP and RS5M. `unique`: equal captions and equal images count once, and a caption
-# that several images share accepts any of them, as in SkyScript and FarSLIP. The two are not comparable.
+# How repeated captions are treated, and the words before every caption. `all`: every caption of every image
+# is kept, as in CLIP_benchmark, RemoteCLIP and RS5M. `unique`: equal captions and equal images count once,
+# and a caption that several images share accepts any of them, as in SkyScript and FarSLIP. Scores of the two
+# protocols cannot be compared.
 CAPTION_PREFIXES = {"all": "", "unique": "a satellite image. "}
-CHUNK = 2**24  # scores held at once
+BLOCK_SIZE = 2**24  # scores held at once
 
 
-def retrieve_captions(
-    model: torch.nn.Module,
-    processor: ProcessorMixin,
-    rows,
-    captions: str = "all",
-    prefix: str | None = None,
-    image_size: int | None = None,
-    batch_size: int = 16,
-    embeds_path: str | Path | None = None,
-) -> dict:
+@dataclass(eq=False, repr=False)
+class CaptionRetrievalEvaluator(Evaluator):
     """Find the captions of images among all captions, and the images of captions among all images.
 
-    An image has found its captions if any one of them is among the first k.
+    An image has found its captions if any one of them is among the first k. The result holds the scores of
+    `score_retrieval` for `image_to_text` and `text_to_image` (with "unique" also recalls at 100), and the
+    counts `num_images` and `num_captions`.
 
     Args:
-        model: ours, one wrapped by an adapter, or a stock CLIP.
-        processor: of that model.
-        rows: a dataset with `image` and `captions`; rows without captions are left out.
-        captions: `all` or `unique`, see `CAPTION_PREFIXES`.
-        prefix: words before every caption; None takes those of the protocol.
-        image_size: side of `pixel_values`; None takes the model's own.
-        batch_size: images per forward pass.
-        embeds_path: an npz file to write the embeddings to that the scores are made of.
-
-    Returns:
-        The scores of `score_retrieval` for `image_to_text` and `text_to_image`, with `unique` also recalls at
-        100; the counts `num_images` and `num_captions`; and `protocol`.
+        rows: dataset with `image` and `captions`; rows without captions are skipped.
+        captions: "all" or "unique", see `CAPTION_PREFIXES`.
+        prefix: words before every caption. None takes those of the protocol.
+        arrays_path: see `Evaluator`.
 
     Raises:
         ValueError: if `captions` is unknown, or no row has captions.
     """
-    if captions not in CAPTION_PREFIXES:
-        raise ValueError(f"captions is {captions!r}; it must be one of {tuple(CAPTION_PREFIXES)}.")
-    prefix = CAPTION_PREFIXES[captions] if prefix is None else prefix
-    captions_of_rows = list(rows["captions"])  # without their images
-    kept = [i for i, texts in enumerate(captions_of_rows) if texts]
-    if not kept:
-        raise ValueError("no row has captions. Give rows with at least one caption.")
-    images = RowImages(rows, kept)
-    pairs = [(place, prefix + text) for place, i in enumerate(kept) for text in captions_of_rows[i]]
-    if captions == "unique":
-        copies = find_copies(images)
-        pairs = sorted({(copies[place], text) for place, text in pairs})
-        places = {first: place for place, first in enumerate(sorted(set(copies)))}
-        pairs = [(places[first], text) for first, text in pairs]
-        images = RowImages(rows, [kept[first] for first in places])
-        texts = sorted({text for _, text in pairs})
-        text_ids = {text: i for i, text in enumerate(texts)}
-        pairs = [(place, text_ids[text]) for place, text in pairs]
-    else:
-        texts = [text for _, text in pairs]
-        pairs = [(place, i) for i, (place, _) in enumerate(pairs)]
-    embedder = Embedder(model, processor, image_size, batch_size)
-    image_embeds, text_embeds = embedder.embed_images(images), embedder.embed_text(texts)
-    save_arrays(embeds_path, images=image_embeds, texts=text_embeds, pairs=np.array(pairs))
-    own_texts, own_images = [[] for _ in images], [[] for _ in texts]
-    for image, text in pairs:
-        own_texts[image].append(text)
-        own_images[text].append(image)
-    ranks = {
-        "image_to_text": rank_by_chunks(image_embeds, text_embeds, own_texts),
-        "text_to_image": rank_by_chunks(text_embeds, image_embeds, own_images),
-    }
-    protocol = {
-        "task": "retrieval of images and captions",
-        "captions": captions,
-        "prefix": prefix,
-        "ties": "against us",
-        "num_rows_without_captions": len(rows) - len(kept),
-    }
-    scores = score_retrieval(ranks, RECALL_AT if captions == "all" else (*RECALL_AT, 100))
-    scores |= {"num_images": len(images), "num_captions": len(texts)}
-    return scores | {"protocol": protocol | embedder.describe()}
+
+    name, primary_metric = "caption_retrieval", "mean_recall"
+    task = "retrieval of images and captions"
+
+    rows: Dataset
+    captions: str = "all"
+    _: KW_ONLY
+    prefix: str | None = None
+
+    def __post_init__(self):
+        if self.captions not in CAPTION_PREFIXES:
+            raise ValueError(f"captions is {self.captions!r}; it must be one of {tuple(CAPTION_PREFIXES)}.")
+        if missing := {"image", "captions"} - set(self.rows.column_names):
+            raise ValueError(
+                f"The dataset lacks the columns {sorted(missing)}; it has {self.rows.column_names}. "
+                "Rename its columns."
+            )
+        if not any(self.rows["captions"]):
+            raise ValueError(
+                f"Expected captions; none of the {len(self.rows)} rows has one. Give rows with captions."
+            )
+        self.prefix = CAPTION_PREFIXES[self.captions] if self.prefix is None else self.prefix
+
+    def _evaluate(self, embedder: Embedder) -> tuple[dict, dict]:
+        captions_of_rows = list(self.rows["captions"])
+        row_ids = [i for i, captions in enumerate(captions_of_rows) if captions]
+        num_skipped = len(self.rows) - len(row_ids)
+        captions = [[self.prefix + text for text in captions_of_rows[i]] for i in row_ids]
+        if self.captions == "unique":
+            copies = find_copies(RowImages(self.rows, row_ids))
+            row_ids, texts, pairs = _merge_copies(row_ids, copies, captions)
+        else:
+            texts = [text for of_image in captions for text in of_image]
+            image_ids = [image for image, of_image in enumerate(captions) for _ in of_image]
+            pairs = [(image, text) for text, image in enumerate(image_ids)]
+        images = RowImages(self.rows, row_ids)
+        image_embeds, text_embeds = embedder.embed_images(images), embedder.embed_text(texts)
+        self._save(images=image_embeds, texts=text_embeds, pairs=np.array(pairs))
+        own_texts, own_images = [[] for _ in images], [[] for _ in texts]
+        for image, text in pairs:
+            own_texts[image].append(text)
+            own_images[text].append(image)
+        ranks = {
+            "image_to_text": rank_in_blocks(image_embeds, text_embeds, own_texts),
+            "text_to_image": rank_in_blocks(text_embeds, image_embeds, own_images),
+        }
+        scores = score_retrieval(ranks, RECALL_AT if self.captions == "all" else (*RECALL_AT, 100))
+        scores |= {"num_images": len(images), "num_captions": len(texts)}
+        return scores, {
+            "captions": self.captions,
+            "prefix": self.prefix,
+            "ties": "count against the model",
+            "num_rows_without_captions": num_skipped,
+        }
 
 
-def retrieve_phrases(
-    model: torch.nn.Module,
-    processor: ProcessorMixin,
-    rows,
-    region_source: str = "image",
-    context: float | None = None,
-    image_size: int | None = None,
-    batch_size: int = 16,
-    embeds_path: str | Path | None = None,
-) -> dict:
-    """Find the phrases of regions and the regions of phrases, inside each image and over the split.
-
-    Equal phrases are one; a phrase that several regions share accepts any of them.
+def _merge_copies(
+    row_ids: list[int], copies: list[int], captions: list[list[str]]
+) -> tuple[list[int], list[str], list[tuple[int, int]]]:
+    """Keep one of equal images and one of equal captions.
 
     Args:
-        model: ours, one wrapped by an adapter, or with `region_source="crop"` a stock CLIP.
-        processor: of that model.
-        rows: a dataset of rows.
-        region_source: what is encoded, see `Embedder.embed_regions`.
-        context: side of windows and crops as a multiple of the longer side of the box; None takes the usual.
-        image_size: side of `pixel_values`; None takes the model's own.
-        batch_size: images or windows per forward pass.
-        embeds_path: an npz file to write the embeddings to that the scores are made of.
+        row_ids: N row indices.
+        copies: for each of the N images the index of the first equal one.
+        captions: for each of the N images its captions.
 
     Returns:
-        `region_to_phrase_in_image`, the share of regions whose phrase comes first among those of its image;
-        `phrase_to_region_in_image`, the other way; where rows have hard negatives,
-        `region_to_phrase_or_negative_in_image`, with the region's own among the candidates; `chance_...` of
-        the first two; and over the split the scores of `score_retrieval` for `region_to_phrase` and
-        `phrase_to_region`. Counts: `num_regions`, `num_phrases` (different ones), `num_images_in_image`: only
-        images with two or more different phrases ask something. And `protocol`.
+        The row indices of the images that are kept, the different texts, and pairs (image, text) of indices
+        into the two.
+    """
+    kept = sorted(set(copies))
+    image_ids = {first: i for i, first in enumerate(kept)}
+    texts = sorted({text for of_image in captions for text in of_image})
+    text_ids = {text: i for i, text in enumerate(texts)}
+    pairs = {
+        (image_ids[first], text_ids[text])
+        for first, of_image in zip(copies, captions, strict=True)
+        for text in of_image
+    }
+    return [row_ids[first] for first in kept], texts, sorted(pairs)
 
-    Raises:
-        ValueError: if `region_source` is unknown, or there are no regions.
+
+@dataclass(eq=False, repr=False)
+class PhraseRetrievalEvaluator(RegionEvaluator):
+    """Find the phrases of regions and the regions of phrases, inside each image and over all rows.
+
+    Equal phrases count once; a phrase that several regions share accepts any of them. Scores:
+
+    - `region_to_phrase_in_image`: fraction of regions whose phrase ranks first among those of its image;
+      `phrase_to_region_in_image` is the reverse. `chance_...` is what guessing would give.
+    - `region_to_phrase_or_negative_in_image`, where rows have hard negatives: the same with the region's own
+      hard negatives among the candidates.
+    - Over all rows, the scores of `score_retrieval` for `region_to_phrase` and `phrase_to_region`.
+    - Counts: `num_regions`, `num_phrases` (different ones), and `num_images_in_image`, the images with at
+      least two different phrases; only these count for the scores inside images.
+
+    Args:
+        rows: dataset of rows.
+        region_source: see `RegionEvaluator`, as for the following.
+        context: see there.
+        views: see there.
+        arrays_path: see there.
 
     Source:
         Variants of what others call Acc@1 without a definition; none is the one of RRSIS-HR.
     """
-    context = resolve_context(region_source, context)
-    phrases = [phrase for of_row in rows["phrases"] for phrase in of_row]
-    if not phrases:
-        raise ValueError("there are no regions to score. Give rows that have boxes.")
-    has_negatives = "hard_negatives" in rows.column_names
-    negatives = list_negatives(rows, "hard_negatives") if has_negatives else [[]] * len(phrases)
-    embedder = Embedder(model, processor, image_size, batch_size)
-    region_embeds = embedder.embed_regions(rows, region_source, context)
-    texts = sorted({*phrases, *(text for of_one in negatives for text in of_one)})
-    text_embeds = embedder.embed_text(texts)
-    ids = {text: i for i, text in enumerate(texts)}
-    save_arrays(
-        embeds_path,
-        regions=region_embeds,
-        texts=text_embeds,
-        text_ids=np.array([ids[phrase] for phrase in phrases]),
-        images=np.array([i for i, boxes in enumerate(rows["boxes"]) for _ in boxes]),
-    )
-    scores = _score_in_images(rows["phrases"], negatives, region_embeds, text_embeds, ids)
 
-    unique = sorted(set(phrases))
-    places = {phrase: i for i, phrase in enumerate(unique)}
-    own_phrases, own_regions = [[places[phrase]] for phrase in phrases], [[] for _ in unique]
-    for region, (place,) in enumerate(own_phrases):
-        own_regions[place].append(region)
-    phrase_embeds = text_embeds[[ids[phrase] for phrase in unique]]
-    ranks = {
-        "region_to_phrase": rank_by_chunks(region_embeds, phrase_embeds, own_phrases),
-        "phrase_to_region": rank_by_chunks(phrase_embeds, region_embeds, own_regions),
-    }
-    protocol = {
-        "task": "retrieval of regions and phrases",
-        "region_source": region_source,
-        "context": context,
-        "ties": "against us",
-        "num_images": len(rows),
-    }
-    scores |= score_retrieval(ranks) | {"num_regions": len(phrases), "num_phrases": len(unique)}
-    return scores | {"protocol": protocol | embedder.describe()}
+    name, primary_metric = "phrase_retrieval", "mean_recall"
+    task = "retrieval of regions and phrases"
+
+    def _evaluate(self, embedder: Embedder) -> tuple[dict, dict]:
+        phrases = [phrase for of_row in self.rows["phrases"] for phrase in of_row]
+        negatives = list_negatives(self.rows)
+        region_embeds = self._embed_regions(embedder)
+        texts = sorted({*phrases, *(text for of_one in negatives for text in of_one)})
+        text_embeds = embedder.embed_text(texts)
+        ids = {text: i for i, text in enumerate(texts)}
+        self._save(
+            regions=region_embeds,
+            texts=text_embeds,
+            text_ids=np.array([ids[phrase] for phrase in phrases]),
+            images=np.array([i for i, boxes in enumerate(self.rows["boxes"]) for _ in boxes]),
+        )
+        scores = _score_in_images(self.rows["phrases"], negatives, region_embeds, text_embeds, ids)
+
+        unique = sorted(set(phrases))
+        positions = {phrase: i for i, phrase in enumerate(unique)}
+        own_phrases, own_regions = [[positions[phrase]] for phrase in phrases], [[] for _ in unique]
+        for region, (position,) in enumerate(own_phrases):
+            own_regions[position].append(region)
+        phrase_embeds = text_embeds[[ids[phrase] for phrase in unique]]
+        ranks = {
+            "region_to_phrase": rank_in_blocks(region_embeds, phrase_embeds, own_phrases),
+            "phrase_to_region": rank_in_blocks(phrase_embeds, region_embeds, own_regions),
+        }
+        scores |= score_retrieval(ranks) | {"num_regions": len(phrases), "num_phrases": len(unique)}
+        return scores, self._describe_regions(embedder) | {"ties": "count against the model"}
 
 
 def _score_in_images(phrases_of_rows, negatives, region_embeds, text_embeds, ids) -> dict:
-    """Score the two directions, and the one among hard negatives too, inside each image."""
+    """Score both directions inside each image, and the regions among hard negatives as well."""
     hits = {"region_to_phrase": [], "phrase_to_region": [], "region_to_phrase_or_negative": []}
     chances = {"region_to_phrase": [], "phrase_to_region": []}
     start = num_images = 0
@@ -209,25 +211,29 @@ def _score_in_images(phrases_of_rows, negatives, region_embeds, text_embeds, ids
     return scores | {"num_images_in_image": num_images}
 
 
-def rank_by_chunks(
-    query_embeds: torch.Tensor, candidate_embeds: torch.Tensor, own: list[list[int]], chunk: int = CHUNK
+def rank_in_blocks(
+    query_embeds: torch.Tensor,
+    candidate_embeds: torch.Tensor,
+    own: list[list[int]],
+    block_size: int = BLOCK_SIZE,
 ) -> np.ndarray:
-    """Give the place of each query's best own candidate, as `rank_own` does, whatever their number.
+    """Compute the rank of each query's best own candidate as `rank_own` does, in bounded memory.
 
     Args:
         query_embeds: (Q, D), unit vectors.
         candidate_embeds: (N, D), unit vectors.
         own: for each query the indices of the candidates that belong to it.
-        chunk: scores held at once: memory is some ten bytes for each, and no longer grows with Q.
+        block_size: number of scores held at once. Memory is about ten bytes for each and does not grow with
+            Q.
 
     Returns:
-        (Q,), 1 is the first place.
+        (Q,), 1 is the first rank.
 
     Example:
-        >>> rank_by_chunks(torch.eye(2), torch.tensor([[0.6, 0.8], [0.8, 0.6]]), [[0], [0]]).tolist()
+        >>> rank_in_blocks(torch.eye(2), torch.tensor([[0.6, 0.8], [0.8, 0.6]]), [[0], [0]]).tolist()
         [2, 1]
     """
-    ranks, num_queries = [], max(1, chunk // max(len(candidate_embeds), 1))
+    ranks, num_queries = [], max(1, block_size // max(len(candidate_embeds), 1))
     for start in range(0, len(query_embeds), num_queries):
         scores = query_embeds[start : start + num_queries] @ candidate_embeds.T  # (q, N)
         is_own = np.zeros(scores.shape, dtype=bool)
@@ -237,11 +243,14 @@ def rank_by_chunks(
     return np.concatenate(ranks)
 
 
-def find_copies(images: Sequence) -> list[int]:
-    """Give for each image the index of the first one with the same pixels.
+def find_copies(images: Iterable) -> list[int]:
+    """Find equal images.
 
     Args:
-        images: PIL images.
+        images: N PIL images.
+
+    Returns:
+        N indices, for each image that of the first one with the same size and pixels.
     """
     firsts = {}
     digests = [hashlib.sha256(f"{image.size}".encode() + image.convert("RGB").tobytes()) for image in images]

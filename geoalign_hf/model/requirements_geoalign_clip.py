@@ -8,5 +8,5 @@ REQUIRED_TRANSFORMERS = "5.18"
 if [int(part) for part in transformers.__version__.split(".")[:2]] < [5, 18]:
     raise ImportError(
         f"GeoAlignCLIP needs transformers {REQUIRED_TRANSFORMERS} or newer, not {transformers.__version__}. "
-        f"Run: pip install -U 'transformers>={REQUIRED_TRANSFORMERS}'"
+        f"Run: pip install 'transformers>={REQUIRED_TRANSFORMERS},<6'"
     )

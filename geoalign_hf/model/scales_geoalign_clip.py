@@ -1,5 +1,5 @@
 # Copyright 2026 The geoalign_hf authors. Licensed under the Apache License, Version 2.0.
-"""The learned factors on cosines, of scenes and of regions, as modules that PEFT can train and save.
+"""The learned factors on the cosines of scenes and of regions, as modules that PEFT can train and save.
 
 Their parameters have the shape (1,), so that FSDP can shard them.
 """
@@ -18,15 +18,15 @@ class RegionScale(nn.Module):
         self.logit_scale = nn.Parameter(torch.empty(1))
 
     def forward(self) -> torch.Tensor:
-        """Return the factor, (), capped at 100."""
+        """Return the factor, a tensor of shape (), at most 100."""
         return self.logit_scale.exp().clamp(max=MAX_LOGIT_SCALE).squeeze(0)
 
 
 class SceneScale(nn.Module):
-    """The offset that an adapter adds to CLIP's `logit_scale`.
+    """An offset that an adapter adds to CLIP's `logit_scale`.
 
-    PEFT trains modules, and `logit_scale` is a bare parameter. Without an adapter the offset is 0 and takes
-    no gradient.
+    PEFT cannot train `logit_scale` itself, because it is a parameter outside of any module. Without an
+    adapter the offset is 0 and gets no gradient. Saving a model adds it to `logit_scale` and writes 0.
     """
 
     def __init__(self):
@@ -34,15 +34,15 @@ class SceneScale(nn.Module):
         self.offset = nn.Parameter(torch.zeros(1), requires_grad=False)
 
     def forward(self, logit_scale: torch.Tensor) -> torch.Tensor:
-        """Return the factor on scene cosines, (), capped at 100."""
+        """Return the factor on scene cosines, a tensor of shape (), at most 100."""
         return (logit_scale + self.offset).exp().clamp(max=MAX_LOGIT_SCALE).squeeze()
 
 
 def fold_scene_scale(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return a copy of a state dict in which the offset is added to `logit_scale` and then 0.
+    """Return a copy of a state dict in which the offset is added to `logit_scale` and then set to 0.
 
-    So the scale of a model with merged adapters stands where every CLIP has it. Parameters on the meta
-    device, whose values are offloaded, are left as they are.
+    So a model with merged adapters is saved with its scale where every CLIP has it. Offloaded parameters have
+    no value here (they are on the meta device); they are not changed.
 
     Example:
         >>> state_dict = {"logit_scale": torch.tensor(2.0), "scene_scale.offset": torch.tensor([0.5])}

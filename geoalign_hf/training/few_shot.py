@@ -247,7 +247,8 @@ def adapt_by_lora(
         seed=seed,
     )
     weights = LossWeights(**off | {"concept": 1.0, "hard_negative": 1.0})
-    train(model, processor, rows, weights, training, Augmentation(), about=about)
+    augment = Augmentation(min_context=1.5, max_context=8.0)  # evaluated on whole images, so views are wide
+    train(model, processor, rows, weights, training, augment, about=about)
     return model
 
 

@@ -1,11 +1,11 @@
 """Laws of concepts: their words, and the bank."""
 
 import json
-import re
 from inspect import signature
 
 import pytest
 import torch
+from refusals import refuses
 from safetensors.torch import save_file
 from torch.nn.functional import normalize
 from transformers import ZeroShotImageClassificationPipeline
@@ -16,10 +16,6 @@ from geoalign_hf.embedding.templates import TEMPLATE_SETS, resolve_templates
 from geoalign_hf.model.processing_geoalign_clip import CONCEPT_TEMPLATES
 
 CONCEPTS = ["ship", "storage tank", "road", "tennis court", "airplane"]
-
-
-def refuses(message: str):
-    return pytest.raises(ValueError, match=f"^{re.escape(message)}$")
 
 
 @pytest.fixture(scope="module")
@@ -95,29 +91,29 @@ def test_another_safetensors_file_is_refused(folder, tmp_path):
     save_file({"weights": torch.ones(1, 2), "bias": torch.ones(1)}, tmp_path / "other.safetensors", lists)
     for name, keys in (("bare", ["embeds"]), ("other", ["bias", "weights"])):
         path = tmp_path / f"{name}.safetensors"
-        with refuses(f"{path} is no concept bank: it has the keys {keys}."):
+        with refuses(str(path), "not a concept bank", str(keys)):
             ConceptBank.load(path)
-    with pytest.raises(ValueError, match="^.*model.safetensors is no concept bank: it has the keys "):
+    with refuses("model.safetensors", "not a concept bank"):
         ConceptBank.load(folder / "model.safetensors")
 
 
 def test_repeated_names_are_refused(model, processor):
-    with refuses("the concepts ['road', 'ship'] occur more than once. Name every concept once."):
+    with refuses("['road', 'ship']", "more than once"):
         ConceptBank.build(model, processor, ["ship", "road", "airplane", "road", "ship", "ship"])
 
 
 def test_no_concepts_are_refused(model, processor):
-    with refuses("concepts is []; it must be a list of at least one name."):
+    with refuses("concepts is []"):
         ConceptBank.build(model, processor, [])
 
 
 def test_an_empty_name_is_refused(model, processor):
-    with refuses("concepts[1] is empty. Every text needs at least one word; leave this one out."):
+    with refuses("concepts[1] is empty"):
         ConceptBank.build(model, processor, ["ship", " "])
 
 
 def test_a_template_without_its_place_is_refused(model, processor):
-    with refuses("templates[1] = 'a ship' must hold one {}, where the concept goes."):
+    with refuses("templates[1] = 'a ship'", "{}"):
         ConceptBank.build(model, processor, ["ship"], ("a {}", "a ship"))
 
 
@@ -149,10 +145,7 @@ def test_templates_are_chosen_by_name_or_given():
 
 
 def test_an_unknown_set_is_refused():
-    with refuses(
-        "there is no template set 'openai'; there are ['clip', 'geoalign', 'overhead', 'skyscript']. "
-        "Name one of them, or give the templates themselves."
-    ):
+    with refuses("'openai'", "['clip', 'geoalign', 'overhead', 'skyscript']"):
         resolve_templates("openai")
 
 

@@ -1,23 +1,30 @@
 """Laws of the evaluation: scores worked out by hand on painted answers, true protocols, saved embeddings."""
 
 import json
-import re
 
 import numpy as np
 import pytest
 import torch
 from painted import COLOURS, ColourModel, paint, paint_row
+from refusals import refuses
 from sklearn.metrics import confusion_matrix
 
 from geoalign_hf.data.schema import build_rows
 from geoalign_hf.embedding.concept_bank import ConceptBank
+from geoalign_hf.embedding.embedder import Embedder
 from geoalign_hf.embedding.templates import TEMPLATE_SETS
-from geoalign_hf.evaluation.choice import evaluate_statement_choice
-from geoalign_hf.evaluation.classification import classify_regions, classify_scenes
-from geoalign_hf.evaluation.drift import guard_embeddings
+from geoalign_hf.evaluation.choice import StatementChoiceEvaluator
+from geoalign_hf.evaluation.classification import (
+    RegionClassificationEvaluator,
+    SceneClassificationEvaluator,
+)
+from geoalign_hf.evaluation.drift import EmbeddingDriftEvaluator
+from geoalign_hf.evaluation.evaluator import Evaluator
+from geoalign_hf.evaluation.hard_negatives import HardNegativeEvaluator
+from geoalign_hf.evaluation.localization import LocalizationEvaluator
 from geoalign_hf.evaluation.metrics.scores import score_regions
-from geoalign_hf.evaluation.phrases import evaluate_phrase_choice
 from geoalign_hf.evaluation.results import write_metrics
+from geoalign_hf.evaluation.retrieval import CaptionRetrievalEvaluator, PhraseRetrievalEvaluator
 from geoalign_hf.model.processing_geoalign_clip import CONCEPT_TEMPLATES
 
 SOURCES = ["image", "window", "crop", "both"]
@@ -39,12 +46,62 @@ def paint_rows():
     )  # fmt: skip
 
 
-def refuses(message: str):
-    return pytest.raises(ValueError, match=f"^{re.escape(message)}$")
-
-
 def drop_protocol(scores: dict) -> dict:
     return {name: value for name, value in scores.items() if name != "protocol"}
+
+
+# All evaluators
+
+
+def build_evaluators(rows) -> list[Evaluator]:
+    image, polygon = rows[0]["image"], [[[0, 0], [40, 0], [40, 40]]]
+    question = {"image": image, "options": ["a ship", "a road"], "answer": 1, "subject": "x"}
+    query = {"image": image, "phrase": "a ship", "polygons": polygon}
+    return [
+        RegionClassificationEvaluator(rows),
+        SceneClassificationEvaluator([image, image], ["ship", "road"]),
+        CaptionRetrievalEvaluator(rows),
+        PhraseRetrievalEvaluator(rows),
+        HardNegativeEvaluator(rows),
+        StatementChoiceEvaluator([question]),
+        LocalizationEvaluator([query], tile_sides=[200], stride=16),
+        EmbeddingDriftEvaluator([image]),
+    ]
+
+
+def test_every_evaluator_gives_its_primary_metric_and_its_protocol_by_either_call(built, rows):
+    evaluators = build_evaluators(rows)
+    assert len({evaluator.name for evaluator in evaluators}) == 8
+    for evaluator in evaluators:
+        scores = evaluator(Embedder(*built))
+        assert isinstance(scores[evaluator.primary_metric], float) and evaluator.greater_is_better
+        assert scores["protocol"]["task"] == evaluator.task
+        assert scores["protocol"]["versions"]["geoalign_hf"]
+        assert evaluator(*built) == scores
+        with refuses("Embedder", "processor", kind=TypeError):
+            evaluator(built[0])
+
+
+def test_texts_that_were_cut_are_counted_by_evaluation_and_not_by_embedder(built, toy_rows):
+    embedder = Embedder(*built)
+    long = build_rows([row | {"captions": ["ship " * 100]} for row in toy_rows])
+    for evaluator, num_cut in ((CaptionRetrievalEvaluator(long), 1), (PhraseRetrievalEvaluator(long), 0)):
+        assert evaluator(embedder)["protocol"]["num_cut_texts"] == num_cut
+
+
+def test_options_are_checked_before_a_model_is_there(rows):
+    for options, facts in (
+        ({"region_source": "roi"}, ["'roi'", "window"]),
+        ({"context": 0.5}, ["0.5"]),
+        ({"views": [2.0, 0.5]}, ["0.5"]),
+        ({"views": [2.0], "context": 3.0}, ["3.0", "[2.0]"]),
+    ):
+        with refuses(*facts):
+            PhraseRetrievalEvaluator(rows, **options)
+    with refuses("captions"):
+        CaptionRetrievalEvaluator(rows.remove_columns("captions"))
+    with refuses("arrays_path", "start"):
+        EmbeddingDriftEvaluator([rows[0]["image"]], arrays_path="drift.npz")
 
 
 # Concepts of regions
@@ -52,7 +109,9 @@ def drop_protocol(scores: dict) -> dict:
 
 @pytest.mark.parametrize("region_source", ["image", "window"])
 def test_painted_regions_score_as_worked_out_by_hand(painter, region_source):
-    scores = classify_regions(*painter, paint_rows(), ["red", "green", "blue"], region_source=region_source)
+    scores = RegionClassificationEvaluator(
+        paint_rows(), ["red", "green", "blue"], region_source=region_source
+    )(*painter)
     assert drop_protocol(scores) == {
         "top1_micro": 3 / 5,
         "top1_macro": pytest.approx((2 / 3 + 1 + 0) / 3),
@@ -68,16 +127,18 @@ def test_painted_regions_score_as_worked_out_by_hand(painter, region_source):
 
 def test_a_crop_sees_the_middle_of_its_box(painter):
     row = paint_row((300, 200), [((100, 50, 150, 100), "green", "green"), ((10, 10, 40, 40), "red", "blue")])
-    scores = classify_regions(*painter, build_rows([row]), list(COLOURS), region_source="crop", context=1)
+    scores = RegionClassificationEvaluator(build_rows([row]), list(COLOURS), region_source="crop", context=1)(
+        *painter
+    )
     assert scores["per_concept"] == {"red": 0.0, "green": 1.0}
     assert scores["confusion"] == [[0, 0, 1], [0, 1, 0], [0, 0, 0]]
 
 
 def test_concepts_left_out_are_those_of_the_rows_by_alphabet(model, processor, rows):
-    scores = classify_regions(model, processor, rows)
+    scores = RegionClassificationEvaluator(rows)(model, processor)
     concepts = ["airplane", "road", "ship", "storage tank", "tennis court"]
     assert scores["protocol"]["concepts"] == concepts
-    assert scores == classify_regions(model, processor, rows, concepts)
+    assert scores == RegionClassificationEvaluator(rows, concepts)(model, processor)
 
 
 def test_the_best_concept_is_the_one_with_the_highest_cosine(model, processor, toy_rows, rows):
@@ -92,7 +153,7 @@ def test_the_best_concept_is_the_one_with_the_highest_cosine(model, processor, t
             predictions.append(int((bank.embeds @ embed).argmax()))
             references.append(concepts.index(concept))
             areas.append((box[2] - box[0]) * (box[3] - box[1]))
-    scores = drop_protocol(classify_regions(model, processor, rows, concepts))
+    scores = drop_protocol(RegionClassificationEvaluator(rows, concepts)(model, processor))
     assert scores.pop("confusion") == confusion_matrix(references, predictions, labels=range(5)).tolist()
     assert scores == score_regions(predictions, references, concepts, areas)
 
@@ -101,13 +162,16 @@ def test_the_best_concept_is_the_one_with_the_highest_cosine(model, processor, t
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_scores_do_not_depend_on_the_batch(model, processor, rows, region_source, batch_size):
     options = {"region_source": region_source, "templates": ("a {}",)}
-    whole = classify_regions(model, processor, rows, batch_size=100, **options)
-    assert classify_regions(model, processor, rows, batch_size=batch_size, **options) == whole
+    whole = RegionClassificationEvaluator(rows, **options)(Embedder(model, processor, batch_size=100))
+    assert (
+        RegionClassificationEvaluator(rows, **options)(Embedder(model, processor, batch_size=batch_size))
+        == whole
+    )
 
 
 @pytest.mark.parametrize("region_source", SOURCES)
 def test_the_protocol_says_how_the_scores_were_made(model, processor, rows, region_source):
-    protocol = classify_regions(model, processor, rows, region_source=region_source)["protocol"]
+    protocol = RegionClassificationEvaluator(rows, region_source=region_source)(model, processor)["protocol"]
     assert set(protocol.pop("versions")) == {"geoalign_hf", "torch", "transformers", "numpy", "python"}
     assert protocol == {
         "task": "region classification from ground-truth boxes",
@@ -127,8 +191,8 @@ def test_the_protocol_says_how_the_scores_were_made(model, processor, rows, regi
 
 
 def test_a_set_of_templates_is_named_or_given(model, processor, rows):
-    by_name = classify_regions(model, processor, rows, templates="skyscript")
-    given = classify_regions(model, processor, rows, templates=TEMPLATE_SETS["skyscript"])
+    by_name = RegionClassificationEvaluator(rows, templates="skyscript")(model, processor)
+    given = RegionClassificationEvaluator(rows, templates=TEMPLATE_SETS["skyscript"])(model, processor)
     assert by_name == given
     assert by_name["protocol"]["templates"] == ["a satellite photo of {}.", "a satellite image of {}"]
 
@@ -142,28 +206,30 @@ def test_images_are_encoded_at_the_size_that_the_protocol_names(
     model.vision_model.register_forward_pre_hook(
         lambda _, args, kwargs: sizes.add(tuple(kwargs["pixel_values"].shape[-2:])), with_kwargs=True
     )
-    scores = classify_regions(model, processor, rows, region_source=region_source, image_size=image_size)
+    scores = RegionClassificationEvaluator(rows, region_source=region_source)(
+        Embedder(model, processor, image_size=image_size)
+    )
     size = image_size or 64
     assert scores["protocol"]["image_size"] == size and sizes == {(size, size)}
 
 
 def test_a_refusal_leaves_the_model_as_it_was(model, processor, rows):
     model.train()
-    with pytest.raises(ValueError, match="^the rows hold the concepts"):
-        classify_regions(model, processor, rows, ["ship"])
+    with refuses("the rows hold the concepts"):
+        RegionClassificationEvaluator(rows, ["ship"])(model, processor)
     assert model.training
 
 
 def test_a_concept_that_is_not_among_those_asked_for_is_refused(painter):
-    with refuses("the rows hold the concepts ['blue', 'green'], which are not among ['red']."):
-        classify_regions(*painter, paint_rows(), ["red"])
+    with refuses("['blue', 'green']", "['red']"):
+        RegionClassificationEvaluator(paint_rows(), ["red"])(*painter)
 
 
 @pytest.mark.parametrize("region_source", SOURCES)
 def test_rows_without_regions_are_refused(painter, region_source):
     empty = build_rows([paint_row((100, 80), [])])
-    with refuses("there are no regions to score. Give at least one."):
-        classify_regions(*painter, empty, ["red"], region_source=region_source)
+    with refuses("none of the 1 rows has a box"):
+        RegionClassificationEvaluator(empty, ["red"], region_source=region_source)(*painter)
 
 
 # Scenes
@@ -171,7 +237,9 @@ def test_rows_without_regions_are_refused(painter, region_source):
 
 def test_painted_scenes_score_as_worked_out_by_hand(painter):
     images = [paint((90, 60), ((20, 10, 70, 50), colour)) for colour in ("red", "red", "green", "red")]
-    scores = classify_scenes(*painter, images, ["Red", "Red", "Green", "Blue_sea"], templates="clip")
+    scores = SceneClassificationEvaluator(images, ["Red", "Red", "Green", "Blue_sea"], templates="clip")(
+        *painter
+    )
     protocol = scores.pop("protocol")
     assert scores == {
         "top1_micro": 3 / 4,
@@ -188,16 +256,18 @@ def test_painted_scenes_score_as_worked_out_by_hand(painter):
 
 def test_a_renamed_concept_is_asked_for_by_its_other_name(painter):
     images = [paint((64, 64), ((0, 0, 64, 64), colour)) for colour in ("red", "blue")]
-    scores = classify_scenes(*painter, images, ["Mars", "Ocean"], renamed={"Mars": "red", "Ocean": "blue"})
+    scores = SceneClassificationEvaluator(
+        images, ["Mars", "Ocean"], renamed={"Mars": "red", "Ocean": "blue"}
+    )(*painter)
     assert scores["top1_micro"] == 1.0 and scores["protocol"]["concepts"] == ["red", "blue"]
 
 
 def test_scenes_and_names_in_different_numbers_and_unknown_names_are_refused(painter):
     image = paint((64, 64))
-    with refuses("there are 1 images, but 2 names. Give one name per image."):
-        classify_scenes(*painter, [image], ["red", "blue"])
-    with refuses("the images have the concepts ['blue'], which are not among ['red']."):
-        classify_scenes(*painter, [image], ["blue"], ["red"])
+    with refuses("1 images", "2 names"):
+        SceneClassificationEvaluator([image], ["red", "blue"])(*painter)
+    with refuses("['blue']", "['red']"):
+        SceneClassificationEvaluator([image], ["blue"], ["red"])(*painter)
 
 
 # Hard negatives
@@ -219,7 +289,7 @@ def test_painted_hard_negatives_score_as_worked_out_by_hand(painter):
     rows = paint_negatives()
     kinds = [[["colour", "shade"], ["colour"]], [], [["same"], []]]
     rows = rows.remove_columns("negative_kinds").add_column("negative_kinds", kinds)
-    scores = evaluate_phrase_choice(*painter, rows)
+    scores = HardNegativeEvaluator(rows)(*painter)
     assert scores.pop("protocol")["task"] == "a phrase against its hard negatives"
     del scores["blind_accuracy"], scores["blind_per_kind"]  # which have a test of their own
     assert scores == {
@@ -236,23 +306,23 @@ def test_painted_hard_negatives_score_as_worked_out_by_hand(painter):
 
 
 def test_what_words_alone_would_score_is_told_beside_it(model, processor, rows, tmp_path):
-    scores = evaluate_phrase_choice(model, processor, rows, embeds_path=tmp_path / "embeds.npz")
+    scores = HardNegativeEvaluator(rows, arrays_path=tmp_path / "embeds.npz")(model, processor)
     saved = np.load(tmp_path / "embeds.npz")
     mean = saved["regions"].mean(axis=0)
     cosines = saved["texts"] @ (mean / np.linalg.norm(mean))
     right = []
     for r, own in enumerate(cosines[: len(saved["regions"])]):
-        of_region = cosines[len(saved["regions"]) :][saved["owners"][len(saved["regions"]) :] == r]
+        of_region = cosines[len(saved["regions"]) :][saved["region_ids"][len(saved["regions"]) :] == r]
         right.append(own > of_region.max() + 1e-6)
     assert scores["blind_accuracy"] == pytest.approx(np.mean(right))
 
 
 def test_without_kinds_all_are_unknown(painter):
     rows = paint_negatives()
-    assert evaluate_phrase_choice(*painter, rows)["num_per_kind"] == {"unknown": 3}
-    assert evaluate_phrase_choice(*painter, rows.remove_columns("negative_kinds")) == evaluate_phrase_choice(
-        *painter, rows
-    )
+    assert HardNegativeEvaluator(rows)(*painter)["num_per_kind"] == {"unknown": 3}
+    assert HardNegativeEvaluator(rows.remove_columns("negative_kinds"))(*painter) == HardNegativeEvaluator(
+        rows
+    )(*painter)
 
 
 def test_hard_negatives_score_as_a_plain_loop_says(model, processor, toy_rows, rows):
@@ -268,14 +338,14 @@ def test_hard_negatives_score_as_a_plain_loop_says(model, processor, toy_rows, r
                 ]
             right.append(cosines[0] > max(cosines[1:]))
             num_negatives += len(negatives)
-    scores = evaluate_phrase_choice(model, processor, rows)
+    scores = HardNegativeEvaluator(rows)(model, processor)
     assert scores["accuracy"] == pytest.approx(np.mean(right))
     assert (scores["num_regions"], scores["num_negatives"]) == (len(right), num_negatives)
 
 
 def test_rows_without_hard_negatives_are_refused(painter):
-    with refuses("no region has a hard negative. Give rows that have hard_negatives."):
-        evaluate_phrase_choice(*painter, paint_rows())
+    with refuses("no region has one", "hard_negatives"):
+        HardNegativeEvaluator(paint_rows())(*painter)
 
 
 # Statements
@@ -288,7 +358,7 @@ def test_painted_questions_score_as_worked_out_by_hand(painter):
         {"image": image, "options": ["green", "red", "blue"], "answer": 2, "subject": "colour"},
         {"image": image, "options": ["green", "all green", "red"], "answer": 0, "subject": "tie"},
     ]
-    scores = evaluate_statement_choice(*painter, questions)
+    scores = StatementChoiceEvaluator(questions)(*painter)
     assert scores.pop("protocol")["task"] == "multiple choice over statements"
     assert scores == {
         "accuracy": pytest.approx(1 / 3),
@@ -301,20 +371,20 @@ def test_painted_questions_score_as_worked_out_by_hand(painter):
 
 
 def test_no_questions_are_refused(painter):
-    with refuses("there are no questions to score. Give at least one."):
-        evaluate_statement_choice(*painter, [])
+    with refuses("at least one question"):
+        StatementChoiceEvaluator([])(*painter)
 
 
 # Guards
 
 
 def test_a_model_has_not_moved_from_itself_but_from_another(model, built, processor, rows):
-    same = guard_embeddings(model, processor, rows["image"], ["a ship"], built[0])
+    same = EmbeddingDriftEvaluator(rows["image"], ["a ship"], start=built[0])(model, processor)
     for kind in ("image", "text"):
         assert same[f"{kind}_lowest_cosine_to_start"] == pytest.approx(1, abs=1e-6)
     with torch.no_grad():
         model.visual_projection.weight.mul_(-1)
-    moved = guard_embeddings(model, processor, rows["image"], ["a ship"], built[0])
+    moved = EmbeddingDriftEvaluator(rows["image"], ["a ship"], start=built[0])(model, processor)
     assert moved["image_cosine_to_start"] == pytest.approx(-1, abs=1e-6)
     assert moved["text_cosine_to_start"] == pytest.approx(1, abs=1e-6)
     assert moved["coherence"] == pytest.approx(same["coherence"], abs=1e-6)  # angles between patches stay
@@ -322,8 +392,8 @@ def test_a_model_has_not_moved_from_itself_but_from_another(model, built, proces
 
 
 def test_coherence_does_not_depend_on_the_batch_and_needs_no_start(built, rows):
-    whole = guard_embeddings(*built, rows["image"])
-    parts = guard_embeddings(*built, rows["image"], batch_size=3)
+    whole = EmbeddingDriftEvaluator(rows["image"])(*built)
+    parts = EmbeddingDriftEvaluator(rows["image"])(Embedder(*built, batch_size=3))
     assert {name for name, value in whole.items() if isinstance(value, float)} == {
         "neighbour_cosine", "any_cosine", "coherence"
     }  # fmt: skip
@@ -332,39 +402,39 @@ def test_coherence_does_not_depend_on_the_batch_and_needs_no_start(built, rows):
 
 
 def test_no_images_are_refused(built):
-    with refuses("there are no images to measure. Give at least one."):
-        guard_embeddings(*built, [])
+    with refuses("at least one image"):
+        EmbeddingDriftEvaluator([])(*built)
 
 
 # Files
 
 
 def test_scores_can_be_made_again_from_the_saved_embeddings(built, rows, tmp_path):
-    scores = classify_regions(*built, rows, embeds_path=tmp_path / "deep" / "regions.npz")
+    scores = RegionClassificationEvaluator(rows, arrays_path=tmp_path / "deep" / "regions.npz")(*built)
     saved = np.load(tmp_path / "deep" / "regions.npz")
     best = (saved["regions"] @ saved["concepts"].T).argmax(axis=1)
     assert scores["top1_micro"] == (best == saved["references"]).mean()
 
-    scores = evaluate_phrase_choice(*built, rows, embeds_path=tmp_path / "phrases.npz")
+    scores = HardNegativeEvaluator(rows, arrays_path=tmp_path / "phrases.npz")(*built)
     saved = np.load(tmp_path / "phrases.npz")
-    cosines = (saved["regions"][saved["owners"]] * saved["texts"]).sum(axis=1)
+    cosines = (saved["regions"][saved["region_ids"]] * saved["texts"]).sum(axis=1)
     N = len(saved["regions"])
-    right = [(cosines[:N][i] > cosines[N:][saved["owners"][N:] == i]).all() for i in range(N)]
+    right = [(cosines[:N][i] > cosines[N:][saved["region_ids"][N:] == i]).all() for i in range(N)]
     assert scores["accuracy"] == pytest.approx(np.mean(right))
 
 
 def test_metrics_come_back_from_their_file(built, rows, tmp_path):
-    metrics = {"regions": classify_regions(*built, rows), "phrases": evaluate_phrase_choice(*built, rows)}
+    metrics = {
+        "regions": RegionClassificationEvaluator(rows)(*built),
+        "phrases": HardNegativeEvaluator(rows)(*built),
+    }
     write_metrics(tmp_path / "new" / "metrics.json", metrics)
     assert json.loads((tmp_path / "new" / "metrics.json").read_text()) == metrics
 
 
 def test_a_result_without_protocol_and_a_number_that_is_none_are_not_written(tmp_path):
-    with refuses(
-        "the results ['b'] have no protocol, and numbers mean nothing without. "
-        "Write what the functions of geoalign_hf.evaluation give."
-    ):
+    with refuses("['b']", "no protocol"):
         write_metrics(tmp_path / "metrics.json", {"a": {"protocol": {}}, "b": {"top1_micro": 1.0}})
-    with pytest.raises(ValueError, match="Out of range float values"):
+    with refuses("Out of range float values"):
         write_metrics(tmp_path / "metrics.json", {"a": {"protocol": {}, "top1_micro": float("nan")}})
     assert not (tmp_path / "metrics.json").exists()

@@ -1,23 +1,18 @@
 """Laws of localisation: tiles that cover, maps that are means, painted places that are found."""
 
-import re
-
 import numpy as np
 import pytest
 import torch
 from painted import ColourModel, paint
+from refusals import refuses
 
 from geoalign_hf.data.tiling import list_tiles
 from geoalign_hf.embedding.embedder import Embedder
-from geoalign_hf.evaluation.localization import build_score_maps, localize_phrases
+from geoalign_hf.evaluation.localization import LocalizationEvaluator, build_score_maps
 from geoalign_hf.evaluation.metrics.score_maps import polygons_to_truth, score_localization
 
 SIZE = (1400, 1000)
 SQUARE = [[800, 400], [1250, 400], [1250, 850], [800, 850]]  # larger than half of the median's square
-
-
-def refuses(message: str):
-    return pytest.raises(ValueError, match=f"^{re.escape(message)}$")
 
 
 @pytest.fixture
@@ -58,7 +53,7 @@ def test_tiles_step_by_half_and_the_last_is_moved_inside():
 def test_a_cell_holds_the_mean_cosine_of_the_tiles_over_it(painter, stride):
     image = paint((90, 60), ((30, 20, 60, 45), "green"))
     embedder = Embedder(*painter)
-    scores = build_score_maps(embedder, image, ["a green field", "red"], sides=(40, 25), stride=stride)
+    scores = build_score_maps(embedder, image, ["a green field", "red"], tile_sides=(40, 25), stride=stride)
     assert scores.shape == (2, -(-60 // stride), -(-90 // stride))
     words = embedder.embed_text(["a green field", "red"])
     sums, counts = np.zeros(scores.shape), np.zeros(scores.shape[1:])
@@ -76,7 +71,7 @@ def test_a_cell_holds_the_mean_cosine_of_the_tiles_over_it(painter, stride):
 
 def test_a_dense_map_over_one_tile_is_the_models_own(model, processor, toy_rows):
     image, embedder = toy_rows[0]["image"].resize((64, 64)), Embedder(model, processor)
-    scores = build_score_maps(embedder, image, ["a ship"], "dense", sides=(64,), stride=16)
+    scores = build_score_maps(embedder, image, ["a ship"], "dense", tile_sides=(64,), stride=16)
     with torch.no_grad():
         pixels = processor(images=image, return_tensors="pt")
         patches = torch.nn.functional.normalize(model.get_patch_features(**pixels), dim=1)[0]
@@ -103,7 +98,7 @@ def test_what_is_painted_is_found_where_it_is(painter, picture, map_source):
     sides = (200, 400) if map_source == "tile" else None
     there = {"image": picture, "phrase": "a red roof", "polygons": [SQUARE]}
     elsewhere = there | {"polygons": [[[40, 600], [440, 600], [440, 960], [40, 960]]]}
-    scores = localize_phrases(*painter, [there, elsewhere], map_source, sides)
+    scores = LocalizationEvaluator([there, elsewhere], map_source, tile_sides=sides)(*painter)
     found, missed = scores["queries"]
     even = 1 - np.exp(-0.707)  # rsu of a map that says nothing
     assert found["rsu"] > 0.9 and found["ras"] < 0.1 and found["rda"] == 1.0 and found["rmi"] > 0.9
@@ -119,14 +114,14 @@ def test_queries_of_one_image_are_answered_from_the_same_tiles(painter, picture,
     queries = [
         {"image": tmp_path / "a.png", "phrase": phrase, "polygons": [SQUARE]} for phrase in ("red", "green")
     ]
-    together = localize_phrases(*painter, queries, sides=(400,))
-    apart = [localize_phrases(*painter, [query], sides=(400,))["queries"][0] for query in queries]
+    together = LocalizationEvaluator(queries, tile_sides=(400,))(*painter)
+    apart = [LocalizationEvaluator([query], tile_sides=(400,))(*painter)["queries"][0] for query in queries]
     assert together["queries"] == apart and together["num_images"] == 1
 
 
 def test_figures_can_be_made_again_from_the_saved_maps(painter, picture, tmp_path):
     queries = [{"image": picture, "phrase": phrase, "polygons": [SQUARE]} for phrase in ("red", "green")]
-    scores = localize_phrases(*painter, queries, sides=(400,), maps_path=tmp_path / "maps.npz")
+    scores = LocalizationEvaluator(queries, tile_sides=(400,), arrays_path=tmp_path / "maps.npz")(*painter)
     saved = np.load(tmp_path / "maps.npz")
     for number, figures in enumerate(scores["queries"]):
         values = saved[str(number)]
@@ -136,20 +131,20 @@ def test_figures_can_be_made_again_from_the_saved_maps(painter, picture, tmp_pat
 
 def test_the_protocol_says_how_the_map_was_made(painter, picture):
     query = {"image": picture, "phrase": "red", "polygons": [SQUARE]}
-    protocol = localize_phrases(*painter, [query], through_jpeg=True)["protocol"]
-    told = {name: protocol[name] for name in ("task", "map_source", "sides", "stride", "through_jpeg")}
+    protocol = LocalizationEvaluator([query], through_jpeg=True)(*painter)["protocol"]
+    told = {name: protocol[name] for name in ("task", "map_source", "tile_sides", "stride", "through_jpeg")}
     assert told == {
         "task": "semantic localisation",
         "map_source": "tile",
-        "sides": [256, 512, 768],
+        "tile_sides": [256, 512, 768],
         "stride": 4,
         "through_jpeg": True,
     }
-    assert localize_phrases(*painter, [query], "dense")["protocol"]["sides"] == [512]
+    assert LocalizationEvaluator([query], "dense")(*painter)["protocol"]["tile_sides"] == [512]
 
 
 def test_no_queries_and_an_unknown_source_are_refused(painter, picture):
-    with refuses("there are no queries to score. Give at least one."):
-        localize_phrases(*painter, [])
-    with refuses("map_source is 'patch'; it must be one of ('tile', 'dense')."):
+    with refuses("at least one query"):
+        LocalizationEvaluator([])(*painter)
+    with refuses("'patch'", "('tile', 'dense')"):
         build_score_maps(Embedder(*painter), picture, ["red"], "patch")

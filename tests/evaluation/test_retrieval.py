@@ -1,6 +1,5 @@
 """Laws of retrieval: hand-worked recalls on painted pictures, both protocols, exactness in chunks."""
 
-import re
 import tracemalloc
 
 import numpy as np
@@ -8,16 +7,18 @@ import pytest
 import torch
 from painted import ColourModel, paint, paint_row
 from PIL import Image
+from refusals import refuses
 from torch.nn.functional import normalize
 
 from geoalign_hf.data.schema import build_rows
 from geoalign_hf.embedding.embedder import Embedder
 from geoalign_hf.evaluation.metrics.scores import rank_own
-from geoalign_hf.evaluation.retrieval import find_copies, rank_by_chunks, retrieve_captions, retrieve_phrases
-
-
-def refuses(message: str):
-    return pytest.raises(ValueError, match=f"^{re.escape(message)}$")
+from geoalign_hf.evaluation.retrieval import (
+    CaptionRetrievalEvaluator,
+    PhraseRetrievalEvaluator,
+    find_copies,
+    rank_in_blocks,
+)
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def paint_captions():
 
 
 def test_painted_captions_are_found_as_worked_out_by_hand(painter):
-    scores = retrieve_captions(*painter, paint_captions())
+    scores = CaptionRetrievalEvaluator(paint_captions())(*painter)
     protocol = scores.pop("protocol")
     # Image to text: red meets "a red field" of its own and "a red lake" of another, a tie that counts against
     # it: place 2. Green: 1. Blue: the others' "a blue field" first, then "a red lake" among four equal ones.
@@ -66,7 +67,11 @@ def test_painted_captions_are_found_as_worked_out_by_hand(painter):
         "num_images": 3,
         "num_captions": 5,
     }
-    assert (protocol["captions"], protocol["prefix"], protocol["ties"]) == ("all", "", "against us")
+    assert (protocol["captions"], protocol["prefix"], protocol["ties"]) == (
+        "all",
+        "",
+        "count against the model",
+    )
     assert protocol["num_rows_without_captions"] == 1
 
 
@@ -74,8 +79,8 @@ def test_a_repeated_caption_is_a_rival_in_one_protocol_and_the_same_in_the_other
     rows = build_rows(
         [caption_row("red", ["a red field"]), caption_row("red", ["a red field"], mark=(63, 63))]
     )
-    kept = retrieve_captions(*painter, rows)
-    unique = retrieve_captions(*painter, rows, captions="unique")
+    kept = CaptionRetrievalEvaluator(rows)(*painter)
+    unique = CaptionRetrievalEvaluator(rows, captions="unique")(*painter)
     assert kept["image_to_text_recall_at_1"] == kept["text_to_image_recall_at_1"] == 0.0
     assert unique["image_to_text_recall_at_1"] == unique["text_to_image_recall_at_1"] == 1.0
     assert (unique["num_images"], unique["num_captions"]) == (2, 1)
@@ -91,7 +96,7 @@ def test_equal_pictures_count_once_and_share_their_captions(painter):
             caption_row("red", ["a red lake", "a red field"]),
         ]
     )
-    scores = retrieve_captions(*painter, rows, captions="unique")
+    scores = CaptionRetrievalEvaluator(rows, captions="unique")(*painter)
     assert (scores["num_images"], scores["num_captions"]) == (2, 3)
     assert scores["image_to_text_recall_at_1"] == scores["text_to_image_recall_at_1"] == 1.0
 
@@ -106,7 +111,7 @@ def test_copies_are_pictures_with_the_same_pixels():
 def test_recalls_are_those_of_a_full_sort(model, processor, toy_rows, captions):
     # Rows that share captions and a picture, as data sets do.
     rows = [*toy_rows, toy_rows[0] | {"captions": toy_rows[1]["captions"] + ["a road and a ship"]}]
-    scores = retrieve_captions(model, processor, build_rows(rows), captions=captions)
+    scores = CaptionRetrievalEvaluator(build_rows(rows), captions=captions)(model, processor)
     prefix = "" if captions == "all" else "a satellite image. "
     pairs = [(i, prefix + text) for i, row in enumerate(rows) for text in row["captions"]]
     if captions == "unique":
@@ -132,10 +137,10 @@ def test_recalls_are_those_of_a_full_sort(model, processor, toy_rows, captions):
 
 
 def test_an_unknown_protocol_and_rows_without_captions_are_refused(painter):
-    with refuses("captions is 'some'; it must be one of ('all', 'unique')."):
-        retrieve_captions(*painter, paint_captions(), captions="some")
-    with refuses("no row has captions. Give rows with at least one caption."):
-        retrieve_captions(*painter, build_rows([caption_row("red", [])]))
+    with refuses("'some'", "('all', 'unique')"):
+        CaptionRetrievalEvaluator(paint_captions(), captions="some")(*painter)
+    with refuses("none of the 1 rows has one"):
+        CaptionRetrievalEvaluator(build_rows([caption_row("red", [])]))(*painter)
 
 
 # Phrases
@@ -151,7 +156,7 @@ def test_painted_phrases_are_found_as_worked_out_by_hand(painter):
             paint_row((90, 30), [(left, "green", "green")]),
         ]
     )  # fmt: skip
-    scores = retrieve_phrases(*painter, rows)
+    scores = PhraseRetrievalEvaluator(rows)(*painter)
     # In the first image the two reds find "red" and the green one, painted red, does not; for "red" that one
     # ties with the reds, and "green" finds nothing. In the second image all is right.
     assert scores["region_to_phrase_in_image"] == 4 / 5
@@ -186,7 +191,7 @@ def test_phrases_are_found_as_plain_loops_say(model, processor, rows, source):
         candidates = set(rows[image]["phrases"])
         if len(candidates) > 1:
             inside.append(find(region, candidates))
-    scores = retrieve_phrases(model, processor, rows, region_source=source)
+    scores = PhraseRetrievalEvaluator(rows, region_source=source)(model, processor)
     assert scores["region_to_phrase_in_image"] == pytest.approx(np.mean(inside))
     over = [find(region, set(texts)) for region in range(len(phrases))]
     assert scores["region_to_phrase_recall_at_1"] == pytest.approx(np.mean(over))
@@ -194,8 +199,8 @@ def test_phrases_are_found_as_plain_loops_say(model, processor, rows, source):
 
 
 def test_rows_without_regions_are_refused(painter):
-    with refuses("there are no regions to score. Give rows that have boxes."):
-        retrieve_phrases(*painter, build_rows([paint_row((10, 10), [])]))
+    with refuses("none of the 1 rows has a box"):
+        PhraseRetrievalEvaluator(build_rows([paint_row((10, 10), [])]))(*painter)
 
 
 # Chunks
@@ -212,7 +217,7 @@ def test_places_do_not_depend_on_the_chunk(chunk):
     for i, mine in enumerate(own):
         is_own[i, mine] = True
     expected = rank_own((queries.double() @ candidates.double().T).numpy(), is_own)
-    assert rank_by_chunks(queries, candidates, own, chunk).tolist() == expected.tolist()
+    assert rank_in_blocks(queries, candidates, own, chunk).tolist() == expected.tolist()
 
 
 def test_memory_does_not_grow_with_the_number_of_queries():
@@ -220,7 +225,7 @@ def test_memory_does_not_grow_with_the_number_of_queries():
         queries, candidates = torch.zeros(num_queries, 4), torch.zeros(500, 4)
         own = [[0]] * num_queries
         tracemalloc.start()
-        rank_by_chunks(queries, candidates, own, chunk=50_000)
+        rank_in_blocks(queries, candidates, own, block_size=50_000)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return peak - 8 * num_queries  # the places themselves
@@ -235,7 +240,7 @@ def test_a_hundred_thousand_captions_against_thousands_of_images_fit_in_memory()
     owners = torch.arange(100_000) % 4000
     texts = normalize(images[owners] + 0.05 * torch.randn(100_000, 64, generator=generator), dim=-1)
     tracemalloc.start()
-    ranks = rank_by_chunks(texts, images, owners.unsqueeze(-1).tolist())
+    ranks = rank_in_blocks(texts, images, owners.unsqueeze(-1).tolist())
     assert tracemalloc.get_traced_memory()[1] < 400e6  # all scores at once are 1.6e9 bytes
     tracemalloc.stop()
     sample = range(0, 100_000, 9973)

@@ -6,11 +6,14 @@ import re
 import pytest
 from huggingface_hub import DatasetCard, DatasetCardData, ModelCard
 
-from geoalign_hf.evaluation.choice import evaluate_statement_choice
-from geoalign_hf.evaluation.classification import classify_regions, classify_scenes
-from geoalign_hf.evaluation.drift import guard_embeddings
-from geoalign_hf.evaluation.phrases import evaluate_phrase_choice
-from geoalign_hf.evaluation.retrieval import retrieve_captions, retrieve_phrases
+from geoalign_hf.evaluation.choice import StatementChoiceEvaluator
+from geoalign_hf.evaluation.classification import (
+    RegionClassificationEvaluator,
+    SceneClassificationEvaluator,
+)
+from geoalign_hf.evaluation.drift import EmbeddingDriftEvaluator
+from geoalign_hf.evaluation.hard_negatives import HardNegativeEvaluator
+from geoalign_hf.evaluation.retrieval import CaptionRetrievalEvaluator, PhraseRetrievalEvaluator
 from geoalign_hf.hub.cards import describe_dataset, list_numbers, list_protocol, list_tables, write_card
 
 SETTINGS = {
@@ -35,16 +38,17 @@ def metrics(built, rows):
     """Real results of the toy model, of every kind, as they come back from their file."""
     images, names = list(rows["image"]), ["ship", "road"] * 4
     question = {"image": images[0], "options": ["a ship", "a | road"], "answer": 1, "subject": "x | y"}
-    results = (
-        classify_regions(*built, rows),
-        classify_regions(*built, rows, region_source="window", context=2.5, templates=("a {}",)),
-        classify_scenes(*built, images, names),
-        retrieve_captions(*built, rows),
-        retrieve_phrases(*built, rows),
-        evaluate_phrase_choice(*built, rows),
-        evaluate_statement_choice(*built, [question]),
-        guard_embeddings(*built, images, ["a ship"], built[0]),
+    evaluators = (
+        RegionClassificationEvaluator(rows),
+        RegionClassificationEvaluator(rows, region_source="window", context=2.5, templates=("a {}",)),
+        SceneClassificationEvaluator(images, names),
+        CaptionRetrievalEvaluator(rows),
+        PhraseRetrievalEvaluator(rows),
+        HardNegativeEvaluator(rows),
+        StatementChoiceEvaluator([question]),
+        EmbeddingDriftEvaluator(images, ["a ship"], start=built[0]),
     )
+    results = [evaluator(*built) for evaluator in evaluators]
     return json.loads(json.dumps(dict(zip(TASK_TYPES, results, strict=True))))
 
 

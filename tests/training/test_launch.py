@@ -28,7 +28,7 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from toy_rows import CONCEPTS, draw_rows
 from geoalign_hf.training.lora import AdapterConfig, adapt_model
 from geoalign_hf.data.augmentation import Augmentation
-from geoalign_hf.evaluation.classification import classify_regions
+from geoalign_hf.evaluation.classification import RegionClassificationEvaluator
 from geoalign_hf.model.processing_geoalign_clip import CONCEPT_TEMPLATES
 from geoalign_hf.data.schema import REGION_COLUMNS, build_rows
 from geoalign_hf.convert.from_scratch import build_model
@@ -71,7 +71,7 @@ config = TrainingConfig(
     chunk_size=1 if "--chunks" in sys.argv else 0,
 )
 train(model, processor, rows, config=config, augment=Augmentation(),
-      evaluate=lambda model: classify_regions(model, processor, rows))
+      evaluate=lambda model: RegionClassificationEvaluator(rows)(model, processor))
 """
 
 

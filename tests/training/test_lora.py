@@ -26,7 +26,7 @@ from transformers.integrations.peft import MIN_PEFT_VERSION
 from geoalign_hf import ConceptBank
 from geoalign_hf.data.augmentation import Augmentation
 from geoalign_hf.data.collator import RowCollator
-from geoalign_hf.evaluation.classification import classify_regions
+from geoalign_hf.evaluation.classification import RegionClassificationEvaluator
 from geoalign_hf.losses.objective import LossWeights
 from geoalign_hf.training.arguments import TrainingConfig
 from geoalign_hf.training.history import read_records
@@ -88,7 +88,7 @@ def trained(folder, processor, rows, tmp_path_factory):
     config = TrainingConfig(
         output_dir=str(path), num_epochs=3, batch_size=4, learning_rate=0.01, save_every=5, eval_every=5
     )
-    evaluate = partial(classify_regions, processor=processor, rows=rows)
+    evaluate = partial(RegionClassificationEvaluator(rows), processor=processor)
     train(model, processor, rows, config=config, evaluate=evaluate)
     return path, model.eval()
 
@@ -353,7 +353,7 @@ def test_merged_the_model_is_the_same_and_so_it_is_saved_and_loaded(trained, mer
 def test_the_scene_scale_of_a_merged_model_is_where_every_clip_has_it(trained, merged, inputs):
     path, _ = merged
     expected = embed(trained[1], inputs)
-    assert load_file(path / "model.safetensors")["scene_scale.offset"].tolist() == [0.0]
+    assert load_file(path / "model.safetensors")["scene_scale.offset"].item() == 0
     clip = CLIPModel.from_pretrained(path).eval()
     assert clip.logit_scale.exp().item() == pytest.approx(expected["logit_scale"].item())
     with torch.no_grad():
@@ -424,9 +424,7 @@ def test_an_adapter_of_which_transformers_loses_weights_is_refused_and_peft_load
     adapted.save_pretrained(tmp_path)
     check_close(embed(load_by_peft(folder, tmp_path), inputs), embed(adapted, inputs))
     for load in (load_by_auto_model, load_into):
-        with pytest.raises(
-            ValueError, match=r"48 weights .*lora_magnitude_vector.*PeftModel.from_pretrained"
-        ):
+        with pytest.raises(ValueError, match="lora_magnitude_vector.*PeftModel.from_pretrained"):
             load(folder, tmp_path)
 
 
@@ -434,7 +432,7 @@ def test_an_adapter_of_which_transformers_loses_weights_is_refused_and_peft_load
 
 
 def test_evaluation_takes_adapted_and_merged_models_alike(trained, merged, processor, rows):
-    scores = [classify_regions(model, processor, rows) for model in (trained[1], merged[1])]
+    scores = [RegionClassificationEvaluator(rows)(model, processor) for model in (trained[1], merged[1])]
     assert scores[0] == scores[1]
     banks = [ConceptBank.build(model, processor, ["ship", "road"]) for model in (trained[1], merged[1])]
     torch.testing.assert_close(banks[0].embeds, banks[1].embeds, rtol=1e-5, atol=1e-5)

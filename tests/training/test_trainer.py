@@ -18,7 +18,7 @@ from geoalign_hf.data.augmentation import Augmentation
 from geoalign_hf.data.collator import RowCollator
 from geoalign_hf.data.loading import from_coco
 from geoalign_hf.data.training_dataset import EpochSampler
-from geoalign_hf.evaluation.classification import classify_regions
+from geoalign_hf.evaluation.classification import RegionClassificationEvaluator
 from geoalign_hf.losses.objective import PRESETS, LossWeights, compute_losses
 from geoalign_hf.training.arguments import TrainingConfig
 from geoalign_hf.training.checkpoints import find_newest_checkpoint
@@ -92,7 +92,7 @@ def test_arguments_are_written_beside_the_model(model, processor, rows, tmp_path
 
 
 def test_a_run_says_what_happened_in_every_step(model, processor, rows, tmp_path):
-    evaluate = partial(classify_regions, processor=processor, rows=rows)
+    evaluate = partial(RegionClassificationEvaluator(rows), processor=processor)
     config = configure(tmp_path, num_epochs=3, eval_every=2, report_to="tensorboard")
     train(model, processor, rows, config=config, evaluate=evaluate)
     records = read_records(tmp_path / "history.jsonl")
