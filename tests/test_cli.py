@@ -15,8 +15,8 @@ from geoalign_hf_cli import VERBS, main
 # Words that a help text would begin with if its noun were missing.
 NOT_NOUNS = {
     "a", "also", "an", "as", "at", "by", "default", "do", "for", "give", "how", "if", "in", "likewise",
-    "make", "of", "on", "one", "only", "push", "say", "the", "this", "to", "use", "what", "when", "where", "whether",
-    "which", "who", "with", "write",
+    "make", "of", "on", "one", "only", "push", "say", "the", "this", "to", "use", "what", "when", "where",
+    "whether", "which", "who", "with", "write",
 }  # fmt: skip
 
 

@@ -17,14 +17,14 @@ from ..evaluation.drift import EmbeddingDriftEvaluator
 from ..evaluation.figures import draw_confusion, draw_score_map
 from ..evaluation.hard_negatives import HardNegativeEvaluator
 from ..evaluation.localization import TILE_SIDES, LocalizationEvaluator, build_score_maps
-from ..evaluation.metrics.score_maps import normalize_map
+from ..evaluation.metrics.localization import normalize_map
 from ..evaluation.results import write_metrics
 from ..evaluation.retrieval import CAPTION_PREFIXES, CaptionRetrievalEvaluator, PhraseRetrievalEvaluator
 from ..hub.cards import list_numbers, list_tables
 from ..images import read_image
-from ..readers.base import list_images, parse_json
-from ..readers.captions import read_captions
-from ..storage import read_json, read_text
+from ..readers.captions import list_captions, read_captions
+from ..readers.files import list_images, parse_json, read_text
+from ..storage import read_json
 from .inputs import ModelOptions, RowOptions, load_model
 
 SAVE_HELP = "Embeddings behind the scores: also written, as .npz files."
@@ -184,7 +184,9 @@ def evaluate_retrieval(
     if not options.captions:
         rows = row_options.load()
     elif row_options.images:
-        rows = build_rows(read_captions(options.captions, row_options.images, row_options.split))
+        has_splits = any(entry["split"] for entry in list_captions(options.captions))
+        split = row_options.split or ("test" if has_splits else None)
+        rows = build_rows(read_captions(options.captions, row_options.images, split))
     else:
         raise ValueError(f"--captions is {options.captions}, but --images is not given. Give both.")
     embedder, output_dir, metrics = model_options.load(), Path(options.output_dir), {}

@@ -48,12 +48,14 @@ class RowOptions:
     dataset: str = HfArg(
         default=ROWS, help="Folder or Hub repository of rows, or a COCO .json file (with --images)."
     )
-    split: str = HfArg(default="test", help="Split of a folder or repository.")
+    split: str | None = HfArg(
+        default=None, help="Split of a folder or repository; by default test, or the only split."
+    )
     images: str | None = HfArg(default=None, help="Folder of the images of a COCO file.")
 
     def load(self) -> Dataset:
         """Load the rows."""
-        return load_rows(self.dataset, self.images, self.split)
+        return load_rows(self.dataset, self.images, self.split, "test")
 
 
 def check_model_exists(name: str) -> None:
@@ -77,7 +79,7 @@ def load_model(name: str) -> tuple[torch.nn.Module, ProcessorMixin]:
     return model, AutoProcessor.from_pretrained(name)
 
 
-def load_rows(source: str, images: str | None, split: str) -> Dataset:
+def load_rows(source: str, images: str | None, split: str | None, default_split: str) -> Dataset:
     """Load rows of a folder, a Hub repository, or a COCO file with its images.
 
     Raises:
@@ -88,4 +90,4 @@ def load_rows(source: str, images: str | None, split: str) -> Dataset:
         raise ValueError(f"{source} does not exist. Build it with geoalign-hf build, or give --dataset.")
     if source.endswith(".json") and images is None:
         raise ValueError(f"--dataset is the COCO file {source}, but --images is not given. Give both.")
-    return read_rows(source, images, split)
+    return read_rows(source, images, split, default_split)
