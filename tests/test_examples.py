@@ -65,11 +65,11 @@ def test_train_then_evaluate_regions_on_a_coco_file(coco_folder, geoalign, tmp_p
     assert f"{scores['concepts, window']['top1_macro']:.4f}" in printed
 
 
-def test_evaluate_prints_the_main_score_of_each_task(rows, folder, tmp_path, monkeypatch, capsys):
+def test_score_model_prints_the_main_score_of_each_task(rows, folder, tmp_path, monkeypatch, capsys):
     (tmp_path / "rows").mkdir()
     rows.to_parquet(tmp_path / "rows" / "test.parquet")
-    monkeypatch.setattr(sys, "argv", ["evaluate.py", str(folder), str(tmp_path / "rows")])
-    runpy.run_path(str(EXAMPLES / "evaluate.py"), run_name="__main__")
+    monkeypatch.setattr(sys, "argv", ["score_model.py", str(folder), str(tmp_path / "rows")])
+    runpy.run_path(str(EXAMPLES / "score_model.py"), run_name="__main__")
     printed = capsys.readouterr().out
     assert re.search(r"^regions: top1_macro 0\.\d{4}$", printed, flags=re.MULTILINE)
     assert len(printed.splitlines()) == 6

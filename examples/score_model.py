@@ -1,6 +1,6 @@
 """Score a model with evaluators: concepts of boxes, hard negatives, and captions.
 
-    python examples/evaluate.py outputs/train/final outputs/rows
+    python examples/score_model.py outputs/train/final outputs/rows
 
 An evaluator is built from data and called with an embedder. `geoalign-hf evaluate` runs them from the shell.
 """
