@@ -1,12 +1,11 @@
 """Checkpoints of other CLIPs into ours, with every key accounted for and the result checked.
 
-    python -m geoalign_hf.convert SOURCE DEST
+    geoalign-hf convert SOURCE OUTPUT_DIR
 
 SOURCE is a folder or Hub repository of a transformers CLIP or in OpenCLIP's format, or a file of weights in
-OpenCLIP's layout (`REPOSITORY/FILE` on the Hub); DEST a folder that loads by `from_pretrained`.
+OpenCLIP's layout (`REPOSITORY/FILE` on the Hub); OUTPUT_DIR a folder that loads by `from_pretrained`.
 """
 
-import argparse
 import importlib.util
 import json
 from pathlib import Path
@@ -250,27 +249,3 @@ def check_parity(model: GeoAlignCLIPModel, clip: CLIPModel) -> None:
             raise ValueError(
                 f"{name} differ from the source's by {difference:.2e}, more than {TOLERANCE:.0e}."
             )
-
-
-def main() -> None:
-    """Convert from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("source", help="folder or Hub repository of a CLIP, or a file of weights")
-    parser.add_argument("dest", type=Path, help="folder to write, which must not be there or be empty")
-    parser.add_argument("--dense_mode", default="last", help="last or value")
-    parser.add_argument("--activation", choices=("quick_gelu", "gelu"), help="for a file of weights alone")
-    parser.add_argument("--vision_heads", type=int, help="for a file of weights alone: of unusual widths")
-    parser.add_argument("--text_heads", type=int, help="likewise; by default one per 64 of the width")
-    parser.add_argument("--tokenizer", help="folder, repository or file of merges, if not CLIP's")
-    parser.add_argument("--text_length", type=int, help="stretch the text tower to this many positions")
-    arguments = vars(parser.parse_args())
-    dest = arguments.pop("dest")
-    if dest.is_file() or dest.is_dir() and any(dest.iterdir()):
-        raise ValueError(f"{dest} is there already and not empty. Give another folder, or remove it.")
-    model, processor = convert_clip(**arguments)
-    model.save_pretrained(dest)
-    processor.save_pretrained(dest)
-
-
-if __name__ == "__main__":
-    main()
