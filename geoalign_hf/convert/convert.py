@@ -1,12 +1,11 @@
 """Converts checkpoints of other CLIPs. Every key is accounted for, and the embeddings are compared.
 
-    python -m geoalign_hf.convert SOURCE DEST
+    geoalign-hf convert SOURCE OUTPUT_DIR
 
 SOURCE is a folder or Hub repository of a transformers CLIP or in OpenCLIP's format, or a file of weights in
-OpenCLIP's layout (`REPOSITORY/FILE` on the Hub); DEST a folder that loads by `from_pretrained`.
+OpenCLIP's layout (`REPOSITORY/FILE` on the Hub); OUTPUT_DIR a folder that loads by `from_pretrained`.
 """
 
-import argparse
 import importlib.util
 from pathlib import Path
 from pickle import UnpicklingError
@@ -52,8 +51,8 @@ def convert_clip(
 
     Images are resized to a square and not cropped, so that every box keeps its content. (CLIP's own
     processor crops.) Pickles are never executed: files are read by safetensors or with `weights_only=True`.
-    The keys of a file of weights do not show how texts and images are pooled. Such a file is read as OpenCLIP's plain
-    models are: causal texts at their last token, images at the class token.
+    The keys of a file of weights do not show how texts and images are pooled. Such a file is read as
+    OpenCLIP's plain models are: causal texts at their last token, images at the class token.
 
     Args:
         source: folder or Hub repository of a transformers CLIP, or with OpenCLIP's `open_clip_config.json`;
@@ -263,27 +262,3 @@ def check_parity(model: GeoAlignCLIPModel, clip: CLIPModel) -> None:
                 f"{name} of the converted model differ from those of the source by {difference:.2e}, more "
                 f"than {TOLERANCE:.0e}. Please report this with the source's config.json."
             )
-
-
-def main() -> None:
-    """Convert from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("source", help="folder or Hub repository of a CLIP, or a file of weights")
-    parser.add_argument("dest", type=Path, help="folder to write, which must not be there or be empty")
-    parser.add_argument("--dense_mode", default="last", help="last or value")
-    parser.add_argument("--activation", choices=("quick_gelu", "gelu"), help="for a file of weights alone")
-    parser.add_argument("--vision_heads", type=int, help="for a file of weights alone: of unusual widths")
-    parser.add_argument("--text_heads", type=int, help="likewise; by default one per 64 of the width")
-    parser.add_argument("--tokenizer", help="folder, repository or file of merges, if not CLIP's")
-    parser.add_argument("--text_length", type=int, help="stretch the text tower to this many positions")
-    arguments = vars(parser.parse_args())
-    dest = arguments.pop("dest")
-    if dest.is_file() or dest.is_dir() and any(dest.iterdir()):
-        raise ValueError(f"{dest} is there already and not empty. Give another folder, or remove it.")
-    model, processor = convert_clip(**arguments)
-    model.save_pretrained(dest)
-    processor.save_pretrained(dest)
-
-
-if __name__ == "__main__":
-    main()

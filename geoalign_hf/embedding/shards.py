@@ -211,7 +211,7 @@ def read_description(folder: Path) -> dict:
     """
     path = folder / "embeds.json"
     if not path.exists():
-        raise ValueError(f"{folder} has no embeds.json. Give the output_dir of examples/embed_folder.py.")
+        raise ValueError(f"{folder} has no embeds.json. Give a folder that geoalign-hf embed has written.")
     return read_json(path)
 
 
@@ -240,7 +240,7 @@ def read_embeds(folder: Path) -> Dataset:
     if missing := [path.name for path in paths if not path.exists()]:
         raise ValueError(
             f"{folder} lacks {len(missing)} of {num_shards} shards, the first is {missing[0]}. Run "
-            "examples/embed_folder.py again with the same arguments: it makes those that are missing."
+            "geoalign-hf embed again with the same arguments: it makes those that are missing."
         )
     dataset = load_dataset("parquet", data_files=list(map(str, paths)), split="train")
     width = dataset.features["embed"].length

@@ -4,17 +4,16 @@ import argparse
 import json
 import math
 import shutil
-import sys
-from contextlib import contextmanager
 
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from PIL import Image
+from refusals import refuses
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, BertConfig, CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
-from geoalign_hf.convert.convert import check_parity, convert_clip, main
+from geoalign_hf.convert.convert import check_parity, convert_clip
 from geoalign_hf.convert.from_scratch import train_tokenizer
 from geoalign_hf.model.configuration_geoalign_clip import GeoAlignCLIPConfig
 from geoalign_hf.model.modeling_geoalign_clip import GeoAlignCLIPModel
@@ -22,15 +21,6 @@ from geoalign_hf.model.processing_geoalign_clip import GeoAlignCLIPProcessor
 
 SCALE = 31.0
 TEXTS = ["a ship at a pier", "two storage tanks", "x"]
-
-
-@contextmanager
-def refuses(*facts: str, kind=ValueError):
-    """The block raises an error whose message has all these facts."""
-    with pytest.raises(kind) as caught:
-        yield
-    for fact in facts:
-        assert fact in str(caught.value), caught.value
 
 
 @pytest.fixture(scope="module")
@@ -341,10 +331,9 @@ def test_a_model_whose_embeddings_differ_is_refused(saved, converted, part, name
 # The command line
 
 
-def test_the_command_writes_a_folder_that_loads(saved, converted, tmp_path, monkeypatch):
+def test_the_command_writes_a_folder_that_loads(saved, converted, geoalign, tmp_path):
     dest = tmp_path / "dest"
-    monkeypatch.setattr(sys, "argv", ["convert", str(saved), str(dest), "--dense_mode", "value"])
-    main()
+    geoalign("convert", saved, dest, "--dense_mode", "value")
     model = GeoAlignCLIPModel.from_pretrained(dest)
     assert model.config.dense_mode == "value"
     for name, weight in model.state_dict().items():
@@ -353,9 +342,8 @@ def test_the_command_writes_a_folder_that_loads(saved, converted, tmp_path, monk
     assert json.loads((dest / "config.json").read_text())["model_type"] == "geoalign_clip"
 
 
-def test_a_folder_that_is_not_empty_is_not_written_into(saved, tmp_path, monkeypatch):
+def test_a_folder_that_is_not_empty_is_not_written_into(saved, tmp_path, geoalign_refuses):
     (tmp_path / "notes.txt").write_text("mine")
-    monkeypatch.setattr(sys, "argv", ["convert", str(saved), str(tmp_path)])
-    with refuses(f"{tmp_path} is there already and not empty. Give another folder, or remove it."):
-        main()
+    line = geoalign_refuses("convert", saved, tmp_path)
+    assert f"{tmp_path} exists and is not empty" in line
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]

@@ -6,32 +6,23 @@ import json
 import os
 import subprocess
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+from refusals import refuses
 from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoModel, AutoProcessor
 
-from geoalign_hf.convert.convert import convert_clip, main
+from geoalign_hf.convert.convert import convert_clip
 from geoalign_hf.convert.from_scratch import train_tokenizer
 from geoalign_hf.convert.open_clip import measure_towers, stretch_positions
 
 TEXTS = ["a ship at a pier", "two storage tanks", "x"]
 SIZES = {"layers": 2, "width": 128}
 GIVEN = {"activation": "gelu"}
-
-
-@contextmanager
-def refuses(*facts: str):
-    """The block raises an error whose message has all these facts."""
-    with pytest.raises(ValueError) as caught:
-        yield
-    for fact in facts:
-        assert fact in str(caught.value), caught.value
 
 
 @pytest.fixture(scope="module")
@@ -501,13 +492,12 @@ convert_clip("you/clips/other.pt", activation="gelu", **options)[0].save_pretrai
 # The command line
 
 
-def test_the_command_writes_a_folder_that_loads(build, tokenizer_folder, tmp_path, monkeypatch):
+def test_the_command_writes_a_folder_that_loads(build, tokenizer_folder, geoalign, tmp_path):
     clip = build(quick_gelu=True)
     torch.save({"state_dict": clip.state_dict()}, tmp_path / "clip.pt")
     options = {"activation": "quick_gelu", "tokenizer": str(tokenizer_folder), "text_length": "248"}
     options = [word for name, value in options.items() for word in (f"--{name}", value)]
-    monkeypatch.setattr(sys, "argv", ["convert", str(tmp_path / "clip.pt"), str(tmp_path / "dest"), *options])
-    main()
+    geoalign("convert", tmp_path / "clip.pt", tmp_path / "dest", *options)
     model = AutoModel.from_pretrained(tmp_path / "dest").eval()
     processor = AutoProcessor.from_pretrained(tmp_path / "dest")
     assert model.config.text_config.max_position_embeddings == 248
