@@ -1,14 +1,15 @@
 """`geoalign-hf embed`."""
 
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 from transformers.hf_argparser import HfArg
 from transformers.utils import logging
 
-from ..embedding.shards import EmbeddingJob, prepare_folder, write_shards
+from ..embedding.shards import EmbeddingJob, run_job
 from ..training.launch import check_processes
 from .inputs import ModelOptions
 
@@ -48,7 +49,8 @@ def embed(options: EmbedOptions, model_options: ModelOptions) -> Path | None:
     Start it by accelerate launch to use several GPUs. A run that was interrupted continues when the same
     command is given again.
     """
-    accelerator = Accelerator()
+    # A process that has ended waits for the others, which may take hours.
+    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=30))])
     check_processes(accelerator.num_processes, "-m geoalign_hf embed")
     if not accelerator.is_main_process:
         logging.disable_progress_bar()
@@ -57,20 +59,15 @@ def embed(options: EmbedOptions, model_options: ModelOptions) -> Path | None:
         images=Path(options.images),
         output=output_dir,
         coco=Path(options.coco) if options.coco else None,
-        region_source=options.region_source or embedder.resolve_view()[0],
+        region_source=options.region_source,
         shard_size=options.shard_size,
         dtype=options.dtype,
         on_error=options.on_error,
     )
-    if accelerator.is_main_process:
-        prepare_folder(job, job.describe(embedder, model_options.model))
-    accelerator.wait_for_everyone()
-
-    # From here on no process waits for another.
-    shards = list(write_shards(job, embedder, accelerator.process_index, accelerator.num_processes))
+    num_shards, num_skipped = run_job(job, embedder, model_options.model, accelerator)
     print(
-        f"process {accelerator.process_index} of {accelerator.num_processes}: wrote {len(shards)} of "
-        f"{job.num_shards} shards, skipped {sum(num for _, num in shards)} of its images"
+        f"process {accelerator.process_index} of {accelerator.num_processes}: wrote {num_shards} of "
+        f"{job.num_shards} shards, skipped {num_skipped} of its images"
     )
     if not accelerator.is_main_process:
         return None
