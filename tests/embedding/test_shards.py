@@ -22,7 +22,7 @@ from geoalign_hf.embedding.shards import (
     run_job,
     write_shards,
 )
-from geoalign_hf.storage import name_partial
+from geoalign_hf.storage import LOCK_NAME, name_partial
 
 
 @pytest.fixture
@@ -114,11 +114,24 @@ def test_every_image_is_encoded_once_and_its_regions_are_pooled_from_the_same_pa
     check_same_rows(tmp_path / "once", tmp_path / "apart")
 
 
+# A process that holds a lock as `lock_folder` does, without the imports.
+HOLD = """
+import fcntl, os, sys
+with open(sys.argv[1], "a+") as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    file.write(str(os.getpid()))
+    file.flush()
+    print(os.getpid(), flush=True)
+    sys.stdin.read()
+"""
+
+
 def test_a_second_job_in_a_folder_is_refused_with_the_process_id_of_the_first(tiles, tmp_path, embedder):
     job = EmbeddingJob(tiles, tmp_path / "out", shard_size=3)
-    code = "import os, sys; print(os.getpid(), flush=True); sys.stdin.read()"
-    code = f"from geoalign_hf.storage import lock_folder\nwith lock_folder({str(job.output)!r}): {code}"
-    other = subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1, text=True)
+    job.output.mkdir()
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLD, job.output / LOCK_NAME], stdin=-1, stdout=-1, text=True
+    )
     pid = other.stdout.readline().strip()
     with refuses(str(job.output), f"process {pid}", kind=RuntimeError):
         run_job(job, embedder, "tiny")

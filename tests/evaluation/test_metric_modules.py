@@ -1,4 +1,4 @@
-"""Laws of the `evaluate.Metric`s: the scores of the functions, by batches and by processes, without a network."""
+"""Laws of the `evaluate.Metric`s: they give the scores of the functions, by batches and by processes."""
 
 import subprocess
 import sys

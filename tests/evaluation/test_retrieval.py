@@ -1,4 +1,4 @@
-"""Laws of retrieval: recalls worked out by hand on painted pictures, both protocols, exact ranks in blocks."""
+"""Laws of retrieval: recalls worked out by hand on painted pictures, both protocols, exact ranks."""
 
 import tracemalloc
 
