@@ -1,4 +1,4 @@
-"""The room that ships: the saved folder works where geoalign_hf is not installed, and gives equal bits."""
+"""A saved folder works where geoalign_hf is not installed, with equal bits."""
 
 import json
 import subprocess
@@ -36,8 +36,7 @@ inferred = pipeline(model=folder, trust_remote_code=True)
 found["inferred"] = inferred.task
 scene = pipeline("zero-shot-image-classification", model=folder, trust_remote_code=True)
 found["scene"] = scene(given["call"]["images"][0], candidate_labels=["a ship", "a road"])
-model.save_pretrained(resaved)
-processor.save_pretrained(resaved)
+classify.save_pretrained(resaved)
 torch.save(found, inputs + ".out")
 """
 )
@@ -45,7 +44,7 @@ torch.save(found, inputs + ".out")
 
 @pytest.fixture(scope="module")
 def remote(folder, toy_rows, tmp_path_factory):
-    """What a process without geoalign_hf makes of the folder."""
+    """Results of a process without geoalign_hf on the same folder."""
     path = tmp_path_factory.mktemp("remote")
     call = {
         "images": [row["image"] for row in toy_rows[:2]],
@@ -62,6 +61,7 @@ def remote(folder, toy_rows, tmp_path_factory):
 def test_the_folder_holds_the_code_and_names_every_way_in(folder):
     assert sorted(path.name for path in folder.glob("*.py")) == [
         "configuration_geoalign_clip.py",
+        "interface_geoalign_clip.py",
         "modeling_geoalign_clip.py",
         "packing_geoalign_clip.py",
         "pipeline_geoalign_clip.py",

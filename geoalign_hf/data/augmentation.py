@@ -1,12 +1,11 @@
-"""A row seen differently: another window of the image, turned, mirrored, in other light.
+"""Augmentation: change how a row looks while its regions and its words stay true.
 
-Regions go along, and so do the words, as far as they stay true: what is said of the whole scene is
-dropped where a region was lost, and a row whose words speak of directions is neither turned nor mirrored.
+A whole image is mirrored, turned by quarter turns and seen in other light. Windows around single regions are
+in `region_windows.py`. Texts that may be untrue of a part of an image are dropped when it is cut.
 """
 
-import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from PIL import Image, ImageEnhance
@@ -19,87 +18,106 @@ DIRECTIONS = re.compile(
 )
 
 
+def _option(default, what: str):
+    return field(default=default, metadata={"help": what})
+
+
 @dataclass(frozen=True)
 class Augmentation:
-    """How far a row may be changed.
+    """Options of how training sees the rows: whole images, and windows around single regions.
+
+    A window is a square around one region, drawn from all regions of the data set. It is turned by any angle,
+    since overhead images have no upright direction. Calling the object changes a whole image.
 
     Args:
-        whole_share: how often the whole image is kept; else a window round one of its regions is cut out.
-        min_context: the shortest side of that window, as a multiple of the region's longer side.
-        max_context: the longest. Every octave between is as likely.
-        min_visible: a region of which less than this share of its area is in the window is left out.
-        turn: also mirror and turn by multiples of 90 degrees.
-        light: how far brightness, contrast and saturation may change, as a share.
+        whole_share: share of the views that are whole images; the others are windows.
+        min_context: smallest side of a window, as a multiple of the longer side of its region.
+        max_context: largest side. The logarithm of the side is uniform between the two.
+        turn: also mirror and turn. Whole images are turned by multiples of 90 degrees. A row whose words name
+            directions ("left", "north") is never turned.
+        shift: largest distance between the centres of window and region, as a share of the window's side.
+        stretch: largest change of a window's width and height, as a share.
+        light: largest change of brightness, contrast and saturation, as a share.
+        balance: exponent b of the balance of concepts. A region is drawn with a probability proportional to
+            n ** -b, where n is the number of regions of its concept: 0 draws all alike.
+        min_visible: smallest share of another region's area inside the window with which the region is kept.
+        views_per_row: number of views of an epoch, divided by the number of rows.
+
+    Raises:
+        ValueError: if a share is outside [0, 1], or the contexts are not in order.
     """
 
-    whole_share: float = 0.3
-    min_context: float = 1.5
-    max_context: float = 8.0
-    min_visible: float = 0.5
-    turn: bool = True
-    light: float = 0.3
+    whole_share: float = _option(0.3, "share of training views that are whole images, not windows")
+    min_context: float = _option(1.2, "smallest side of a window in longer sides of its region")
+    max_context: float = _option(2.5, "largest side of a window in longer sides of its region")
+    turn: bool = _option(True, "mirroring and turning, windows by any angle")
+    shift: float = _option(0.08, "largest shift of a window as a share of its side")
+    stretch: float = _option(0.15, "largest change of a window's width and height as a share")
+    light: float = _option(0.3, "largest change of brightness, contrast and saturation as a share")
+    balance: float = _option(0.5, "exponent that draws regions of rare concepts more often, 0: all alike")
+    min_visible: float = _option(0.5, "smallest visible share of a region that is kept in a window")
+    views_per_row: int = _option(1, "views drawn in an epoch for each row of the data set")
+
+    def __post_init__(self):
+        for name in ("whole_share", "shift", "stretch", "light", "min_visible"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must lie between 0 and 1.")
+        if not 1 <= self.min_context <= self.max_context:
+            raise ValueError(
+                f"min_context is {self.min_context} and max_context {self.max_context}; expected "
+                "1 <= min_context <= max_context, or windows would cut into their regions."
+            )
+        if self.views_per_row < 1:
+            raise ValueError(f"views_per_row is {self.views_per_row}; it must be at least 1.")
 
     def __call__(self, row: dict, generator: torch.Generator) -> dict:
-        """Change one row.
+        """Mirror, turn and light a whole image.
 
         Args:
-            row: with a PIL image; its quads follow where there are any.
-            generator: draws everything that is random here.
+            row: a row with a PIL image; its quads follow if there are any.
+            generator: source of everything random here.
 
         Returns:
             The row as it would have been annotated in the changed image.
         """
-        row = self._choose_window(row, generator)
-        if self.turn and not DIRECTIONS.search(" ".join(_list_words(row))):
+        if self.turn and not names_directions(row):
             row = _turn(row, int(torch.randint(8, (1,), generator=generator)))
-        factors = 1 + self.light * (2 * torch.rand(3, generator=generator) - 1)
-        image = row["image"].convert("RGB")
-        for enhance, factor in zip(
-            (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color),
-            factors.tolist(),
-            strict=True,
-        ):
-            image = enhance(image).enhance(factor)
-        return row | {"image": image}
+        return row | {"image": change_light(row["image"], self.light, generator)}
 
-    def _choose_window(self, row: dict, generator: torch.Generator) -> dict:
-        if not row["boxes"] or torch.rand((), generator=generator) < self.whole_share:
-            return row
-        r = int(torch.randint(len(row["boxes"]), (1,), generator=generator))
-        x0, y0, x1, y1 = row["boxes"][r]
-        octave, stretch, x, y = torch.rand(4, generator=generator).tolist()
-        side = max(x1 - x0, y1 - y0) * self.min_context * (self.max_context / self.min_context) ** octave
-        stretch = 1.25 ** (stretch - 0.5)
-        window = []
-        for low, high, extent, length, share in (
-            (x0, x1, side * stretch, row["image"].width, x),
-            (y0, y1, side / stretch, row["image"].height, y),
-        ):
-            low, high = max(math.floor(low), 0), min(math.ceil(high), length)  # windows are whole pixels
-            extent = min(math.ceil(max(extent, high - low)), length)
-            # The region lies anywhere in the window, whole; the window lies inside the image.
-            start = high - extent + share * (extent - (high - low))
-            start = min(max(math.floor(start), 0), length - extent)
-            window.append((start, start + extent))
-        (left, right), (top, bottom) = window
-        return cut_window(row, (left, top, right, bottom), self.min_visible)
+
+def change_light(image: Image.Image, light: float, generator: torch.Generator) -> Image.Image:
+    """Change brightness, contrast and saturation by up to `light`, and convert the image to RGB."""
+    image = image.convert("RGB")
+    if not light:
+        return image
+    factors = 1 + light * (2 * torch.rand(3, generator=generator) - 1)
+    enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+    for enhancer, factor in zip(enhancers, factors.tolist(), strict=True):
+        image = enhancer(image).enhance(factor)
+    return image
+
+
+def names_directions(row: dict) -> bool:
+    """Return whether some text of a row names a direction, so that turning the image would make it untrue."""
+    negatives = [phrase for phrases in row.get("hard_negatives") or [] for phrase in phrases]
+    texts = [*(row.get("captions") or []), row.get("description") or "", *row["phrases"], *negatives]
+    return DIRECTIONS.search(" ".join(texts)) is not None
 
 
 def cut_window(row: dict, window: tuple[int, int, int, int], min_visible: float = 0.5) -> dict:
     """Cut a row to a window of its image.
 
-    Words that tell of the whole image do not outlive the cut: a phrase becomes its concept with an article,
-    its hard negatives go, captions and description are dropped, also where a region was left out.
+    Texts that may be untrue of the window are replaced or dropped, see `drop_context`.
 
     Args:
-        row: with a PIL image.
+        row: a row with a PIL image.
         window: xyxy whole pixels, inside the image.
-        min_visible: a region of which less than this share of its area is in the window is left out. The area
-            of a region with a quad is that of the quad.
+        min_visible: smallest share of a region's area inside the window with which the region is kept. The
+            area of a region with a quad is that of the quad.
 
     Returns:
         The row of the window. Boxes are cut at its edge, quads are kept whole. `unboxed` gains the concepts
-        of regions that are left out and yet in sight.
+        of regions that are visible in part but not kept.
     """
     left, top, right, bottom = window
     shares = measure_visible(row, window)
@@ -117,11 +135,11 @@ def cut_window(row: dict, window: tuple[int, int, int, int], min_visible: float 
     hidden = {row["concepts"][r] for r, share in enumerate(shares) if share > 0 and r not in kept}
     if hidden or row.get("unboxed"):
         result["unboxed"] = sorted(hidden.union(row.get("unboxed") or []))
-    return result if window == (0, 0, *row["image"].size) else _drop_context(result, len(kept) < len(shares))
+    return result if window == (0, 0, *row["image"].size) else drop_context(result, len(kept) < len(shares))
 
 
 def measure_visible(row: dict, window: tuple[int, int, int, int]) -> list[float]:
-    """Give the share of each region's area that lies in a window: of its quad, or of its box.
+    """Compute the share of each region's area (of its quad, or else of its box) that lies in a window.
 
     Example:
         >>> measure_visible({"boxes": [[0, 0, 4, 4]]}, (0, 0, 3, 2))
@@ -139,7 +157,7 @@ def measure_visible(row: dict, window: tuple[int, int, int, int]) -> list[float]
 
 
 def _clip_polygon(polygon: list, window: tuple[int, int, int, int]) -> list:
-    """Cut a convex polygon with the four sides of a window, one after the other (Sutherland and Hodgman)."""
+    """Clip a convex polygon by the four sides of a window in turn (Sutherland and Hodgman)."""
     for axis, limit, sign in ((0, window[0], 1), (1, window[1], 1), (0, window[2], -1), (1, window[3], -1)):
         clipped = []
         for start, stop in zip(polygon, polygon[1:] + polygon[:1], strict=True):
@@ -160,29 +178,34 @@ def _measure_area(polygon: list) -> float:
     )
 
 
-def _drop_context(row: dict, has_lost_regions: bool) -> dict:
-    """Take back the words that may be untrue of a part of the image."""
+def drop_context(row: dict, has_lost_regions: bool) -> dict:
+    """Drop the texts that may be untrue of a part of the image.
+
+    Captions and description are dropped if regions were lost or the texts count things or name places. A
+    phrase that does so becomes its concept with an article, and its hard negatives are dropped.
+    """
     row = dict(row)
     scene = [*(row.get("captions") or []), row.get("description") or ""]
     if has_lost_regions or CONTEXT.search(" ".join(scene)):
         row |= {"captions": [], "description": None}
     negatives = row.get("hard_negatives") or [[] for _ in row["phrases"]]
-    told = {
+    outdated = {
         r
         for r, (phrase, others) in enumerate(zip(row["phrases"], negatives, strict=True))
         if CONTEXT.search(" ".join([phrase, *others]))
     }
     row["phrases"] = [
-        add_article(row["concepts"][r]) if r in told else phrase for r, phrase in enumerate(row["phrases"])
+        add_article(row["concepts"][r]) if r in outdated else phrase
+        for r, phrase in enumerate(row["phrases"])
     ]
     for name in ("hard_negatives", "negative_kinds"):
         if row.get(name):
-            row[name] = [[] if r in told else entries for r, entries in enumerate(row[name])]
+            row[name] = [[] if r in outdated else entries for r, entries in enumerate(row[name])]
     return row
 
 
 def _turn(row: dict, number: int) -> dict:
-    """Apply one of the eight symmetries of a square: mirror (number odd), then quarter turns."""
+    """Apply one of the eight symmetries of a square: a mirroring (odd numbers), then quarter turns."""
     width, height = row["image"].size
     image = row["image"]
     corners = torch.tensor(row["boxes"], dtype=torch.float64).view(-1, 2, 2)  # (R, 2, 2)
@@ -204,8 +227,3 @@ def _turn(row: dict, number: int) -> dict:
     corners = move(corners)
     boxes = torch.cat([corners.amin(dim=1), corners.amax(dim=1)], dim=-1)
     return row | {"image": image, "boxes": boxes.tolist(), "quads": move(quads).tolist()}
-
-
-def _list_words(row: dict) -> list[str]:
-    negatives = [phrase for phrases in row.get("hard_negatives") or [] for phrase in phrases]
-    return [*(row.get("captions") or []), row.get("description") or "", *row["phrases"], *negatives]

@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import PIL.Image
-from datasets import Dataset, Image, IterableDataset, concatenate_datasets, load_dataset
+from datasets import (
+    Dataset,
+    Image,
+    IterableDataset,
+    concatenate_datasets,
+    get_dataset_split_names,
+    load_dataset,
+)
 from datasets.distributed import split_dataset_by_node
 from transformers.utils import logging
 
@@ -38,11 +45,12 @@ def from_coco(annotations: str | Path, images: str | Path) -> Dataset:
 
 def load_rows(
     source: str | Path,
-    split: str = "train",
+    split: str | None = None,
     streaming: bool = False,
     on_bad_image: str = "stop",
     rank: int = 0,
     num_processes: int = 1,
+    default_split: str = "train",
     **arguments,
 ) -> Dataset | IterableDataset:
     """Load a built dataset from a folder or the Hub; plain `datasets.load_dataset` reads the same rows.
@@ -51,12 +59,14 @@ def load_rows(
 
     Args:
         source: a folder of `geoalign_hf.build`, or a repository.
-        split: which one.
+        split: Name of the split. None takes `default_split` or, if the dataset does not have it, its only
+            split. What a build wrote is therefore found by training and evaluation alike.
         streaming: read rows as they come, without a copy on this disk.
         on_bad_image: "stop" names the row whose image cannot be decoded; "skip" leaves such rows out and
             logs their number. Without streaming that decodes every image once beforehand.
         rank: of this process.
         num_processes: share the rows among so many; every row goes to one of them.
+        default_split: The split that is preferred if `split` is None.
         **arguments: of `datasets.load_dataset`, such as `revision` or `token`.
 
     Returns:
@@ -65,11 +75,29 @@ def load_rows(
     Raises:
         ValueError: if a required column is missing, or (when the row is read) an image cannot be decoded.
     """
+    split = split or choose_split(source, default_split, **arguments)
     dataset = load_dataset(str(source), split=split, streaming=streaming, **arguments)
     check_columns(dataset)
     if num_processes > 1:
         dataset = split_dataset_by_node(dataset, rank=rank, world_size=num_processes)
     return decode_images(dataset, on_bad_image)
+
+
+def choose_split(source: str | Path, preferred: str, **arguments) -> str:
+    """Choose a split of a dataset: the preferred one or, if the dataset does not have it, its only split.
+
+    Args:
+        source: Folder or Hub repository.
+        preferred: Name of the preferred split.
+        **arguments: Arguments of `datasets.get_dataset_split_names`, such as `revision` or `token`.
+
+    Raises:
+        ValueError: If the dataset has several splits, but not the preferred one.
+    """
+    names = get_dataset_split_names(str(source), **arguments)
+    if preferred in names or len(names) == 1:
+        return preferred if preferred in names else names[0]
+    raise ValueError(f"{source} has no split {preferred!r}; it has {names}. Name one of them with --split.")
 
 
 def decode_images(
@@ -140,9 +168,13 @@ class NamedImage(Image):
             raise ValueError(f"{message} Replace it or leave it out.") from error
 
 
-def read_rows(source: str, images: str | None, split: str) -> Dataset:
+def read_rows(
+    source: str, images: str | None, split: str | None = None, default_split: str = "train"
+) -> Dataset:
     """Read rows from a COCO .json file with its images, or from a folder or Hub repository of rows."""
-    return from_coco(source, images) if source.endswith(".json") else load_rows(source, split)
+    if source.endswith(".json"):
+        return from_coco(source, images)
+    return load_rows(source, split, default_split=default_split)
 
 
 def remove_concepts(rows: Dataset, names: Sequence[str]) -> Dataset:

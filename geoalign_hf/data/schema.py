@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from datasets import Dataset, Features, Image, IterableDataset, List, Value
+from pyarrow import Table
+from pyarrow.parquet import ParquetWriter
 
 from ..storage import atomic_file, no_progress_bars
 
@@ -27,6 +29,7 @@ FEATURES = Features(
         "window": List(Value("int64")),  # the part of that picture, xyxy whole pixels; [] for all of it
     }
 )
+MOST_GROUP_BYTES, MOST_GROUP_ROWS = 100_000_000, 1000  # of one row group of a Parquet file
 REQUIRED_COLUMNS = ("image", "boxes", "phrases", "concepts")
 REGION_COLUMNS = (
     "boxes", "quads", "phrases", "concepts", "hard_negatives", "negative_kinds", "difficult"
@@ -78,20 +81,27 @@ def _check_row(i: int, row: dict) -> dict:
     return row
 
 
-def write_rows(rows: list[dict], path: Path) -> None:
-    """Write rows as one Parquet file that is whole or not there, the same bytes for the same rows.
+def write_rows(rows: Iterable[dict], path: Path) -> None:
+    """Write rows as one Parquet file, atomically. The same rows give the same bytes.
+
+    Rows are written in groups of about `MOST_GROUP_BYTES`. Memory does not grow with the file, and Arrow's
+    limit of 2 GiB per column applies to one group only.
 
     Args:
-        rows: as `build_rows` takes them, with images as bytes; none at all are allowed here.
-        path: of the file.
+        rows: Rows as `build_rows` takes them, with images as `{"bytes": ..., "path": ...}`. None is valid.
+        path: Path of the file.
     """
-    checked = [_check_row(i, row) for i, row in enumerate(rows)]
-    columns = {name: [row[name] for row in checked] for name in FEATURES}
-    # As an Image() datasets would drop bytes whose path happens to be a file here, and write the path alone.
-    plain = Features(FEATURES | {"image": {"bytes": Value("binary"), "path": Value("string")}})
-    with no_progress_bars():
-        dataset = Dataset.from_dict(columns, features=plain).cast(FEATURES)
-    write_parquet(dataset, path)
+    schema = FEATURES.arrow_schema
+    group, num_bytes = [], 0
+    with atomic_file(path) as file, ParquetWriter(file, schema) as writer:
+        for i, row in enumerate(rows):
+            group.append(_check_row(i, row))
+            num_bytes += len(row["image"]["bytes"])
+            if num_bytes >= MOST_GROUP_BYTES or len(group) == MOST_GROUP_ROWS:
+                writer.write_table(Table.from_pylist(group, schema))
+                group, num_bytes = [], 0
+        if group:
+            writer.write_table(Table.from_pylist(group, schema))
 
 
 def write_parquet(dataset: Dataset, path: Path) -> None:

@@ -194,12 +194,13 @@ class GeoAlignCLIPProcessor(ProcessorMixin):
         return "region_coverage", padded
 
 
-def load_images(images) -> list:
+def load_images(images, timeout: float | None = None) -> list:
     """Make a list of images from one image or many, and read those given as paths.
 
     Args:
         images: a PIL image, an array or tensor (H, W, 3) or (3, H, W), a path or URL; a list of those; or a
             4-dimensional array or tensor.
+        timeout: of downloads, in seconds.
 
     Returns:
         a list of PIL images, arrays and tensors.
@@ -211,7 +212,7 @@ def load_images(images) -> list:
         images = [images]
     # Some of transformers' pipelines nest a list of images per text.
     flat = [image for entry in images for image in (entry if isinstance(entry, (list, tuple)) else [entry])]
-    loaded = [_load(image, i) for i, image in enumerate(flat)]
+    loaded = [_load(image, i, timeout) for i, image in enumerate(flat)]
     if not loaded:
         raise ValueError("images is empty. Give at least one image.")
     for i, image in enumerate(loaded):
@@ -221,11 +222,11 @@ def load_images(images) -> list:
     return loaded
 
 
-def _load(image, i: int):
+def _load(image, i: int, timeout: float | None):
     if not isinstance(image, (str, Path)):
         return image
     if str(image).startswith(("http://", "https://", "data:")):
-        return load_image(str(image))
+        return load_image(str(image), timeout=timeout)
     try:
         return load_image(str(image))
     except (OSError, ValueError, UnidentifiedImageError) as error:

@@ -14,7 +14,7 @@ import torch
 from ..captioning.grammar import add_article
 from ..data.augmentation import Augmentation
 from ..data.schema import REGION_COLUMNS, build_rows
-from ..evaluation.metrics.scores import rank_concepts, score_concepts
+from ..evaluation.metrics.classification import rank_concepts, score_concepts
 from ..losses.objective import LossWeights
 from .arguments import TrainingConfig
 from .lora import AdapterConfig, adapt_model
@@ -247,7 +247,8 @@ def adapt_by_lora(
         seed=seed,
     )
     weights = LossWeights(**off | {"concept": 1.0, "hard_negative": 1.0})
-    train(model, processor, rows, weights, training, Augmentation(), about=about)
+    augment = Augmentation(min_context=1.5, max_context=8.0)  # evaluated on whole images, so views are wide
+    train(model, processor, rows, weights, training, augment, about=about)
     return model
 
 

@@ -21,7 +21,7 @@ from transformers.utils import logging
 
 from ..data.collator import RowCollator
 from ..data.schema import check_columns
-from ..data.training_dataset import EpochSampler, TrainingRows
+from ..data.training_dataset import EpochSampler, TrainingDataset
 from ..hub.cards import has_protocol, write_card
 from ..losses.distributed import gather
 from ..losses.objective import LossWeights
@@ -118,8 +118,16 @@ def train(
     largest = max(map(len, rows["boxes"]))
     max_regions = max(1, min(config.max_regions or largest, largest))
     max_crops = config.max_crops if weights.reads_crops else None
-    training_rows = TrainingRows(rows, augment, max_regions, config.seed, config.max_negatives, max_crops)
-    sampler = EpochSampler(len(rows), config.seed)
+    training_rows = TrainingDataset(
+        rows,
+        augment,
+        max_regions,
+        config.seed,
+        config.max_negatives,
+        max_crops,
+        processor.image_processor.size["height"],
+    )
+    sampler = EpochSampler(len(training_rows), config.seed)
     loader = DataLoader(
         training_rows,
         batch_size=config.batch_size,
@@ -131,10 +139,10 @@ def train(
         pin_memory=accelerator.device.type == "cuda",
     )
     global_batch = config.batch_size * accelerator.num_processes
-    steps_per_epoch = len(rows) // global_batch
+    steps_per_epoch = len(training_rows) // global_batch
     if steps_per_epoch == 0:
         raise ValueError(
-            f"there are {len(rows)} rows, fewer than one batch of {global_batch} "
+            f"there are {len(training_rows)} rows, fewer than one batch of {global_batch} "
             f"({config.batch_size} on each of {accelerator.num_processes} processes). Lower batch_size."
         )
     num_steps = steps_per_epoch * config.num_epochs

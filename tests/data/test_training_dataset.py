@@ -3,12 +3,12 @@
 import torch
 
 from geoalign_hf.data.augmentation import Augmentation
-from geoalign_hf.data.training_dataset import EpochSampler, TrainingRows
+from geoalign_hf.data.training_dataset import EpochSampler, TrainingDataset
 
 
 def test_what_a_row_becomes_depends_on_seed_epoch_and_index_alone(rows):
-    first = TrainingRows(rows, Augmentation(), max_regions=2, seed=1)
-    second = TrainingRows(rows, Augmentation(), max_regions=2, seed=1)
+    first = TrainingDataset(rows, Augmentation(), max_regions=2, seed=1)
+    second = TrainingDataset(rows, Augmentation(), max_regions=2, seed=1)
     for index in (5, 0, 3):
         first[index]
     torch.manual_seed(7)
@@ -23,7 +23,7 @@ def test_of_too_many_regions_as_many_as_allowed_are_drawn_with_their_words(rows)
     row = rows[index]
     drawn = set()
     for epoch in range(30):
-        training_rows = TrainingRows(rows, None, max_regions=2, seed=0)
+        training_rows = TrainingDataset(rows, None, max_regions=2, seed=0)
         training_rows.epoch = epoch
         view = training_rows[index]
         assert len(view["boxes"]) == 2
@@ -36,7 +36,7 @@ def test_of_too_many_regions_as_many_as_allowed_are_drawn_with_their_words(rows)
 
 def test_each_of_the_captions_gets_its_turn(rows):
     captions = rows[0]["captions"] + ["another one"]
-    training_rows = TrainingRows([rows[0] | {"captions": captions}], None, max_regions=9, seed=0)
+    training_rows = TrainingDataset([rows[0] | {"captions": captions}], None, max_regions=9, seed=0)
     seen = set()
     for training_rows.epoch in range(30):
         (caption,) = training_rows[0]["captions"]
@@ -57,7 +57,7 @@ def test_hard_negatives_and_crops_are_drawn_up_to_their_number(rows):
     whole = rows[0]
     drawn = set()
     for epoch in range(20):
-        training_rows = TrainingRows(rows, None, max_regions=9, seed=0, max_negatives=1, max_crops=2)
+        training_rows = TrainingDataset(rows, None, max_regions=9, seed=0, max_negatives=1, max_crops=2)
         training_rows.epoch = epoch
         row = training_rows[0]
         for kept, phrases in zip(row["hard_negatives"], whole["hard_negatives"], strict=True):
@@ -68,6 +68,47 @@ def test_hard_negatives_and_crops_are_drawn_up_to_their_number(rows):
 
 
 def test_a_row_knows_its_number_and_names_crops_only_where_they_are_asked_for(rows):
-    row = TrainingRows(rows, None, max_regions=9, seed=0)[3]
+    row = TrainingDataset(rows, None, max_regions=9, seed=0)[3]
     assert row["row_id"] == 3 and "crops" not in row
     assert row["hard_negatives"] == rows[3]["hard_negatives"]
+
+
+def test_regions_of_rare_concepts_are_drawn_more_often(rows):
+    common = {"concepts": ["road"] * 9 + ["ship"], "boxes": [[0, 0, 9, 9]] * 10, "phrases": ["x"] * 10}
+    data = [rows[0] | common | {"quads": [], "hard_negatives": []}, rows[1] | {"concepts": [], "boxes": []}]
+    for balance, expected in ((0.0, 0.1), (0.5, 1 / 4), (1.0, 1 / 2)):
+        views = TrainingDataset(data, Augmentation(balance=balance), max_regions=9, seed=0)
+        draws = [views._draw_region(torch.Generator().manual_seed(i)) for i in range(600)]
+        assert {row for row, _ in draws} == {0}
+        assert abs(sum(r == 9 for _, r in draws) / 600 - expected) < 0.06
+
+
+def test_a_batch_mixes_whole_images_and_windows_and_all_have_quads(rows):
+    plain = [row | {"quads": []} for row in rows]
+    augment = Augmentation(whole_share=0.5, views_per_row=10)
+    views = TrainingDataset(plain, augment, max_regions=9, seed=0, image_size=32)
+    assert len(views) == 80
+    drawn = [views[i] for i in range(80)]
+    num_whole = sum(bool(view["captions"]) for view in drawn)
+    assert 25 <= num_whole <= 55
+    for view in drawn:
+        assert len(view["quads"]) == len(view["boxes"]) == len(view["phrases"])
+        assert view["captions"] or view["image"].size == (32, 32)
+
+
+def test_the_region_of_a_window_is_never_thinned_out(rows):
+    augment = Augmentation(whole_share=0.0, min_visible=0.0, max_context=9.0, turn=False, shift=0.0)
+    for index in range(40):
+        views = TrainingDataset(rows, augment, max_regions=1, seed=index, image_size=32)
+        (box,) = views[0]["boxes"]
+        assert 32 / max(box[2] - box[0], box[3] - box[1]) < 12
+
+
+def test_a_cached_image_gives_the_view_that_a_fresh_one_gives(rows, monkeypatch):
+    cached = TrainingDataset(rows, Augmentation(), max_regions=9, seed=0)
+    first = [cached[i]["image"].tobytes() for i in range(8)]
+    assert cached._cache
+    monkeypatch.setattr("geoalign_hf.data.training_dataset.CACHE_BYTES", 0)
+    fresh = TrainingDataset(rows, Augmentation(), max_regions=9, seed=0)
+    assert [fresh[i]["image"].tobytes() for i in range(8)] == first and not fresh._cache
+    assert [cached[i]["image"].tobytes() for i in range(8)] == first
