@@ -4,6 +4,7 @@ import math
 from dataclasses import MISSING, dataclass, field, fields
 
 from transformers import TrainingArguments
+from transformers.trainer_utils import IntervalStrategy
 
 from .teacher import TEACHERS
 
@@ -16,6 +17,7 @@ LOWEST = {
     "ema_decay": (0, True),
     "eval_delay": (0, True),
     "eval_steps": (0, False),
+    "label_smoothing_factor": (0, True),
     "learning_rate": (0, False),
     "logging_steps": (0, False),
     "max_crops": (0, True),
@@ -34,7 +36,7 @@ LOWEST = {
     "warmup_steps": (0, True),
     "weight_decay": (0, True),
 }
-BELOW_ONE = ("adam_beta1", "adam_beta2", "ema_decay", "teacher_decay")
+BELOW_ONE = ("adam_beta1", "adam_beta2", "ema_decay", "label_smoothing_factor", "teacher_decay")
 # Arguments of Trainer that have no effect here, and what to do instead.
 UNSUPPORTED = {
     "auto_find_batch_size": "Set mini_batch_size, which bounds the memory and keeps all negatives",
@@ -45,7 +47,6 @@ UNSUPPORTED = {
     "ignore_data_skip": "A resumed run always continues with the next batch",
     "include_for_metrics": "Pass evaluators, which compute the metrics",
     "label_names": "Rows have no labels",
-    "label_smoothing_factor": "The terms of the objective have no class labels to smooth",
     "neftune_noise_alpha": "It changes token embeddings of language models",
     "prediction_loss_only": "Pass evaluators, which decide what is computed",
     "save_only_model": "Every checkpoint can be resumed",
@@ -69,6 +70,8 @@ class GeoAlignTrainingArguments(TrainingArguments):
         max_regions: largest number of regions per row and step; they are drawn anew in every epoch.
         max_negatives: largest number of hard negatives per region and step.
         max_crops: largest number of regions per row and step that are also seen as a crop.
+        use_vocabulary: whether regions are compared with all concepts of the rows, not only with those of the
+            batch.
         teacher: model that gives the targets of the crops: the model itself (`self`), the moving average of
             its weights (`ema`), or the model before training (`frozen`).
         teacher_decay: decay of the teacher `ema` per step.
@@ -101,10 +104,15 @@ class GeoAlignTrainingArguments(TrainingArguments):
     max_regions: int | None = _option(None, "largest number of regions per row and step; default: all")
     max_negatives: int = _option(10, "largest number of hard negatives per region and step")
     max_crops: int = _option(2, "largest number of regions per row and step that are also seen as a crop")
+    use_vocabulary: bool = _option(
+        False, "whether regions are compared with all concepts of the rows instead of those of the batch"
+    )
     teacher: str = _option("self", "model that gives the targets of crops: self, ema or frozen")
     teacher_decay: float = _option(0.999, "decay of the teacher ema per step")
     logging_steps: float = _option(10, "number of steps between log entries")
-    logging_nan_inf_filter: bool = _option(False, "no effect here, since a loss that is not finite is an error")
+    logging_nan_inf_filter: bool = _option(
+        False, "no effect here, since a loss that is not finite is an error"
+    )
     eval_strategy: str = _option("epoch", "interval of the evaluations: no, steps or epoch")
     eval_on_start: bool = _option(True, "whether to evaluate before the first step, too")
     save_strategy: str = _option("epoch", "interval of the checkpoints: no, steps, epoch or best")
@@ -137,9 +145,9 @@ class GeoAlignTrainingArguments(TrainingArguments):
             )
         if self.gradient_accumulation_steps != 1:
             raise ValueError(
-                f"gradient_accumulation_steps is {self.gradient_accumulation_steps}; it must be 1, since rows "
-                "of different steps are not negatives of each other. Raise per_device_train_batch_size and "
-                "set mini_batch_size."
+                f"gradient_accumulation_steps is {self.gradient_accumulation_steps}; it must be 1, since "
+                "rows of different steps are not negatives of each other. Raise "
+                "per_device_train_batch_size and set mini_batch_size."
             )
         if self.activation_checkpointing or self.gradient_checkpointing:  # reentrant: frozen towers break
             self.activation_checkpointing_kwargs = {"use_reentrant": False} | dict(
@@ -166,6 +174,10 @@ class GeoAlignTrainingArguments(TrainingArguments):
                 raise ValueError(f"{option.name} is {value}; it must be below 1.")
         if self.max_steps == 0:
             raise ValueError("max_steps is 0; it must be at least 1, or -1 to train num_train_epochs epochs.")
+
+    def set_without_evaluation(self) -> None:
+        """Switch off the evaluations that are on by default."""
+        self.eval_strategy, self.eval_on_start, self.do_eval = IntervalStrategy.NO, False, False
 
     def describe(self) -> dict:
         """Return the arguments that define a run: those of this class, and others that were changed.

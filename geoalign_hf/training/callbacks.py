@@ -30,10 +30,11 @@ class FollowWeights(TrainerCallback):
         trainer.teacher.follow(trainer.accelerator.unwrap_model(trainer.model))
 
 
-class StopOnSignal(TrainerCallback):
-    """Saves a checkpoint and stops after the current step when SIGINT or SIGTERM arrives.
+class SaveFlow(TrainerCallback):
+    """Saves checkpoints also on SIGINT and SIGTERM, and at the end of an epoch only after its evaluation.
 
-    A second signal stops at once, as it would without this callback.
+    After the first signal the run stops with a checkpoint of the current step. A second signal stops it at
+    once, as it would without this callback.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)

@@ -13,7 +13,9 @@ def draw_curves(records: list[dict], path: Path) -> None:
             same numbers.
         path: PNG file to write.
     """
-    names = list(dict.fromkeys(name for record in records for name in record if name not in ("step", "epoch")))
+    names = list(
+        dict.fromkeys(name for record in records for name in record if name not in ("step", "epoch"))
+    )
     columns = max(1, min(4, len(names)))
     rows = max(1, -(-len(names) // columns))
     figure = Figure(figsize=(3.6 * columns, 2.4 * rows), layout="constrained")
