@@ -3,6 +3,7 @@
 import math
 from dataclasses import MISSING, dataclass, field, fields
 
+import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 
@@ -18,7 +19,7 @@ LOWEST = {
     "eval_delay": (0, True),
     "eval_steps": (0, False),
     "label_smoothing_factor": (0, True),
-    "learning_rate": (0, False),
+    "learning_rate": (0, True),
     "logging_steps": (0, False),
     "max_crops": (0, True),
     "max_grad_norm": (0, True),
@@ -153,6 +154,8 @@ class GeoAlignTrainingArguments(TrainingArguments):
             self.activation_checkpointing_kwargs = {"use_reentrant": False} | dict(
                 self.activation_checkpointing_kwargs or {}
             )
+        if not torch.accelerator.is_available():
+            self.use_cpu = True  # else several processes would not find each other, and bf16 were refused
         # Trainer would set "loss", which it does not compute here.
         chosen = self.metric_for_best_model, self.greater_is_better
         super().__post_init__()
@@ -184,13 +187,15 @@ class GeoAlignTrainingArguments(TrainingArguments):
 
         Paths, trackers and what belongs to the Hub are left out, so that the result can be published.
         """
-        private = ("output_dir", "resume_from_checkpoint", "overwrite_output_dir", "report_to", "run_name")
+        private = {"output_dir", "resume_from_checkpoint", "overwrite_output_dir", "report_to", "run_name"}
+        private |= {"use_cpu", "dataloader_pin_memory", "dataloader_num_workers", "accelerator_config"}
+        private |= {"debug", "do_eval", "eval_on_start", "ddp_find_unused_parameters"}
         own = GeoAlignTrainingArguments.__annotations__
         values = self.to_dict()
         return {
             option.name: values[option.name]
             for option in fields(self)
-            if not option.name.startswith(("hub_", "push_", "logging_", "disable_", "local_", "trackio_"))
+            if not option.name.startswith(("hub_", "push_", "logging_", "disable_", "local_", "restore_"))
             and option.name not in private
             and (option.name in own or values[option.name] != _get_default(option))
         }
