@@ -35,7 +35,7 @@ from geoalign_hf.hub.cards import describe_dataset
 from geoalign_hf.losses.objective import PRESETS, LossWeights
 from geoalign_hf.model.processing_geoalign_clip import CONCEPT_TEMPLATES
 from geoalign_hf.training.arguments import GeoAlignTrainingArguments
-from geoalign_hf.training.lora import AdapterConfig, adapt_model, describe_share
+from geoalign_hf.training.lora import AdapterConfig, adapt_model, describe_trained
 from geoalign_hf.training.trainer import GeoAlignTrainer
 
 
@@ -106,7 +106,7 @@ def main() -> None:
     # 3. The part of it that is trained.
     model = adapt_model(model, adapters)
     if os.environ.get("RANK", "0") == "0":
-        print(describe_share(model))
+        print(describe_trained(model))
 
     # 4. Training, with evaluation before, after every epoch and at the end.
     card = {"script": asdict(arguments), "adapters": asdict(adapters), "license": arguments.license}

@@ -162,6 +162,37 @@ class Embedder:
         ]
         return parts[0] if len(parts) == 1 else normalize(torch.stack(parts).sum(dim=0), dim=-1)
 
+    def embed_rows(
+        self, rows: Sequence[dict], region_source: str | None = None, context: float | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embed the images of rows, and all their regions.
+
+        With the region source "image" every image is encoded only once. Without regions the model need not be
+        one that pools them.
+
+        Args:
+            rows: N rows with `image` and `boxes`.
+            region_source: see `embed_regions`.
+            context: see `embed_regions`.
+
+        Returns:
+            (N, D) and (number of all boxes, D), unit vectors.
+        """
+        images = [row["image"] for row in rows]
+        if not any(row["boxes"] for row in rows):
+            return self.embed_images(images), self._collect([])
+        if self.resolve_view(region_source, context)[0] != "image":
+            return self.embed_images(images), self.embed_regions(rows, region_source, context)
+        self._require("embed_regions", 'use region_source="crop"')
+        image_embeds, region_embeds = [], []
+        for batch in self._take_batches(rows):
+            inputs = self._prepare([row["image"] for row in batch], boxes=[row["boxes"] for row in batch])
+            with evaluation_mode(self.model):
+                output = self.model(**inputs, **self._interpolate())
+            image_embeds.append(output.image_embeds)
+            region_embeds.append(output.region_embeds[inputs["region_mask"]])
+        return self._collect(image_embeds), self._collect(region_embeds)
+
     def resolve_view(
         self,
         region_source: str | None = None,
@@ -278,7 +309,7 @@ class Embedder:
                 return self.model.embed_text(**inputs)
             return normalize(_take_pooled(self.model.get_text_features(**inputs)), dim=-1)
 
-    def _collect(self, batches: Iterator[torch.Tensor]) -> torch.Tensor:
+    def _collect(self, batches: Iterable[torch.Tensor]) -> torch.Tensor:
         embeds = [batch.float().cpu() for batch in batches]
         return torch.cat(embeds) if embeds else torch.zeros(0, self.model.config.projection_dim)
 

@@ -194,7 +194,7 @@ class ResumableTrainer(Trainer):
             limit = self.args.save_total_limit
             for old in list_checkpoints(output_dir)[:-limit] if limit else []:
                 remove_folder(old)
-        if self.args.push_to_hub:
+        if self.args.push_to_hub and self.state.global_step < self.state.max_steps:  # `final/` follows
             self._push_from_checkpoint(str(folder))
 
     def _export_callback_states(self) -> None:
