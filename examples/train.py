@@ -11,8 +11,8 @@ weights. `--preset` chooses the weights of the loss terms; each can also be set 
 transformers' Trainer work, see `--help`.
 
 Prints the region accuracy before and after training. The output folder holds `final/` and `best/` (weights,
-code, processor, card), checkpoints, `args.json`, `metrics.json`, `trainer_state.json` and `curves.png`. Ctrl-C
-saves a checkpoint, from which `--resume_from_checkpoint last` continues.
+code, processor, card), checkpoints, `args.json`, `metrics.json`, `trainer_state.json` and `curves.png`.
+Ctrl-C saves a checkpoint, from which `--resume_from_checkpoint last` continues.
 
 `--lora vision,text` trains only adapters, `--freeze vision` everything but one tower, see train_lora.py.
 `--exclude_concepts ship bridge` trains a base without these concepts, for adapt.py.
@@ -127,8 +127,9 @@ def main() -> None:
     if trainer.is_world_process_zero():
         for moment, results in trainer.scores.items():
             scores = results["regions"]
+            micro, macro = scores["top1_micro"], scores["top1_macro"]
             print(
-                f"{moment:>5}: region top-1 micro {scores['top1_micro']:.4f}, macro {scores['top1_macro']:.4f} "
+                f"{moment:>5}: region top-1 micro {micro:.4f}, macro {macro:.4f} "
                 f"on {scores['num_regions']} boxes of {len(eval_rows)} images"
             )
     if args.push_to_hub and (commit := trainer.push_to_hub()):

@@ -53,7 +53,7 @@ def main() -> None:
     if os.environ.get("RANK", "0") == "0":  # Accelerate is not up yet
         print(describe_trained(model))
 
-    # 2. Training, with evaluation before, after every epoch and at the end. Checkpoints hold only the adapter.
+    # 2. Training, with evaluation before and after every epoch. Checkpoints hold only the adapter.
     evaluator = RegionClassificationEvaluator(eval_rows)
     card = {"script": asdict(arguments), "adapters": asdict(adapters), "base_model": arguments.model}
     card |= {"data": describe_dataset(arguments.dataset)}
@@ -81,7 +81,8 @@ def main() -> None:
     processor.save_pretrained(output_dir / "merged")
 
     # 4. What came of it, each number with its protocol.
-    metrics = json.loads((output_dir / "metrics.json").read_text()) | {"regions merged": evaluator(merged, processor)}
+    metrics = json.loads((output_dir / "metrics.json").read_text())
+    metrics["regions merged"] = evaluator(merged, processor)
     for name, scores in metrics.items():
         print(
             f"{name:>14}: region top-1 micro {scores['top1_micro']:.4f}, macro {scores['top1_macro']:.4f} "

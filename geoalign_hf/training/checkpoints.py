@@ -9,6 +9,7 @@ import json
 import random
 import re
 import shutil
+import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -19,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from ..storage import atomic_folder, name_partial, no_progress_bars, read_json, sync_folder, write_json
+from ..storage import atomic_folder, name_partial, no_progress_bars, read_json, write_json
 
 STATE = "state"
 MANIFEST = f"{STATE}/manifest.json"
@@ -151,17 +152,10 @@ def prepare_output(output_dir: Path, is_resumed: bool, overwrite: bool) -> None:
         RuntimeError: if it cannot be written, or holds results of a run that is neither resumed nor
             overwritten.
     """
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        sync_folder(output_dir)
-        for path in output_dir.iterdir():
-            if UNFINISHED.fullmatch(path.name):
-                shutil.rmtree(path)
-        probe = name_partial(output_dir / "final")  # one of our own hidden names
-        probe.mkdir()
-        probe.rmdir()
-    except OSError as error:
-        raise RuntimeError(f"output_dir {output_dir} cannot be written ({error}). Give another.") from error
+    check_writable(output_dir)
+    for path in output_dir.iterdir():
+        if UNFINISHED.fullmatch(path.name):
+            shutil.rmtree(path)
     left = [output_dir / name for name in ARTEFACTS if (output_dir / name).exists()]
     left += list_checkpoints(output_dir)
     if left and not is_resumed:
@@ -173,6 +167,20 @@ def prepare_output(output_dir: Path, is_resumed: bool, overwrite: bool) -> None:
             )
         for path in left:
             remove_folder(path) if path.is_dir() else path.unlink()
+
+
+def check_writable(folder: str | Path) -> None:
+    """Create a folder if it does not exist, and check that it can be written.
+
+    Raises:
+        RuntimeError: if it cannot.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise RuntimeError(f"output_dir {folder} cannot be written ({error}). Give another.") from error
 
 
 def remove_folder(folder: Path) -> None:

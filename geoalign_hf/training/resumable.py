@@ -25,6 +25,7 @@ from .average import WeightAverage
 from .callbacks import FollowWeights, SaveFlow
 from .checkpoints import (
     STATE,
+    check_writable,
     list_checkpoints,
     load_tree,
     prepare_output,
@@ -57,11 +58,14 @@ class ResumableTrainer(Trainer):
     settings: dict
     teacher: Teacher
 
-    def __init__(self, *args, callbacks: list | None = None, **kwargs):
+    def __init__(self, model, training_args, *, callbacks: list | None = None, **kwargs):
         self.scores: dict[str, dict[str, dict]] = {}
         self.average: WeightAverage | None = None
         self._flow = SaveFlow()
-        super().__init__(*args, callbacks=[*(callbacks or ()), FollowWeights(self), self._flow], **kwargs)
+        check_writable(training_args.output_dir)
+        super().__init__(
+            model, training_args, callbacks=[*(callbacks or ()), FollowWeights(self), self._flow], **kwargs
+        )
         del self.model.config.use_cache  # Trainer sets it, and it would be saved with the model
 
     def describe_run(self) -> dict:
@@ -105,12 +109,7 @@ class ResumableTrainer(Trainer):
 
     def _open_output(self, stack: ExitStack, output_dir: Path, resume: str | bool | None) -> Path | None:
         """Lock and prepare the folder of the run, and find the checkpoint to resume from."""
-        try:
-            stack.enter_context(lock_folder(output_dir))
-        except OSError as error:
-            raise RuntimeError(
-                f"output_dir {output_dir} cannot be written ({error}). Give another."
-            ) from error
+        stack.enter_context(lock_folder(output_dir))
         checkpoint = resolve_checkpoint(output_dir, resume)
         prepare_output(output_dir, bool(resume), self.args.overwrite_output_dir)
         if checkpoint:
