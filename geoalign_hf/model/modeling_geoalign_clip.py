@@ -34,7 +34,7 @@ class GeoAlignCLIPModel(StrictAdapterMixin, CLIPModel):
         GeoAlignCLIP, https://arxiv.org/abs/2603.09566. This is a reconstruction: only the abstract is public.
     """
 
-    config_class = GeoAlignCLIPConfig
+    config: GeoAlignCLIPConfig  # transformers takes the class of the config from this line
     _auto_class = "AutoModel"
     # Trainer would otherwise conclude from **kwargs of `forward` that the loss is scaled already.
     accepts_loss_kwargs = False
