@@ -239,6 +239,35 @@ def test_sizes_below_one_are_refused(built):
             Embedder(*built, **options)
 
 
+@pytest.mark.parametrize("source", ["image", "window", "crop", "both"])
+@pytest.mark.parametrize(
+    "box",
+    [[300, 10, 320, 20], [-9, 0, -1, 5], [5, 5, 5, 9], [5, 5, 9, float("nan")], [1, 2, 3], [0, 90, 9, 80]],
+)
+def test_a_box_that_is_not_a_box_of_its_image_is_refused_by_every_source(built, source, box):
+    row = {"image": Image.new("RGB", (100, 80)), "boxes": [[0, 0, 9, 9], box]}
+    embedder = Embedder(*built)
+    for embed in (embedder.embed_regions, embedder.embed_rows):
+        with refuses("rows[1]['boxes'][1]"):
+            embed([row | {"boxes": []}, row], source)
+
+
+def test_a_model_of_nan_embeds_nothing(model, processor, rows):
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(float("nan"))
+    embedder = Embedder(model, processor)
+    for embed in (
+        lambda: embedder.embed_images([rows[0]["image"]]),
+        lambda: embedder.embed_text(["a ship"]),
+        lambda: embedder.embed_concepts("ship"),
+        lambda: embedder.embed_regions(rows),
+        lambda: embedder.embed_rows([rows[0]]),
+    ):
+        with refuses("NaN", "number 0"):
+            embed()
+
+
 def test_views_hold_one_image_or_one_window_each():
     row = {"image": Image.new("RGB", (300, 200)), "boxes": [[100, 60, 120, 70], [10, 10, 110, 60]]}
     empty = row | {"boxes": []}

@@ -82,6 +82,14 @@ def test_every_evaluator_gives_its_primary_metric_and_its_protocol_by_either_cal
             evaluator(built[0])
 
 
+def test_a_model_of_nan_gets_no_scores(model, processor, rows):
+    with torch.no_grad():
+        model.visual_projection.weight[0, 0] = float("nan")
+    for evaluator in build_evaluators(rows):
+        with refuses("NaN"):
+            evaluator(model, processor)
+
+
 def test_texts_that_were_cut_are_counted_by_evaluation_and_not_by_embedder(built, toy_rows):
     embedder = Embedder(*built)
     long = build_rows([row | {"captions": ["ship " * 100]} for row in toy_rows])
@@ -98,6 +106,8 @@ def test_options_are_checked_before_a_model_is_there(rows):
     ):
         with refuses(*facts):
             PhraseRetrievalEvaluator(rows, **options)
+    with refuses("names is the string 'ab'"):
+        SceneClassificationEvaluator(list(rows["image"])[:2], "ab")
     with refuses("captions"):
         CaptionRetrievalEvaluator(rows.remove_columns("captions"))
     with refuses("arrays_path", "start"):
