@@ -99,6 +99,13 @@ def test_zero_shot_names_an_image_and_its_boxes(toy_rows, folder, built, tmp_pat
     assert f"box {best['box']}: {best['label']} {best['score']:.4f}" in printed
 
 
+def test_localize_draws_a_map_of_every_phrase(toy_rows, folder, tmp_path, run_here):
+    toy_rows[0]["image"].save(tmp_path / "large.png")
+    printed = run_here("localize.py", folder, "large.png", "a ship", "a road")
+    assert "outputs/localize/map_1.png: a road" in printed
+    assert Image.open(tmp_path / "outputs" / "localize" / "map_0.png").width > 500
+
+
 @pytest.mark.slow
 def test_zero_shot_runs_where_geoalign_hf_is_not_installed(toy_rows, folder, tmp_path):
     toy_rows[0]["image"].save(tmp_path / "scene.png")

@@ -36,7 +36,7 @@ def check_numbers(values: ArrayLike, name: str, *num_axes: int) -> np.ndarray:
             f"{name} is not an array of numbers ({error}). Give rows of equal length."
         ) from error
     _check_shape(array, name, num_axes)
-    is_usable = np.abs(array) <= MAX_MAGNITUDE  # False for NaN
+    is_usable = np.abs(array) <= min(MAX_MAGNITUDE, float(np.finfo(array.dtype).max))  # False for NaN
     if not is_usable.all():
         place = [int(i) for i in np.argwhere(~is_usable)[0]]
         raise ValueError(
