@@ -52,7 +52,7 @@ def prepare_step(
     model = accelerator.prepare(model).train()
     weights = LossWeights(crop_consistency=0.0)
     teacher = Teacher("self", model, 0.0)
-    num_chunks = batch_size // chunk_size if way == "cached" else 1
+    mini_batch_size = chunk_size if way == "cached" else None
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     for parameter in parameters.values():
         parameter.grad = torch.zeros_like(parameter)
@@ -60,7 +60,7 @@ def prepare_step(
     def run() -> list[torch.Tensor]:
         for parameter in parameters.values():
             parameter.grad.zero_()
-        compute_gradients(accelerator, model, batch, weights, teacher, num_chunks)
+        compute_gradients(accelerator, model, batch, weights, teacher, mini_batch_size)
         # That of a key's bias is zero but for rounding: a softmax does not see what shifts all its inputs.
         return [p.grad for name, p in parameters.items() if not name.endswith("k_proj.bias")]
 

@@ -13,6 +13,8 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 
 import transformers
@@ -33,7 +35,10 @@ from .shards import Job, build_shards, iterate_rows, read_rows_at
 
 logger = get_logger(__name__)
 WORK = ".build"  # subfolder of an unfinished build; it is removed at the end
-JOB_SETTINGS = ("split", "tile", "overlap", "min_visible", "max_negatives", "leaks", "on_error", "seed")
+JOB_SETTINGS = ("split", "tile", "overlap", "min_visible", "max_negatives", "leaks")
+JOB_SETTINGS += ("on_error", "seed")
+NEGATIVES = ("free", "matched", "balanced")
+MOST_BASELINE_ROWS = 5000  # the text-only baseline is measured on so many rows
 # Settings that no shard depends on.
 FREE_SETTINGS = ("output_dir", "num_workers", "sheet_rows", "on_error")
 
@@ -74,6 +79,15 @@ class BuildConfig:
         default=0.5, help="Smallest visible part of a region's area, 0 to 1, for a tile to keep the region."
     )
     max_negatives: int = HfArg(default=4, help="Maximum number of hard negatives per phrase.")
+    negatives: str | None = HfArg(
+        default=None,
+        help="Choice of hard negatives: free (each by itself), matched (each change of words as often as its "
+        "opposite) or balanced (whole phrases exchanged equally often, so that text alone tells nothing). "
+        "The default is matched for the split train and balanced for others.",
+    )
+    false_colour: bool = HfArg(
+        default=False, help="Images in false colours, e.g. with infrared, so that no text names a colour."
+    )
     model: str | None = HfArg(
         default=None, help="Vision-language model that writes the text. By default, rules write it."
     )
@@ -153,6 +167,7 @@ def _build_locked(config: BuildConfig, output: Path) -> dict:
 
     # 2. The shards that do not exist yet.
     settings = {name: getattr(config, name) for name in JOB_SETTINGS}
+    settings |= {"negatives": choose_negatives(config), "natural_colour": not config.false_colour}
     job = Job(output, work, plan.num_shards, plan.vocabulary, sets, **settings)
     (output / "data").mkdir(exist_ok=True)
     missing = [index for index in range(job.num_shards) if not job.locate_shard(index).exists()]
@@ -166,7 +181,7 @@ def _build_locked(config: BuildConfig, output: Path) -> dict:
     # 3. The summary. The report is written last: it marks the build as complete.
     with atomic_file(work / "report.jsonl") as file:
         skipped, first = _collect_report(job, report, file)
-    statistics = count_rows(iterate_rows(job)) | {"skipped": skipped}
+    statistics = count_rows(iterate_rows(job)) | {"skipped": skipped} | _describe_negatives(job)
     if not statistics["num_rows"]:
         first = f" (the first: {first})" if first else ""
         raise ValueError(
@@ -194,6 +209,8 @@ def _check_config(config: BuildConfig) -> None:
             raise ValueError(f"--{name} has no effect on --{given[0]}; it goes with {formats}. Omit it.")
     if config.tile:
         list_tiles((1, 1), config.tile, config.overlap)  # refuses an overlap as wide as a tile
+    if config.negatives not in (None, *NEGATIVES):
+        raise ValueError(f"--negatives is {config.negatives!r}. Choose one of {NEGATIVES}.")
     if config.leaks not in ("skip", "keep"):
         raise ValueError(f"--leaks is {config.leaks!r}. Choose skip or keep.")
     if config.model and config.num_workers > 1:
@@ -232,6 +249,36 @@ def _check_same_build(config: BuildConfig, plan: Plan) -> None:
             f"{config.output_dir} holds a build with other settings: {changed} differ. "
             "Give another --output_dir, or delete the folder."
         )
+
+
+def choose_negatives(config: BuildConfig) -> str:
+    """Return how hard negatives are chosen. Free text of a model has no phrases that come again elsewhere."""
+    is_training = config.split == "train" or config.model is not None
+    return config.negatives or ("matched" if is_training else "balanced")
+
+
+def _describe_negatives(job: Job) -> dict:
+    """Return how hard negatives were balanced, and how well text alone can tell them.
+
+    Returns:
+        `negatives` (the choice), `negative_balance` (by kind, the numbers of candidates and of those kept),
+        and `text_only_baseline` if scikit-learn is installed.
+    """
+    balance: dict[str, Counter] = {}
+    for note in _read_notes(job):
+        for kind, counts in note["balance"].items():
+            balance.setdefault(kind, Counter()).update(counts)
+    for kind in sorted(kind for kind, counts in balance.items() if not counts["kept"]):
+        logger.warning(f"no hard negatives of the kind {kind!r} are kept: this data cannot balance them.")
+    described: dict = {"negatives": job.negatives}
+    described["negative_balance"] = {kind: dict(balance[kind]) for kind in sorted(balance)}
+    if find_spec("sklearn") is None:
+        logger.warning("scikit-learn is not installed, so the text-only baseline is not measured.")
+        return described
+    from ..captioning.text_baseline import score_text_baseline  # scikit-learn is optional
+
+    rows = list(islice(iterate_rows(job), MOST_BASELINE_ROWS))
+    return described | {"text_only_baseline": score_text_baseline(rows, seed=job.seed)}
 
 
 def _read_notes(job: Job) -> Iterator[dict]:

@@ -227,4 +227,3 @@ def run_leakage(config: LeakageConfig) -> None:
     if config.output:
         Path(config.output).parent.mkdir(parents=True, exist_ok=True)
         write_text(config.output, json.dumps(overlaps, indent=2))
-        print(f"{config.output}: {len(overlaps)} overlaps")

@@ -17,6 +17,7 @@ from huggingface_hub import DatasetCard
 from PIL import Image
 from toy_rows import draw_rows
 
+from geoalign_hf.captioning.balance import find_change, list_contrasts
 from geoalign_hf.data.loading import load_rows
 from geoalign_hf.data.schema import FEATURES
 from geoalign_hf.dataset_builder.build import BuildConfig, build
@@ -165,6 +166,32 @@ def test_another_seed_gives_other_text_for_the_same_boxes(built, tmp_path):
     assert first["boxes"][:] == second["boxes"][:] and first["phrases"][:] != second["phrases"][:]
 
 
+def count_contrasts(rows, key) -> Counter:
+    contrasts = list_contrasts(rows.remove_columns("image").to_list())
+    return Counter((contrast.kind, *key(contrast)) for contrast in contrasts)
+
+
+@pytest.mark.parametrize(
+    ("split", "negatives", "key"),
+    [("train", "matched", lambda c: find_change(c.right, c.wrong)), ("test", "balanced", lambda c: c[-2:])],
+)
+def test_by_default_hard_negatives_are_exchanged_equally_often(config, split, negatives, key):
+    statistics = build(replace(config, split=split, images_per_shard=14))
+    pairs = count_contrasts(load_rows(config.output, split), key)
+    assert pairs and all(pairs[kind, wrong, right] == n for (kind, right, wrong), n in pairs.items())
+    assert statistics["negatives"] == negatives
+    kept = sum(counts["kept"] for counts in statistics["negative_balance"].values())
+    assert kept == pairs.total() == statistics["num_hard_negatives"]
+    assert split == "train" or statistics["text_only_baseline"]["accuracy"] == 0.5
+
+
+def test_images_in_false_colours_get_no_words_of_colour(config):
+    build(replace(config, false_colour=True))
+    for row in load_rows(config.output).remove_columns("image"):
+        texts = [*row["captions"], row["description"], *row["phrases"], *sum(row["hard_negatives"], [])]
+        assert not re.search(r"\b(white|red|green|blue|yellow)\b", " ".join(texts))
+
+
 def test_large_images_become_tiles_that_name_their_window(config, drawn):
     build(replace(config, tile=128, overlap=32))
     rows = load_rows(config.output_dir)
@@ -209,7 +236,8 @@ def test_the_command_makes_the_same_bytes_in_other_processes_and_prints_what_it_
     statistics = built[1]
     assert re.fullmatch(
         rf"14 rows, {statistics['num_regions']} regions of 5 concepts, "
-        rf"{statistics['num_hard_negatives']} hard negatives; skipped: nothing; \d+ s\n",
+        rf"{statistics['num_hard_negatives']} hard negatives; skipped: nothing; \d+ s\n"
+        rf"wrote {re.escape(config.output_dir)}\n",
         result.stdout,
     )
     assert "14 images," in result.stderr
@@ -224,7 +252,7 @@ def test_an_interrupted_build_continues_and_removes_no_file_of_the_user(built, c
     shards = sorted((output / "data").iterdir())
     (output / ".build").mkdir()
     for i in range(4):
-        (output / ".build" / f"{i:05d}.json").write_text('{"skipped": [], "overlaps": []}')
+        (output / ".build" / f"{i:05d}.json").write_text('{"skipped": [], "overlaps": [], "balance": {}}')
     shards[1].unlink()
     (output / "data" / f".{shards[1].name}.partial").write_bytes(shards[0].read_bytes()[:100])
     (output / "notes.partial").write_text("the user's own")
@@ -257,9 +285,9 @@ def test_a_build_killed_ten_times_equals_one_that_was_never_killed(num_workers, 
         process.wait()
         num_kills += 1
     assert process.wait(timeout=300) == 0 and num_kills == 10
-    assert read_shards(killed.output) == read_shards(whole.output)
+    assert read_shards(killed.output_dir) == read_shards(whole.output_dir)
     for name in ("statistics.json", "report.jsonl"):
-        assert Path(killed.output, name).read_bytes() == Path(whole.output, name).read_bytes()
+        assert Path(killed.output_dir, name).read_bytes() == Path(whole.output_dir, name).read_bytes()
     assert not list(tmp_path.rglob("*.partial"))
 
 

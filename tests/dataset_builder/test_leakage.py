@@ -102,7 +102,8 @@ def test_the_command_prints_the_table_and_writes_the_list(images, tmp_path, geoa
     write_rows(rows, tmp_path / "rows" / "train.parquet")
     sets = ["--eval_captions", tmp_path / "captions.json", "--eval_images", tmp_path / "eval"]
     printed = geoalign("check-leakage", "--dataset", tmp_path / "rows", "--output", "found.json", *sets)
-    assert printed.splitlines()[2:] == [
+    assert printed.endswith("wrote found.json\n")
+    assert printed.splitlines()[2:-1] == [
         f"| {tmp_path / 'captions.json'} | 0 | 1 | 0 | 0 | 2 |",
         f"| {tmp_path / 'eval'} | 1 | 0 | 1 | 0 | 0 |",
     ]

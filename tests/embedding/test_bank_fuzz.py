@@ -36,7 +36,7 @@ def check(path) -> None:
     st.lists(st.text(st.characters(codec="utf-8")), max_size=3),
     st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.float64]),
 )
-def test_what_was_saved_comes_back(tmp_path, concepts, templates, dtype):
+def test_a_saved_bank_survives_a_round_trip(tmp_path, concepts, templates, dtype):
     embeds = torch.randn(len(concepts), 4, generator=torch.Generator().manual_seed(0)).to(dtype)
     ConceptBank(concepts, embeds, tuple(templates)).save(tmp_path / "bank.safetensors")
     loaded = ConceptBank.load(tmp_path / "bank.safetensors")

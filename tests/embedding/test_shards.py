@@ -1,4 +1,4 @@
-"""A folder to Parquet shards: the same rows by any number of processes, whole, resumable, nothing lost."""
+"""Laws of embedding shards: the same rows from any number of processes, resumable, and complete."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ from geoalign_hf.embedding.shards import (
     run_job,
     write_shards,
 )
-from geoalign_hf.storage import name_partial
+from geoalign_hf.storage import LOCK_NAME, name_partial
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_any_number_of_processes_writes_the_same_shards(tiles, tmp_path, embedde
     check_same_rows(tmp_path / "many", tmp_path / "one")
 
 
-def test_half_precision_is_the_same_rounded_and_is_read_as_float32(tiles, tmp_path, embedder):
+def test_float16_shards_hold_rounded_embeddings_and_are_read_as_float32(tiles, tmp_path, embedder):
     make(tiles, tmp_path / "full", embedder)
     make(tiles, tmp_path / "half", embedder, dtype="float16")
     full, half = (np.array(read_embeds(tmp_path / name)["embed"]) for name in ("full", "half"))
@@ -114,11 +114,24 @@ def test_every_image_is_encoded_once_and_its_regions_are_pooled_from_the_same_pa
     check_same_rows(tmp_path / "once", tmp_path / "apart")
 
 
-def test_a_second_job_in_one_folder_is_refused_by_the_process_of_the_first(tiles, tmp_path, embedder):
+# A process that holds a lock as `lock_folder` does, without the imports.
+HOLD = """
+import fcntl, os, sys
+with open(sys.argv[1], "a+") as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    file.write(str(os.getpid()))
+    file.flush()
+    print(os.getpid(), flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_second_job_in_a_folder_is_refused_with_the_process_id_of_the_first(tiles, tmp_path, embedder):
     job = EmbeddingJob(tiles, tmp_path / "out", shard_size=3)
-    code = "import os, sys; print(os.getpid(), flush=True); sys.stdin.read()"
-    code = f"from geoalign_hf.storage import lock_folder\nwith lock_folder({str(job.output)!r}): {code}"
-    other = subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1, text=True)
+    job.output.mkdir()
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLD, job.output / LOCK_NAME], stdin=-1, stdout=-1, text=True
+    )
     pid = other.stdout.readline().strip()
     with refuses(str(job.output), f"process {pid}", kind=RuntimeError):
         run_job(job, embedder, "tiny")
@@ -150,7 +163,7 @@ def test_a_damaged_shard_is_named(tiles, tmp_path, embedder):
         read_embeds(tmp_path / "out")
 
 
-def test_a_run_goes_on_with_the_shards_that_are_missing(tiles, tmp_path, embedder):
+def test_an_interrupted_run_continues_with_the_missing_shards(tiles, tmp_path, embedder):
     make(tiles, tmp_path / "whole", embedder)
     job = make(tiles, tmp_path / "out", embedder, num_processes=2, ranks=[0])  # process 1 was killed
     assert not job.locate_shard(1).exists()
@@ -192,20 +205,20 @@ def test_embeddings_of_another_model_are_not_compared(tiles, tmp_path, embedder,
         read_description(tmp_path)
 
 
-def test_the_fingerprint_is_of_every_bit_of_the_weights(model):
+def test_the_fingerprint_depends_on_every_bit_of_the_weights(model):
     before = fingerprint_model(model)
     assert fingerprint_model(model.bfloat16()) != before
     assert len(before) == 64
 
 
-def test_a_corrupt_image_stops_the_run_by_its_name_and_leaves_whole_shards(tiles, tmp_path, embedder):
+def test_a_corrupt_image_stops_the_run_with_its_name_and_leaves_complete_shards(tiles, tmp_path, embedder):
     (tiles / "4.png").write_bytes((tiles / "4.png").read_bytes()[:300])
     with refuses(str(tiles / "4.png")):
         make(tiles, tmp_path / "out", embedder)
     assert list_names(tmp_path / "out") == ["embeds-00000-of-00003.parquet", "embeds.json"]
 
 
-def test_a_corrupt_image_is_left_out_and_told_where_that_is_asked_for(tiles, tmp_path, embedder):
+def test_a_corrupt_image_is_skipped_and_reported_on_request(tiles, tmp_path, embedder):
     for name in ("3.png", "4.png", "deeper/5.png"):  # a whole shard
         shutil.copy(tiles / "rows.json", tiles / name)
     job = make(tiles, tmp_path / "out", embedder, coco=None, on_error="skip")
@@ -216,12 +229,14 @@ def test_a_corrupt_image_is_left_out_and_told_where_that_is_asked_for(tiles, tmp
         "deeper/6.png",
         "deeper/7.png",
     ]
-    told = [json.loads(line) for line in job.locate_shard(1).with_suffix(".jsonl").read_text().splitlines()]
-    assert [entry["kind"] for entry in told] == ["bad image"] * 3
-    assert str(tiles / "deeper" / "5.png") in told[2]["message"]
+    reported = [
+        json.loads(line) for line in job.locate_shard(1).with_suffix(".jsonl").read_text().splitlines()
+    ]
+    assert [entry["kind"] for entry in reported] == ["bad image"] * 3
+    assert str(tiles / "deeper" / "5.png") in reported[2]["message"]
 
 
-def test_a_wrong_box_is_told_too(tiles, tmp_path, embedder):
+def test_a_wrong_box_is_reported_too(tiles, tmp_path, embedder):
     coco = json.loads((tiles / "rows.json").read_text())
     coco["annotations"][0]["bbox"] = [0, 0, -5, 5]
     (tiles / "rows.json").write_text(json.dumps(coco))
@@ -233,7 +248,7 @@ def test_a_wrong_box_is_told_too(tiles, tmp_path, embedder):
     assert len(read_embeds(tmp_path / "out")) == 8 + len(coco["annotations"]) - 1
 
 
-def test_what_does_not_fit_is_refused(tiles, tmp_path):
+def test_wrong_options_are_refused(tiles, tmp_path):
     coco = json.loads((tiles / "rows.json").read_text())
     coco["images"].append(coco["images"][0] | {"id": 99, "file_name": "./0.png"})
     (tmp_path / "twice.json").write_text(json.dumps(coco))
