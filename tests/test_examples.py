@@ -143,8 +143,8 @@ def test_linear_probe_on_folders_and_on_boxes(toy_rows, folder, coco_folder, tmp
         "linear_probe.py", "--model", folder, "--folder", "scenes", "--test_folder", "scenes", *fewer, "a"
     )
     metrics = json.loads((tmp_path / "a" / "metrics.json").read_text())
-    assert list(metrics) == ["linear probe", "1 nearest neighbours", "zero-shot"]
-    assert metrics["1 nearest neighbours"]["top1_micro"] == 1  # each test image is its own neighbour
+    assert list(metrics) == ["linear probe", "1 nearest neighbors", "zero-shot"]
+    assert metrics["1 nearest neighbors"]["top1_micro"] == 1  # each test image is its own neighbor
     assert metrics["zero-shot"]["num_per_concept"] == {"road": 4, "storage tank": 4}
 
     boxes = ["--coco", coco_folder / "rows.json", "--images", coco_folder]
