@@ -23,7 +23,7 @@ from .metrics.retrieval import RECALL_AT, rank_own, score_retrieval
 # and a caption that several images share accepts any of them, as in SkyScript and FarSLIP. Scores of the two
 # protocols cannot be compared.
 CAPTION_PREFIXES = {"all": "", "unique": "a satellite image. "}
-BLOCK_SIZE = 2**24  # scores held at once
+BLOCK_SIZE = 2**20  # scores held at once; this many stay in the cache of the CPU
 
 
 @dataclass(eq=False, repr=False)
