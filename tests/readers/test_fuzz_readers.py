@@ -265,9 +265,9 @@ def test_xml_files(folder, num_examples):
 @pytest.mark.parametrize("num_examples", SIZES)
 def test_files_of_names(folder, num_examples):
     def law(data):
-        words = ["names:", "0:", "1:", "- ship", "[a, b]", "{0: a}", "&a", "*a", "<<: *a", "\n", "\n  ", "null",
-                 "2020-13-45", "'x", "!!python/object:os.system", "? ", "012", "1.5", "ship", "\t", "%",
-                 "\x00", "\ufeff", "#"]  # fmt: skip
+        words = ["names:", "0:", "1:", "- ship", "[a, b]", "{0: a}", "&a", "*a", "<<: *a", "\n", "\n  ",
+                 "null", "2020-13-45", "'x", "!!python/object:os.system", "? ", "012", "1.5", "ship", "\t",
+                 "%", "\x00", "\ufeff", "#"]  # fmt: skip
         text = " ".join(data.draw(st.lists(st.sampled_from(words), max_size=9)))
         path = folder / data.draw(st.sampled_from(["data.yaml", "classes.txt"]))
         path.write_text(data.draw(st.sampled_from(["names: ", "names:\n  0: a\n  ", ""])) + text)
