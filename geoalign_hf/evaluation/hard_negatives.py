@@ -19,13 +19,13 @@ class HardNegativeEvaluator(RegionEvaluator):
 
     The result holds the scores of `score_hard_negatives`. `blind_accuracy` and `blind_per_kind` are the same
     scores when every region is replaced by the mean of all regions: what can be answered without looking at
-    the region. `text_only_accuracy` is what a bag of words with logistic regression tells from the texts alone,
-    see `captioning.text_baseline`; it needs scikit-learn.
+    the region. `text_only_accuracy` is what a bag of words with logistic regression tells from the texts
+    alone, see `captioning.text_baseline`; it needs scikit-learn.
 
-    Where the rows have balanced hard negatives (`captioning.balance`), pairs of regions with exchanged phrases
-    are scored, too. `pair_accuracy` is the fraction of their negatives that are beaten; text alone gives 0.5.
-    `group_accuracy` is the fraction of the `num_pairs` pairs in which both are beaten, as in Winoground. A guess
-    gives 0.25, and text alone 0. Ties count against the model.
+    Where the rows have balanced hard negatives (`captioning.balance`), pairs of regions with exchanged
+    phrases are scored, too. `pair_accuracy` is the fraction of their negatives that are beaten; text alone
+    gives 0.5. `group_accuracy` is the fraction of the `num_pairs` pairs in which both are beaten, as in
+    Winoground. A guess gives 0.25, and text alone 0. Ties count against the model.
 
     Args:
         rows: dataset of rows with `hard_negatives`, and with `negative_kinds` if it is known what they
