@@ -139,8 +139,8 @@ class PhraseRetrievalEvaluator(RegionEvaluator):
     - Counts: `num_regions`, `num_phrases` (different ones), and `num_images_in_image`, the images with at
       least two different phrases; only these count for the scores inside images.
 
-    A phrase that the rows mark as `ambiguous` may also mean another region of its image. It is left out of the
-    scores inside images, as a question and as a candidate.
+    A phrase that the rows mark as `ambiguous` may also mean another region of its image. It does not count
+    for the scores inside images, neither as a query nor as a candidate.
 
     Args:
         rows: dataset of rows.
