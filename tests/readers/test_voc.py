@@ -199,3 +199,7 @@ def test_cut_xml_and_entities_are_refused(path, images):
     path.write_text('<!DOCTYPE a [<!ENTITY b "ship">]>' + VOC.replace(">ship<", ">&b;<"))
     with refuses(str(path), "entities"):
         read_voc(path, images)
+    text = '<?xml version="1.0" encoding="utf-16"?><!DOCTYPE a [<!ENTITY b "ship">]>' + VOC
+    path.write_bytes(text.encode("utf-16"))
+    with refuses(str(path), "entities"):
+        read_voc(path, images)
