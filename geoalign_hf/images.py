@@ -5,6 +5,8 @@ one object, and rasterio for files that PIL cannot read in full: more than one b
 more bands than colours.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,10 +19,21 @@ from .model.images_geoalign_clip import read_image as read_any_image
 
 try:
     import rasterio
+    import rasterio.errors
 except ImportError:
     rasterio = None
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".jp2", ".j2k"})
+
+
+@contextmanager
+def allow_large_images() -> Iterator[None]:
+    """Lift Pillow's limit on the number of pixels while a large scene is opened on purpose."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
 
 
 @dataclass(frozen=True)
@@ -128,7 +141,7 @@ def _read_by_rasterio(path, name: str, header: Header, options: ImageOptions) ->
                 )
             array = file.read(list(bands)).transpose(1, 2, 0)
             is_valid = (file.read_masks(list(bands)) > 0).all(axis=0)
-    except rasterio.RasterioError as error:
+    except rasterio.errors.RasterioError as error:
         raise ValueError(f"{name} cannot be read by rasterio ({error}). {READER_REMEDY}") from error
     chosen = tuple(range(1, len(bands) + 1)) if options.bands else None
     rgb = to_rgb(array, name, options.stretch, options.limits, chosen, header.is_inverted, is_valid)

@@ -14,8 +14,8 @@ PACKAGE = ROOT / "geoalign_hf"
 # What the modules of each directory (or of a file beside them) may import from the package.
 MAY_IMPORT = {
     "storage": set(),
-    "images": {"storage"},
     "model": set(),
+    "images": {"model", "storage"},
     "losses": set(),
     "captioning": {"model", "storage"},
     "convert": {"model", "storage"},
@@ -25,18 +25,19 @@ MAY_IMPORT = {
     "embedding": {"captioning", "data", "hub", "images", "model", "readers", "storage"},
     "dataset_builder": {"captioning", "data", "hub", "images", "model", "readers", "storage"},
     "evaluation": {"captioning", "data", "embedding", "images", "model", "storage"},
-    "scenes": {"captioning", "data", "embedding", "images", "model", "storage"},
+    "scenes": {"captioning", "data", "embedding", "images", "model", "readers", "storage"},
     "training": {
         "captioning", "data", "embedding", "evaluation", "hub", "images", "losses", "model", "storage"
     },
 }  # fmt: skip
-TOP = {"__init__", "__main__", "cli"}  # these may import everything
+TOP = {"__init__", "__main__", "cli", "commands"}  # these may import everything
 
 # The only places that may import a dependency that few users have, or that is slow to import.
 MAY_USE = {
     "evaluate": {"evaluation"},
     "peft": {"training"},
-    "accelerate": {"embedding", "training", "cli"},
+    "accelerate": {"commands", "embedding", "training"},
+    "geopandas": {"scenes"},
     "rasterio": {"images", "scenes"},
     "yaml": {"dataset_builder", "readers"},
 }

@@ -16,7 +16,7 @@ from ..data.row_images import RowImages
 from ..embedding.embedder import Embedder
 from .evaluator import Evaluator, RegionEvaluator
 from .hard_negatives import list_negatives
-from .metrics.scores import RECALL_AT, rank_own, score_retrieval
+from .metrics.retrieval import RECALL_AT, rank_own, score_retrieval
 
 # How repeated captions are treated, and the words before every caption. `all`: every caption of every image
 # is kept, as in CLIP_benchmark, RemoteCLIP and RS5M. `unique`: equal captions and equal images count once,
@@ -139,6 +139,9 @@ class PhraseRetrievalEvaluator(RegionEvaluator):
     - Counts: `num_regions`, `num_phrases` (different ones), and `num_images_in_image`, the images with at
       least two different phrases; only these count for the scores inside images.
 
+    A phrase that the rows mark as `ambiguous` may also mean another region of its image. It does not count
+    for the scores inside images, neither as a query nor as a candidate.
+
     Args:
         rows: dataset of rows.
         region_source: see `RegionEvaluator`, as for the following.
@@ -166,7 +169,9 @@ class PhraseRetrievalEvaluator(RegionEvaluator):
             text_ids=np.array([ids[phrase] for phrase in phrases]),
             images=np.array([i for i, boxes in enumerate(self.rows["boxes"]) for _ in boxes]),
         )
-        scores = _score_in_images(self.rows["phrases"], negatives, region_embeds, text_embeds, ids)
+        has_flags = "ambiguous" in self.rows.column_names
+        flags = self.rows["ambiguous"] if has_flags else [[]] * len(self.rows)
+        scores = _score_in_images(self.rows["phrases"], flags, negatives, region_embeds, text_embeds, ids)
 
         unique = sorted(set(phrases))
         positions = {phrase: i for i, phrase in enumerate(unique)}
@@ -182,29 +187,30 @@ class PhraseRetrievalEvaluator(RegionEvaluator):
         return scores, self._describe_regions(embedder) | {"ties": "count against the model"}
 
 
-def _score_in_images(phrases_of_rows, negatives, region_embeds, text_embeds, ids) -> dict:
+def _score_in_images(phrases_of_rows, flags_of_rows, negatives, region_embeds, text_embeds, ids) -> dict:
     """Score both directions inside each image, and the regions among hard negatives as well."""
     hits = {"region_to_phrase": [], "phrase_to_region": [], "region_to_phrase_or_negative": []}
     chances = {"region_to_phrase": [], "phrase_to_region": []}
     start = num_images = 0
-    for phrases in phrases_of_rows:
+    for phrases, flags in zip(phrases_of_rows, flags_of_rows, strict=True):
         regions, start = range(start, start + len(phrases)), start + len(phrases)
-        unique = sorted(set(phrases))
+        clear = [r for r in range(len(phrases)) if not (flags and flags[r])]
+        unique = sorted({phrases[r] for r in clear})
         if len(unique) < 2:
             continue
         num_images += 1
         cosines = (region_embeds[list(regions)] @ text_embeds[[ids[text] for text in unique]].T).numpy()
-        is_own = np.array([[phrase == text for text in unique] for phrase in phrases])
-        hits["region_to_phrase"] += (rank_own(cosines, is_own) == 1).tolist()
-        hits["phrase_to_region"] += (rank_own(cosines.T, is_own.T) == 1).tolist()
-        chances["region_to_phrase"] += is_own.mean(axis=1).tolist()
-        chances["phrase_to_region"] += is_own.mean(axis=0).tolist()
-        for region, phrase in zip(regions, phrases, strict=True):
+        own_phrases = [[unique.index(phrases[r])] for r in clear]
+        own_regions = [[r for r, phrase in enumerate(phrases) if phrase == text] for text in unique]
+        hits["region_to_phrase"] += (rank_own(cosines[clear], own_phrases) == 1).tolist()
+        hits["phrase_to_region"] += (rank_own(cosines.T, own_regions) == 1).tolist()
+        chances["region_to_phrase"] += [1 / len(unique)] * len(clear)
+        chances["phrase_to_region"] += [len(own) / len(phrases) for own in own_regions]
+        for region, phrase in ((regions[r], phrases[r]) for r in clear):
             if negatives[region]:
                 candidates = sorted({*unique, *negatives[region]})
                 cosine = text_embeds[[ids[text] for text in candidates]] @ region_embeds[region]
-                is_phrase = np.array([text == phrase for text in candidates])
-                rank = rank_own(cosine.numpy()[None], is_phrase[None])
+                rank = rank_own(cosine.numpy()[None], [[candidates.index(phrase)]])
                 hits["region_to_phrase_or_negative"].append(bool(rank[0] == 1))
     scores = {f"{name}_in_image": float(np.mean(right)) for name, right in hits.items() if right}
     scores |= {f"chance_{name}_in_image": float(np.mean(odds)) for name, odds in chances.items() if odds}
@@ -236,10 +242,7 @@ def rank_in_blocks(
     ranks, num_queries = [], max(1, block_size // max(len(candidate_embeds), 1))
     for start in range(0, len(query_embeds), num_queries):
         scores = query_embeds[start : start + num_queries] @ candidate_embeds.T  # (q, N)
-        is_own = np.zeros(scores.shape, dtype=bool)
-        for i, candidates in enumerate(own[start : start + num_queries]):
-            is_own[i, candidates] = True
-        ranks.append(rank_own(scores.numpy(), is_own))
+        ranks.append(rank_own(scores.numpy(), own[start : start + num_queries]))
     return np.concatenate(ranks)
 
 

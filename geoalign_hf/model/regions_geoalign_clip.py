@@ -106,13 +106,13 @@ def check_boxes(
                 )
             if cut[high] <= cut[low]:
                 raise ValueError(
-                    f"{place} lies outside of its image of {width} x {height} pixels (width x height). "
+                    f"{place} lies wholly outside its image of {width} x {height} pixels (width x height). "
                     "Boxes are xyxy pixels of the image as given, before any resizing; leave this one out."
                 )
         if not clip and box != cut:
             raise ValueError(
-                f"{place} is partly outside of its image of {width} x {height} pixels (width x height). "
-                "Cut it at the edge, or allow that with clip_boxes=True."
+                f"{place} reaches outside its image of {width} x {height} pixels (width x height). "
+                "Cut it, or allow cutting with clip=True."
             )
     return inside
 
@@ -150,21 +150,21 @@ def check_quads(
             )
         if any(abs(x) > LARGEST_QUAD * width or abs(y) > LARGEST_QUAD * height for x, y in quad):
             raise ValueError(
-                f"{place} reaches more than {LARGEST_QUAD:g} times the size of its image of {width} x "
-                f"{height} pixels (width x height). Quads are four corners x, y in pixels; cut it."
+                f"{place} reaches beyond {LARGEST_QUAD:g} times the size of its image of {width} x {height} "
+                "pixels (width x height). Quads are four corners x, y in pixels; cut it to the image."
             )
         if not _is_simple(quad):
             raise ValueError(
                 f"{place} has no area or sides that cross. "
-                "Quads are four corners x, y in pixels, in order around the quad."
+                "Quads are four corners x, y in pixels, going round."
             )
-    check_boxes(quads_to_xyxy(quads), width, height, f"the box around {name}", clip)
+    check_boxes(quads_to_xyxy(quads), width, height, f"the box round {name}", clip)
     scaled = quads / torch.tensor([width, height], dtype=torch.float64)
     for r, area in enumerate(_cover_by_quads(scaled, (1, 1)).flatten().tolist()):
         if area <= 0:
             raise ValueError(
-                f"{name}[{r}] = {quads[r].tolist()} lies outside of its image of {width} x {height} pixels "
-                "(width x height), although the box around it does not. Leave it out."
+                f"{name}[{r}] = {quads[r].tolist()} lies wholly outside its image of "
+                f"{width} x {height} pixels (width x height), though the box round it does not. Leave it out."
             )
     return quads
 
@@ -341,8 +341,8 @@ def _check_frame(name: str, regions: torch.Tensor):
         place = (~is_inside).nonzero()[0, :2].tolist()
         raise ValueError(
             f"{name}[{place[0]}, {place[1]}] = {regions[tuple(place)].tolist()!s:.200} is not in the frame "
-            "of pixel_values, which runs from 0 to 1, with x0 <= x1 and y0 <= y1. Pass pixels of the image to "
-            "the processor as boxes, quads or masks; it converts them."
+            "of pixel_values: from 0 to 1, with x0 <= x1 and y0 <= y1. Pass pixels of the image to the "
+            "processor as boxes, quads or masks; it converts them."
         )
 
 
@@ -369,6 +369,6 @@ def pool_regions(features: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     if features.shape[0] != weights.shape[0] or features.shape[1] != weights.shape[-1]:
         raise ValueError(
             f"features of {features.shape[0]} images with {features.shape[1]} patches do not fit weights for "
-            f"{weights.shape[0]} images with {weights.shape[-1]} patches. Compute the weights for this grid."
+            f"{weights.shape[0]} images with {weights.shape[-1]} patches. Make the weights for this grid."
         )
     return weights.to(features.dtype) @ features

@@ -1,6 +1,7 @@
-"""Laws of the build: the same bytes every time, nothing lost or doubled, all that is left out told."""
+"""The build writes the same bytes every time, loses and doubles nothing, and reports what it skips."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -16,9 +17,13 @@ from huggingface_hub import DatasetCard
 from PIL import Image
 from toy_rows import draw_rows
 
+from geoalign_hf.captioning.balance import find_change, list_contrasts
 from geoalign_hf.data.loading import load_rows
 from geoalign_hf.data.schema import FEATURES
 from geoalign_hf.dataset_builder.build import BuildConfig, build
+from geoalign_hf.dataset_builder.plan import plan_shards, read_shard_rows
+from geoalign_hf.readers.coco import read_coco
+from geoalign_hf.storage import lock_folder
 
 
 def write_coco(folder: Path, rows: list[dict]) -> Path:
@@ -57,7 +62,7 @@ def coco(drawn, tmp_path):
 
 @pytest.fixture
 def config(coco, tmp_path):
-    return BuildConfig(output=str(tmp_path / "rows"), coco=str(coco), images_per_shard=4, sheet_rows=3)
+    return BuildConfig(output_dir=str(tmp_path / "rows"), coco=str(coco), images_per_shard=4, sheet_rows=3)
 
 
 def read_shards(output: str) -> dict[str, bytes]:
@@ -69,9 +74,10 @@ def run(config: BuildConfig) -> list[str]:
     command = [
         sys.executable,
         "-m",
-        "geoalign_hf.dataset_builder.build",
-        "--output",
-        config.output,
+        "geoalign_hf",
+        "build",
+        "--output_dir",
+        config.output_dir,
         "--coco",
         config.coco,
     ]
@@ -91,15 +97,15 @@ def run(config: BuildConfig) -> list[str]:
 def built(drawn, tmp_path_factory):
     folder = tmp_path_factory.mktemp("source")
     config = BuildConfig(
-        output=str(folder / "rows"), coco=str(write_coco(folder, drawn)), images_per_shard=4, sheet_rows=3,
-        title="toy", license="other", license_name="toy terms", license_link="https://example.org",
+        output_dir=str(folder / "rows"), coco=str(write_coco(folder, drawn)), images_per_shard=4,
+        sheet_rows=3, title="toy", license="other", license_name="toy terms", license_link="https://example.org",
     )  # fmt: skip
     return config, build(config)
 
 
 def test_every_image_becomes_a_row_with_its_boxes_and_its_own_bytes(built, drawn):
     config, _ = built
-    rows = load_dataset(config.output, split="train")
+    rows = load_dataset(config.output_dir, split="train")
     assert rows.features == FEATURES and len(rows) == len(drawn)
     for i, (row, source) in enumerate(zip(rows, drawn, strict=True)):
         assert row["source"] == f"{i}.png" and row["concepts"] == source["concepts"]
@@ -116,8 +122,8 @@ def test_every_image_becomes_a_row_with_its_boxes_and_its_own_bytes(built, drawn
 
 def test_the_statistics_are_those_of_the_rows(built):
     config, statistics = built
-    rows = load_dataset(config.output, split="train").remove_columns("image")
-    assert statistics == json.loads(Path(config.output, "statistics.json").read_text())
+    rows = load_dataset(config.output_dir, split="train").remove_columns("image")
+    assert statistics == json.loads(Path(config.output_dir, "statistics.json").read_text())
     concepts = Counter(concept for row in rows for concept in row["concepts"])
     kinds = Counter(kind for row in rows for kinds in row["negative_kinds"] for kind in kinds)
     assert statistics["num_rows"] == 14 and statistics["concepts"] == concepts
@@ -128,62 +134,91 @@ def test_the_statistics_are_those_of_the_rows(built):
     )
     assert statistics["negative_kinds"] == kinds and statistics["num_hard_negatives"] == kinds.total()
     assert statistics["num_phrases"] == len({phrase for row in rows for phrase in row["phrases"]})
-    assert statistics["left_out"] == {}
+    assert statistics["skipped"] == {}
 
 
 def test_the_card_carries_counts_and_licence(built):
     config, statistics = built
-    card = DatasetCard.load(Path(config.output, "README.md"))
+    card = DatasetCard.load(Path(config.output_dir, "README.md"))
     assert card.data.license == "other" and card.data.license_name == "toy terms"
     assert card.data.license_link == "https://example.org" and card.data.pretty_name == "toy"
-    assert f"14 rows with\n{statistics['num_regions']} regions" in card.text
+    assert f"14 rows with {statistics['num_regions']} regions" in card.text
     for name, number in statistics["concepts"].items():
         assert f"| {name} | {number} |" in card.text
     assert "toy terms (https://example.org)" in card.text
-    assert Image.open(Path(config.output, "contact_sheet.png")).width == 1200
+    assert Image.open(Path(config.output_dir, "contact_sheet.png")).width == 1200
+    assert not Path(config.output_dir, "contact_sheet_2.png").exists()  # three rows fit on one page
 
 
-def test_a_build_that_is_done_is_not_done_again(built):
+def test_a_complete_build_is_not_repeated(built):
     config, statistics = built
-    before = {path: path.stat().st_mtime_ns for path in Path(config.output).rglob("*.parquet")}
+    before = {path: path.stat().st_mtime_ns for path in Path(config.output_dir).rglob("*.parquet")}
     assert build(config) == statistics
-    assert {path: path.stat().st_mtime_ns for path in Path(config.output).rglob("*.parquet")} == before
+    assert {path: path.stat().st_mtime_ns for path in Path(config.output_dir).rglob("*.parquet")} == before
 
 
-def test_another_seed_gives_other_words_for_the_same_boxes(built, tmp_path):
+def test_another_seed_gives_other_text_for_the_same_boxes(built, tmp_path):
     config, _ = built
-    build(replace(config, output=str(tmp_path / "rows"), seed=1))
-    first, second = (load_dataset(path, split="train") for path in (config.output, str(tmp_path / "rows")))
+    build(replace(config, output_dir=str(tmp_path / "rows"), seed=1))
+    first, second = (
+        load_dataset(path, split="train") for path in (config.output_dir, str(tmp_path / "rows"))
+    )
     assert first["boxes"][:] == second["boxes"][:] and first["phrases"][:] != second["phrases"][:]
 
 
-def test_large_pictures_become_tiles_that_name_their_window(config, drawn):
+def count_contrasts(rows, key) -> Counter:
+    contrasts = list_contrasts(rows.remove_columns("image").to_list())
+    return Counter((contrast.kind, *key(contrast)) for contrast in contrasts)
+
+
+@pytest.mark.parametrize(
+    ("split", "negatives", "key"),
+    [("train", "matched", lambda c: find_change(c.right, c.wrong)), ("test", "balanced", lambda c: c[-2:])],
+)
+def test_by_default_hard_negatives_are_exchanged_equally_often(config, split, negatives, key):
+    statistics = build(replace(config, split=split, images_per_shard=14))
+    pairs = count_contrasts(load_rows(config.output_dir, split), key)
+    assert pairs and all(pairs[kind, wrong, right] == n for (kind, right, wrong), n in pairs.items())
+    assert statistics["negatives"] == negatives
+    kept = sum(counts["kept"] for counts in statistics["negative_balance"].values())
+    assert kept == pairs.total() == statistics["num_hard_negatives"]
+    assert split == "train" or statistics["text_only_baseline"]["accuracy"] == 0.5
+
+
+def test_images_in_false_colours_get_no_words_of_colour(config):
+    build(replace(config, false_colour=True))
+    for row in load_rows(config.output_dir).remove_columns("image"):
+        texts = [*row["captions"], row["description"], *row["phrases"], *sum(row["hard_negatives"], [])]
+        assert not re.search(r"\b(white|red|green|blue|yellow)\b", " ".join(texts))
+
+
+def test_large_images_become_tiles_that_name_their_window(config, drawn):
     build(replace(config, tile=128, overlap=32))
-    rows = load_rows(config.output)
+    rows = load_rows(config.output_dir)
     assert {len(row["window"]) for row in rows} == {4}
     for row in rows:
         source = drawn[int(Path(row["source"]).stem)]["image"]
         assert row["image"].tobytes() == source.crop(row["window"]).tobytes()
-    report = [json.loads(line) for line in Path(config.output, "report.jsonl").read_text().splitlines()]
-    num_empty = sum(entry["kind"] == "no words" for entry in report)
+    report = [json.loads(line) for line in Path(config.output_dir, "report.jsonl").read_text().splitlines()]
+    num_empty = sum(entry["kind"] == "no text" for entry in report)
     assert num_empty and len(rows) + num_empty > 14
 
 
-def test_a_model_words_the_rows_and_its_raw_answers_stay(drawn, tiny_pipeline, tmp_path):
+def test_a_model_writes_the_text_and_its_raw_answers_are_kept(drawn, tiny_pipeline, tmp_path):
     (tmp_path / "source").mkdir()
     coco = write_coco(tmp_path / "source", [row for row in drawn if len(row["boxes"]) == 1][:1])
     tiny_pipeline.model.save_pretrained(tmp_path / "model")
     tiny_pipeline.processor.save_pretrained(tmp_path / "model")
     output = tmp_path / "rows"
-    statistics = build(BuildConfig(output=str(output), coco=str(coco), model=str(tmp_path / "model")))
+    statistics = build(BuildConfig(output_dir=str(output), coco=str(coco), model=str(tmp_path / "model")))
     answers = [json.loads(line) for line in (output / "answers" / "00000.jsonl").read_text().splitlines()]
     assert {entry["granularity"] for entry in answers} == {"caption", "description", "phrase"}
     assert all(entry["raw"] for entry in answers)
     last = {entry["granularity"]: entry["answer"] for entry in answers}
     (row,) = load_rows(output)
     assert (row["captions"][0] == last["caption"]) == (last["caption"] is not None)
-    assert statistics["left_out"].get("no usable answer", 0) == list(last.values()).count(None)
-    assert f"by the model {tmp_path / 'model'}" in (output / "README.md").read_text()
+    assert statistics["skipped"].get("no usable answer", 0) == list(last.values()).count(None)
+    assert f"The model {tmp_path / 'model'} wrote" in (output / "README.md").read_text()
 
 
 # Processes and kills
@@ -197,43 +232,46 @@ def test_the_command_makes_the_same_bytes_in_other_processes_and_prints_what_it_
     command = run(replace(config, num_workers=num_workers))
     result = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
-    assert read_shards(config.output) == read_shards(built[0].output)
+    assert read_shards(config.output_dir) == read_shards(built[0].output_dir)
     statistics = built[1]
     assert re.fullmatch(
-        rf"{re.escape(config.output)}: 14 rows, {statistics['num_regions']} regions of 5 concepts, "
-        rf"{statistics['num_hard_negatives']} hard negatives; left out: nothing; \d+ s\n",
+        rf"14 rows, {statistics['num_regions']} regions of 5 concepts, "
+        rf"{statistics['num_hard_negatives']} hard negatives; skipped: nothing; \d+ s\n"
+        rf"wrote {re.escape(config.output_dir)}\n",
         result.stdout,
     )
     assert "14 images," in result.stderr
 
 
-def test_what_a_killed_build_left_is_taken_up(built, config, coco):
-    """A shard that is there stays; half a shard, and a shard that is not there, are made."""
-    alone = replace(built[0], output=config.output, coco=str(coco))
+def test_an_interrupted_build_continues_and_removes_no_file_of_the_user(built, config, coco):
+    """A finished shard is kept. A half-written shard and a missing shard are built."""
+    alone = replace(built[0], output_dir=config.output_dir, coco=str(coco))
     build(alone)
-    output = Path(config.output)
+    output = Path(config.output_dir)
     (output / "report.jsonl").unlink()
     shards = sorted((output / "data").iterdir())
     (output / ".build").mkdir()
     for i in range(4):
-        (output / ".build" / f"{i:05d}.json").write_text('{"left_out": [], "overlaps": []}')
+        (output / ".build" / f"{i:05d}.json").write_text('{"skipped": [], "overlaps": [], "balance": {}}')
     shards[1].unlink()
-    (output / "data" / f"{shards[1].name}.99.partial").write_bytes(shards[0].read_bytes()[:100])
+    (output / "data" / f".{shards[1].name}.partial").write_bytes(shards[0].read_bytes()[:100])
+    (output / "notes.partial").write_text("the user's own")
     kept = shards[0].stat().st_mtime_ns
     build(alone)
-    assert read_shards(config.output) == read_shards(built[0].output)
+    assert read_shards(config.output_dir) == read_shards(built[0].output_dir)
+    assert (output / "notes.partial").read_text() == "the user's own"
     assert shards[0].stat().st_mtime_ns == kept
     assert not (output / ".build").exists()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [1, 2])
-def test_a_build_killed_ten_times_is_that_of_one_that_never_was(num_workers, tmp_path):
+def test_a_build_killed_ten_times_equals_one_that_was_never_killed(num_workers, tmp_path):
     (tmp_path / "source").mkdir()
     coco = write_coco(tmp_path / "source", draw_rows(60, seed=2))
-    whole = BuildConfig(output=str(tmp_path / "whole"), coco=str(coco), images_per_shard=2)
+    whole = BuildConfig(output_dir=str(tmp_path / "whole"), coco=str(coco), images_per_shard=2)
     build(whole)
-    killed = replace(whole, output=str(tmp_path / "killed"), num_workers=num_workers)
+    killed = replace(whole, output_dir=str(tmp_path / "killed"), num_workers=num_workers)
     num_kills = 0
     for attempt in range(60):
         process = subprocess.Popen(run(killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -247,13 +285,13 @@ def test_a_build_killed_ten_times_is_that_of_one_that_never_was(num_workers, tmp
         process.wait()
         num_kills += 1
     assert process.wait(timeout=300) == 0 and num_kills == 10
-    assert read_shards(killed.output) == read_shards(whole.output)
+    assert read_shards(killed.output_dir) == read_shards(whole.output_dir)
     for name in ("statistics.json", "report.jsonl"):
-        assert Path(killed.output, name).read_bytes() == Path(whole.output, name).read_bytes()
+        assert Path(killed.output_dir, name).read_bytes() == Path(whole.output_dir, name).read_bytes()
     assert not list(tmp_path.rglob("*.partial"))
 
 
-# What is left out
+# What is skipped
 
 
 def test_a_corrupt_image_stops_the_build_by_name(config, coco):
@@ -263,45 +301,44 @@ def test_a_corrupt_image_stops_the_build_by_name(config, coco):
         build(config)
 
 
-def test_a_corrupt_image_is_left_out_and_told_where_that_is_asked_for(config, coco):
+def test_a_corrupt_image_can_be_skipped_and_is_reported(config, coco):
     path = coco.parent / "5.png"
     path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(ValueError, match="'5.png' cannot be decoded"):
         build(config)  # and then goes on
     statistics = build(replace(config, on_error="skip"))
-    assert statistics["num_rows"] == 13 and statistics["left_out"] == {"bad image": 1}
-    (entry,) = [json.loads(line) for line in Path(config.output, "report.jsonl").read_text().splitlines()]
+    assert statistics["num_rows"] == 13 and statistics["skipped"] == {"bad image": 1}
+    (entry,) = [json.loads(line) for line in Path(config.output_dir, "report.jsonl").read_text().splitlines()]
     assert entry["kind"] == "bad image" and "'5.png'" in entry["message"]
 
 
-def test_a_build_of_no_rows_says_what_was_left_out(config, coco):
+def test_a_build_without_rows_says_what_was_skipped(config, coco):
     """A corrupt image has a whole header, so that only its decoding fails."""
     for path in coco.parent.glob("*.png"):
         path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(
         ValueError,
-        match=rf"^{re.escape(config.output)}: no row is left of 14 images; left out: {{'bad image': 14}} "
-        r"\(the first: the image of row '0\.png' cannot be decoded .*\)\. Mend the sources or the settings, "
-        r"then delete the folder or give another --output\.$",
+        match=rf"^{re.escape(config.output_dir)}: no row remains of 14 images; skipped: {{'bad image': 14}} "
+        r"\(the first: the image of row '0\.png' cannot be decoded .*--output_dir",
     ):
         build(replace(config, on_error="skip"))
-    assert not Path(config.output, "README.md").exists()
+    assert not Path(config.output_dir, "README.md").exists()
 
 
-def test_images_of_an_evaluation_set_are_left_out(config, drawn, tmp_path):
+def test_images_of_an_evaluation_set_are_skipped(config, drawn, tmp_path):
     (tmp_path / "eval").mkdir()
     drawn[3]["image"].transpose(Image.Transpose.ROTATE_90).save(tmp_path / "eval" / "a.jpg", quality=60)
     config = replace(config, eval_images=[str(tmp_path / "eval")])
     statistics = build(config)
-    assert statistics["num_rows"] == 13 and statistics["left_out"] == {"evaluated on": 1}
-    assert "3.png" not in list(load_rows(config.output)["source"])
-    assert json.loads(Path(config.output, "leakage.json").read_text())[0]["row"] == "3.png"
-    assert f"| {tmp_path / 'eval'} | 1 | 0 | 0 | 1 | 0 |" in Path(config.output, "README.md").read_text()
-    kept = build(replace(config, leaks="keep", output=str(tmp_path / "kept")))
-    assert kept["num_rows"] == 14 and len(json.loads((tmp_path / "kept" / "leakage.json").read_text())) == 1
+    assert statistics["num_rows"] == 13 and statistics["skipped"] == {"in an evaluation set": 1}
+    assert "3.png" not in list(load_rows(config.output_dir)["source"])
+    assert json.loads(Path(config.output_dir, "leakage.jsonl").read_text())["row"] == "3.png"
+    assert f"| {tmp_path / 'eval'} | 1 | 0 | 0 | 1 | 0 |" in Path(config.output_dir, "README.md").read_text()
+    kept = build(replace(config, leaks="keep", output_dir=str(tmp_path / "kept")))
+    assert kept["num_rows"] == 14 and len((tmp_path / "kept" / "leakage.jsonl").read_text().splitlines()) == 1
 
 
-def test_captions_of_an_evaluation_set_are_left_out_of_their_rows(drawn, tmp_path):
+def test_captions_of_an_evaluation_set_are_removed_from_their_rows(drawn, tmp_path):
     for i in (0, 1):
         drawn[i]["image"].save(tmp_path / f"{i}.png")
     sentences = [["a quiet place .", "many boats"], ["A quiet place"]]
@@ -312,22 +349,63 @@ def test_captions_of_an_evaluation_set_are_left_out_of_their_rows(drawn, tmp_pat
     (tmp_path / "train.json").write_text(json.dumps({"images": entries}))
     (tmp_path / "eval.json").write_text(json.dumps({"images": [entries[1]]}))
     config = BuildConfig(
-        output=str(tmp_path / "rows"), captions=str(tmp_path / "train.json"), images=str(tmp_path),
+        output_dir=str(tmp_path / "rows"), captions=str(tmp_path / "train.json"), images=str(tmp_path),
         eval_captions=[str(tmp_path / "eval.json")],
     )  # fmt: skip
     statistics = build(config)
-    assert list(load_rows(config.output)["captions"]) == [["many boats"]]
-    assert statistics["left_out"] == {"evaluated on": 2, "no words": 1}
+    assert list(load_rows(config.output_dir)["captions"]) == [["many boats"]]
+    assert statistics["skipped"] == {"in an evaluation set": 2, "no text": 1}
 
 
 # What does not fit
 
 
+def test_a_second_build_in_the_same_folder_is_refused_with_the_process_that_holds_it(config):
+    with (
+        lock_folder(config.output_dir),
+        pytest.raises(RuntimeError, match=rf"{config.output_dir}.*{os.getpid()}"),
+    ):
+        build(config)
+    build(config)
+
+
+def test_a_built_test_set_is_what_evaluation_reads_by_default(config, drawn, tmp_path):
+    build(replace(config, split="test"))
+    assert [path.name[:5] for path in Path(config.output_dir, "data").iterdir()] == ["test-"] * 4
+    for default in ("train", "test"):
+        assert len(load_rows(config.output_dir, default_split=default)) == 14
+    (Path(config.output_dir, "data") / "other-00000-of-00001.parquet").write_bytes(
+        next(Path(config.output_dir, "data").iterdir()).read_bytes()
+    )
+    assert len(load_rows(config.output_dir, default_split="test")) == 14
+    with pytest.raises(ValueError, match=r"no split 'train'.*'test'"):
+        load_rows(config.output_dir)
+
+
+def test_shards_are_limited_in_bytes_and_large_images_have_their_own(coco, tmp_path):
+    rows = read_coco(coco)
+    sizes = [Path(row["image"]).stat().st_size for row in rows]
+    plan = plan_shards(rows, tmp_path / "plan", 100, max(sizes) - 1)
+    shards = [list(read_shard_rows(tmp_path / "plan", index)) for index in range(plan.num_shards)]
+    assert [row for shard in shards for _, row in shard] == rows
+    assert [number for shard in shards for number, _ in shard] == list(range(len(rows)))
+    for shard in shards:
+        assert len(shard) == 1 or sum(sizes[number] for number, _ in shard) < max(sizes)
+
+
+def test_pillows_limit_is_lifted_only_for_scenes_that_are_cut_into_tiles(config, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 9000)
+    with pytest.raises(ValueError, match="'0.png' cannot be decoded"):
+        build(config)
+    assert build(replace(config, output_dir=f"{config.output_dir}2", tile=128, overlap=32))["num_rows"]
+    assert Image.MAX_IMAGE_PIXELS == 9000
+
+
 def test_a_folder_of_another_build_is_refused(config):
     build(config)
     with refuses(
-        f"{config.output} holds a build with other settings: ['max_negatives', 'seed'] differ. "
-        "Give another --output, or delete the folder."
+        f"{config.output_dir} holds a build with other settings: ['max_negatives', 'seed'] differ. "
+        "Give another --output_dir, or delete the folder."
     ):
         build(replace(config, seed=3, max_negatives=2))
 
@@ -335,7 +413,7 @@ def test_a_folder_of_another_build_is_refused(config):
 def test_a_folder_of_something_else_is_refused(config, tmp_path):
     (tmp_path / "rows").mkdir()
     (tmp_path / "rows" / "thesis.tex").write_text("")
-    with refuses(f"{config.output} is not empty and holds no build. Give another --output."):
+    with refuses(f"{config.output_dir} is not empty and holds no build. Give another --output_dir."):
         build(config)
 
 
@@ -349,8 +427,8 @@ def test_a_folder_of_something_else_is_refused(config, tmp_path):
         ({"coco": None, "voc": "x"}, "--voc is given without --images. Give both."),
         ({"coco": None, "yolo": "x", "images": "x"},
          "--yolo is given without --concepts. Give both."),
-        ({"drop_difficult": True},
-         "--drop_difficult has no effect on --coco; it goes with ['dota', 'voc']. Omit it."),
+        ({"counts_from_one": True},
+         "--counts_from_one has no effect on --coco; it goes with ['voc']. Omit it."),
         ({"tile": 100}, "overlap is 128, but tiles have 100 pixels a side. Choose 0 <= overlap < side."),
         ({"leaks": "ignore"}, "--leaks is 'ignore'. Choose skip or keep."),
         ({"num_workers": 0}, "--num_workers is 0. Give 1 or more."),
