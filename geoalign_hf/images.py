@@ -5,6 +5,7 @@ one object, and rasterio for files that PIL cannot read in full: more than one b
 more bands than colours.
 """
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -78,13 +79,13 @@ class ImageOptions:
 DEFAULT_OPTIONS = ImageOptions()
 
 
-def read_size(path: str | Path, options: ImageOptions = DEFAULT_OPTIONS) -> tuple[int, int]:
+def read_size(path: str | Path) -> tuple[int, int]:
     """Read an image's width and height in pixels, upright as `read_image` gives it, from the header alone.
 
     Raises:
-        ValueError: if the file cannot be read as an image, or has more pixels than allowed.
+        ValueError: if the file cannot be read as an image.
     """
-    return read_header(path, str(path), options.max_pixels).size
+    return read_header(path, str(path), max_pixels=sys.maxsize).size  # nothing is decoded
 
 
 def read_image(image, options: ImageOptions = DEFAULT_OPTIONS) -> Image.Image:

@@ -172,7 +172,8 @@ def test_more_pixels_than_allowed_need_an_option_and_never_change_the_process(
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
     Image.new("L", (50, 40)).save(tmp_path / "big.png")
     path = tmp_path / "big.png"
-    for read in (read_image, read_size, lambda path: processor(images=path, return_tensors="pt")):
+    assert read_size(path) == (50, 40)  # without decoding anything
+    for read in (read_image, lambda path: processor(images=path, return_tensors="pt")):
         with refuses("big.png", "2,000 pixels", "max_pixels=2000"):
             read(path)
     assert read_image(path, ImageOptions(max_pixels=2000)).size == (50, 40)

@@ -109,7 +109,8 @@ class GeoAlignCLIPProcessor(ProcessorMixin):
         for_images, for_text = self._merge_options(kwargs)
         batch = BatchFeature()
         if text is not None:
-            batch.update(self.tokenizer(_check_text(text), **for_text))
+            texts = _check_text(text)
+            batch.update(self.tokenizer(text if isinstance(text, str) else texts, **for_text))
         if images is not None:
             settings = self._merge_settings(for_images)
             options = {"stretch": stretch, "limits": limits, "bands": bands, "max_pixels": max_pixels}
