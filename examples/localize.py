@@ -22,7 +22,7 @@ from transformers.image_utils import load_image
 from geoalign_hf import Embedder, LocalizationEvaluator
 from geoalign_hf.evaluation.figures import draw_score_map
 from geoalign_hf.evaluation.localization import TILE_SIDES, build_score_maps
-from geoalign_hf.evaluation.metrics.score_maps import FIGURES, normalize_map
+from geoalign_hf.evaluation.metrics.localization import FIGURES, normalize_map
 from geoalign_hf.evaluation.results import write_metrics
 
 

@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "embedding": {"captioning", "data", "hub", "images", "model", "readers", "storage"},
     "dataset_builder": {"captioning", "data", "hub", "images", "model", "readers", "storage"},
     "evaluation": {"captioning", "data", "embedding", "images", "model", "storage"},
-    "scenes": {"captioning", "data", "embedding", "images", "model", "storage"},
+    "scenes": {"captioning", "data", "embedding", "images", "model", "readers", "storage"},
     "training": {
         "captioning", "data", "embedding", "evaluation", "hub", "images", "losses", "model", "storage"
     },
@@ -37,6 +37,7 @@ MAY_USE = {
     "evaluate": {"evaluation"},
     "peft": {"training"},
     "accelerate": {"embedding", "training", "cli"},
+    "geopandas": {"scenes"},
     "rasterio": {"images", "scenes"},
     "yaml": {"dataset_builder", "readers"},
 }

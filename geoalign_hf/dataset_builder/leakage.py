@@ -17,9 +17,9 @@ from PIL import Image
 from transformers.hf_argparser import HfArg, HfArgumentParser
 
 from ..data.loading import load_rows
-from ..readers.base import list_images
 from ..readers.captions import list_captions
 from ..readers.coco import read_coco
+from ..readers.files import list_images
 from ..storage import write_text
 
 # An image is reduced to SIDE x SIDE pixels. The KEPT x KEPT lowest frequencies of its cosine transform count.

@@ -17,8 +17,8 @@ from transformers.utils import logging
 
 from ..data.loading import decode_image
 from ..data.schema import write_parquet
-from ..readers.base import list_images
 from ..readers.coco import read_coco
+from ..readers.files import list_images
 from ..readers.skipped import SkipReport
 from ..storage import no_progress_bars, read_json, write_json, write_text
 from .embedder import Embedder
@@ -57,12 +57,8 @@ class EmbeddingJob:
         if self.shard_size < 1:
             raise ValueError(f"shard_size is {self.shard_size}. Give 1 or more.")
         self.report = SkipReport(self.on_error)
-        annotated = read_coco(self.coco, self.images, self.report) if self.coco else []
+        annotated = read_coco(self.coco, self.images, report=self.report) if self.coco else []
         regions = {Path(row["image"]): row for row in annotated}
-        if len(regions) < len(annotated):
-            raise ValueError(
-                f"{self.coco} lists {len(annotated)} images of {len(regions)} files. List each once."
-            )
         nothing = {"boxes": [], "concepts": []}
         self.rows = [
             {name: regions.get(path, nothing)[name] for name in nothing} | {"image": path}

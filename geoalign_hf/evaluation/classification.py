@@ -11,7 +11,7 @@ from ..embedding.embedder import Embedder
 from ..embedding.templates import resolve_templates, split_concepts
 from ..model.processing_geoalign_clip import CONCEPT_TEMPLATES
 from .evaluator import Evaluator, RegionEvaluator
-from .metrics.scores import count_confusions, rank_concepts, score_concepts, score_regions
+from .metrics.classification import count_confusions, rank_concepts, score_concepts, score_regions
 
 
 @dataclass(eq=False, repr=False)

@@ -14,7 +14,7 @@ import torch
 from ..captioning.grammar import add_article
 from ..data.augmentation import Augmentation
 from ..data.schema import REGION_COLUMNS, build_rows
-from ..evaluation.metrics.scores import rank_concepts, score_concepts
+from ..evaluation.metrics.classification import rank_concepts, score_concepts
 from ..losses.objective import LossWeights
 from .arguments import TrainingConfig
 from .lora import AdapterConfig, adapt_model

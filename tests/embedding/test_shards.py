@@ -204,7 +204,7 @@ def test_what_does_not_fit_is_refused(tiles, tmp_path):
         ({"shard_size": 0}, "shard_size is 0. Give 1 or more."),
         (
             {"coco": tmp_path / "twice.json"},
-            f"{tmp_path / 'twice.json'} lists 9 images of 8 files. List each once.",
+            f"{tmp_path / 'twice.json'} has the image 0.png twice. Give every image one entry.",
         ),
     ):
         with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):

@@ -22,7 +22,7 @@ from geoalign_hf.evaluation.drift import EmbeddingDriftEvaluator
 from geoalign_hf.evaluation.evaluator import Evaluator
 from geoalign_hf.evaluation.hard_negatives import HardNegativeEvaluator
 from geoalign_hf.evaluation.localization import LocalizationEvaluator
-from geoalign_hf.evaluation.metrics.scores import score_regions
+from geoalign_hf.evaluation.metrics.classification import score_regions
 from geoalign_hf.evaluation.results import write_metrics
 from geoalign_hf.evaluation.retrieval import CaptionRetrievalEvaluator, PhraseRetrievalEvaluator
 from geoalign_hf.model.processing_geoalign_clip import CONCEPT_TEMPLATES

@@ -9,7 +9,7 @@ from refusals import refuses
 from geoalign_hf.data.tiling import list_tiles
 from geoalign_hf.embedding.embedder import Embedder
 from geoalign_hf.evaluation.localization import LocalizationEvaluator, build_score_maps
-from geoalign_hf.evaluation.metrics.score_maps import polygons_to_truth, score_localization
+from geoalign_hf.evaluation.metrics.localization import polygons_to_truth, score_localization
 
 SIZE = (1400, 1000)
 SQUARE = [[800, 400], [1250, 400], [1250, 850], [800, 850]]  # larger than half of the median's square
