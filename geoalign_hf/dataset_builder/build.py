@@ -1,6 +1,6 @@
 """Builds a dataset of rows from annotated images.
 
-    geoalign-hf build --coco train.json --output outputs/rows --num_workers 4
+    geoalign-hf build --coco train.json --output_dir outputs/rows --num_workers 4
 
 The input is annotation files of one format. The output is a folder that can be loaded and pushed as it is. It
 holds Parquet shards, a card, statistics, contact sheets and a report. The same settings give the same shards
@@ -8,12 +8,13 @@ for any number of processes. A build that was interrupted continues when the sam
 """
 
 import json
-import logging
 import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 
 import transformers
@@ -34,16 +35,23 @@ from .shards import Job, build_shards, iterate_rows, read_rows_at
 
 logger = get_logger(__name__)
 WORK = ".build"  # subfolder of an unfinished build; it is removed at the end
-JOB_SETTINGS = ("split", "tile", "overlap", "min_visible", "max_negatives", "leaks", "on_error", "seed")
+JOB_SETTINGS = ("split", "tile", "overlap", "min_visible", "max_negatives", "leaks")
+JOB_SETTINGS += ("on_error", "seed")
+NEGATIVES = ("free", "matched", "balanced")
+MOST_BASELINE_ROWS = 5000  # the text-only baseline is measured on so many rows
 # Settings that no shard depends on.
-FREE_SETTINGS = ("output", "num_workers", "sheet_rows", "on_error")
+FREE_SETTINGS = ("output_dir", "num_workers", "sheet_rows", "on_error")
 
 
 @dataclass(frozen=True)
 class BuildConfig:
     """Settings of a build. Give exactly one annotation format."""
 
-    output: str = HfArg(help="Folder of the dataset.")
+    output_dir: str = HfArg(
+        default="",
+        help="Folder of the dataset. The default is outputs/rows for the split train, and "
+        "outputs/rows_<split> for others.",
+    )
     coco: str | None = HfArg(default=None, help=f"{FORMATS['coco'].description}.")
     dota: str | None = HfArg(default=None, help=f"{FORMATS['dota'].description}.")
     voc: str | None = HfArg(default=None, help=f"{FORMATS['voc'].description}.")
@@ -71,6 +79,15 @@ class BuildConfig:
         default=0.5, help="Smallest visible part of a region's area, 0 to 1, for a tile to keep the region."
     )
     max_negatives: int = HfArg(default=4, help="Maximum number of hard negatives per phrase.")
+    negatives: str | None = HfArg(
+        default=None,
+        help="Choice of hard negatives: free (each by itself), matched (each change of words as often as its "
+        "opposite) or balanced (whole phrases exchanged equally often, so that text alone tells nothing). "
+        "The default is matched for the split train and balanced for others.",
+    )
+    false_colour: bool = HfArg(
+        default=False, help="Images in false colours, e.g. with infrared, so that no text names a colour."
+    )
     model: str | None = HfArg(
         default=None, help="Vision-language model that writes the text. By default, rules write it."
     )
@@ -101,6 +118,11 @@ class BuildConfig:
     license_name: str | None = HfArg(default=None, help="Name of the licence if --license is other.")
     license_link: str | None = HfArg(default=None, help="Address of the licence text.")
 
+    def __post_init__(self):
+        if not self.output_dir:
+            folder = "outputs/rows" if self.split == "train" else f"outputs/rows_{self.split}"
+            object.__setattr__(self, "output_dir", folder)
+
 
 def build(config: BuildConfig) -> dict:
     """Build a dataset.
@@ -117,9 +139,9 @@ def build(config: BuildConfig) -> dict:
         RuntimeError: If another process is building in the same folder.
     """
     _check_config(config)
-    output = Path(config.output)
+    output = Path(config.output_dir)
     if output.exists() and not (output / "build.json").exists() and _list_visible(output):
-        raise ValueError(f"{output} is not empty and holds no build. Give another --output.")
+        raise ValueError(f"{output} is not empty and holds no build. Give another --output_dir.")
     with lock_folder(output):
         return _build_locked(config, output)
 
@@ -145,6 +167,7 @@ def _build_locked(config: BuildConfig, output: Path) -> dict:
 
     # 2. The shards that do not exist yet.
     settings = {name: getattr(config, name) for name in JOB_SETTINGS}
+    settings |= {"negatives": choose_negatives(config), "natural_colour": not config.false_colour}
     job = Job(output, work, plan.num_shards, plan.vocabulary, sets, **settings)
     (output / "data").mkdir(exist_ok=True)
     missing = [index for index in range(job.num_shards) if not job.locate_shard(index).exists()]
@@ -158,12 +181,12 @@ def _build_locked(config: BuildConfig, output: Path) -> dict:
     # 3. The summary. The report is written last: it marks the build as complete.
     with atomic_file(work / "report.jsonl") as file:
         skipped, first = _collect_report(job, report, file)
-    statistics = count_rows(iterate_rows(job)) | {"skipped": skipped}
+    statistics = count_rows(iterate_rows(job)) | {"skipped": skipped} | _describe_negatives(job)
     if not statistics["num_rows"]:
         first = f" (the first: {first})" if first else ""
         raise ValueError(
             f"{output}: no row remains of {plan.num_rows} images; skipped: {skipped}{first}. Correct the "
-            "sources or the settings, then delete the folder or give another --output."
+            "sources or the settings, then delete the folder or give another --output_dir."
         )
     write_json(output / "statistics.json", statistics)
     draw_pages(list(read_rows_at(job, config.sheet_rows)), output)
@@ -186,6 +209,8 @@ def _check_config(config: BuildConfig) -> None:
             raise ValueError(f"--{name} has no effect on --{given[0]}; it goes with {formats}. Omit it.")
     if config.tile:
         list_tiles((1, 1), config.tile, config.overlap)  # refuses an overlap as wide as a tile
+    if config.negatives not in (None, *NEGATIVES):
+        raise ValueError(f"--negatives is {config.negatives!r}. Choose one of {NEGATIVES}.")
     if config.leaks not in ("skip", "keep"):
         raise ValueError(f"--leaks is {config.leaks!r}. Choose skip or keep.")
     if config.model and config.num_workers > 1:
@@ -214,16 +239,46 @@ def _check_same_build(config: BuildConfig, plan: Plan) -> None:
     """Record the settings of a new build, or refuse a folder that was built with other settings."""
     settings = {name: value for name, value in asdict(config).items() if name not in FREE_SETTINGS}
     settings["annotations"] = plan.digest
-    path = Path(config.output) / "build.json"
+    path = Path(config.output_dir) / "build.json"
     if not path.exists():
         write_json(path, settings)
         return
     before = read_json(path)
     if changed := sorted(name for name in settings if settings[name] != before.get(name)):
         raise ValueError(
-            f"{config.output} holds a build with other settings: {changed} differ. "
-            "Give another --output, or delete the folder."
+            f"{config.output_dir} holds a build with other settings: {changed} differ. "
+            "Give another --output_dir, or delete the folder."
         )
+
+
+def choose_negatives(config: BuildConfig) -> str:
+    """Return how hard negatives are chosen. Free text of a model has no phrases that come again elsewhere."""
+    is_training = config.split == "train" or config.model is not None
+    return config.negatives or ("matched" if is_training else "balanced")
+
+
+def _describe_negatives(job: Job) -> dict:
+    """Return how hard negatives were balanced, and how well text alone can tell them.
+
+    Returns:
+        `negatives` (the choice), `negative_balance` (by kind, the numbers of candidates and of those kept),
+        and `text_only_baseline` if scikit-learn is installed.
+    """
+    balance: dict[str, Counter] = {}
+    for note in _read_notes(job):
+        for kind, counts in note["balance"].items():
+            balance.setdefault(kind, Counter()).update(counts)
+    for kind in sorted(kind for kind, counts in balance.items() if not counts["kept"]):
+        logger.warning(f"no hard negatives of the kind {kind!r} are kept: this data cannot balance them.")
+    described: dict = {"negatives": job.negatives}
+    described["negative_balance"] = {kind: dict(balance[kind]) for kind in sorted(balance)}
+    if find_spec("sklearn") is None:
+        logger.warning("scikit-learn is not installed, so the text-only baseline is not measured.")
+        return described
+    from ..captioning.text_baseline import score_text_baseline  # scikit-learn is optional
+
+    rows = list(islice(iterate_rows(job), MOST_BASELINE_ROWS))
+    return described | {"text_only_baseline": score_text_baseline(rows, seed=job.seed)}
 
 
 def _read_notes(job: Job) -> Iterator[dict]:
@@ -257,22 +312,10 @@ def _write_leakage(job: Job, sets: list[EvaluationSet]) -> str | None:
 
 def run_build(config: BuildConfig) -> None:
     """Build a dataset and print what was built."""
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("geoalign_hf").setLevel(logging.INFO)
     start = time.perf_counter()
     statistics = build(config)
     print(
-        f"{config.output}: {statistics['num_rows']} rows, {statistics['num_regions']} regions of "
+        f"{statistics['num_rows']} rows, {statistics['num_regions']} regions of "
         f"{len(statistics['concepts'])} concepts, {statistics['num_hard_negatives']} hard negatives; "
         f"skipped: {statistics['skipped'] or 'nothing'}; {time.perf_counter() - start:.0f} s"
     )
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Run `build` from the command line."""
-    (config,) = transformers.HfArgumentParser(BuildConfig).parse_args_into_dataclasses(argv)
-    run_build(config)
-
-
-if __name__ == "__main__":
-    main()

@@ -9,11 +9,11 @@ from huggingface_hub.errors import EntryNotFoundError
 from safetensors import safe_open
 
 from ..model.pipeline_geoalign_clip import ZeroShotRegionClassificationPipeline
+from ..model.requirements_geoalign_clip import REQUIRED_TRANSFORMERS
 from ..storage import read_json, write_json
 
 TEMPLATE = Path(__file__).parent / "model_card.md"
 DATASET_TEMPLATE = Path(__file__).parent / "dataset_card.md"
-TRANSFORMERS_VERSION = "5.18"  # the lowest version that runs the code beside the weights
 # For each task of the evaluation, the Hub's name of the task and the score that orders results.
 TASKS = {
     "region classification from ground-truth boxes": (
@@ -87,7 +87,7 @@ def make_card(folder: Path, metrics: dict[str, dict], settings: dict | None = No
         base_model=base_model,
         is_adapter=bool(adapter),
         architecture=describe_architecture(folder),
-        transformers_version=TRANSFORMERS_VERSION,
+        transformers_version=REQUIRED_TRANSFORMERS,
         data=data,
         license_name=license,
         pictures=sorted(path.name for path in folder.glob("*.png")),

@@ -1,16 +1,11 @@
 # Copyright 2026 The geoalign_hf authors. Licensed under the Apache License, Version 2.0.
 """The configuration of the model: CLIP's, and the few choices that GeoAlignCLIP adds to it."""
 
-import transformers
+from .requirements_geoalign_clip import REQUIRED_TRANSFORMERS  # noqa: F401  # before what older ones lack
+
+# isort: split
 from huggingface_hub.dataclasses import strict
 from transformers import CLIPConfig, PreTrainedConfig
-
-# Older versions fail below with an error about strict dataclasses, from which nobody can tell the cause.
-if tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 18):
-    raise ImportError(
-        f"GeoAlignCLIP needs transformers 5.18 or later, but {transformers.__version__} is installed. "
-        'Run: pip install "transformers>=5.18,<6"'
-    )
 
 DENSE_MODES = ("last", "value")
 REGION_VIEWS = ("image", "window")

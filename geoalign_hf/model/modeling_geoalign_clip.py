@@ -14,15 +14,16 @@ from transformers.models.clip.modeling_clip import image_text_contrastive_loss
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
+from .adapters_geoalign_clip import StrictAdapterMixin
 from .configuration_geoalign_clip import DENSE_MODES, GeoAlignCLIPConfig
 from .interface_geoalign_clip import GeoAlignCLIPOutput, check_arguments
 from .packing_geoalign_clip import locate_texts
 from .regions_geoalign_clip import pool_regions, weigh_regions
-from .scales_geoalign_clip import RegionScale, SceneScale
+from .scales_geoalign_clip import RegionScale, SceneScale, fold_scene_scale
 from .stem_geoalign_clip import ConvolutionalStem
 
 
-class GeoAlignCLIPModel(CLIPModel):
+class GeoAlignCLIPModel(StrictAdapterMixin, CLIPModel):
     """CLIP for overhead images that aligns whole images, regions and concepts with language.
 
     Every parameter of CLIP keeps its name. So every CLIP checkpoint loads, and its embeddings of images and
@@ -33,7 +34,7 @@ class GeoAlignCLIPModel(CLIPModel):
         GeoAlignCLIP, https://arxiv.org/abs/2603.09566. This is a reconstruction: only the abstract is public.
     """
 
-    config_class = GeoAlignCLIPConfig
+    config: GeoAlignCLIPConfig  # transformers takes the class of the config from this line
     _auto_class = "AutoModel"
     # Trainer would otherwise conclude from **kwargs of `forward` that the loss is scaled already.
     accepts_loss_kwargs = False
@@ -98,10 +99,7 @@ class GeoAlignCLIPModel(CLIPModel):
             pipeline.task_name: {"impl": impl, "pt": ["AutoModel"], "type": "multimodal"}
         }
         if not getattr(self, "_hf_peft_config_loaded", False):  # otherwise only the adapter is saved
-            state_dict = dict(state_dict or self.state_dict())
-            if (offset := state_dict.get("scene_scale.offset")) is not None:
-                state_dict["logit_scale"] = state_dict["logit_scale"] + offset.squeeze()
-                state_dict["scene_scale.offset"] = torch.zeros_like(offset)
+            state_dict = fold_scene_scale(self.state_dict() if state_dict is None else state_dict)
         super().save_pretrained(
             save_directory, is_main_process=is_main_process, state_dict=state_dict, **kwargs
         )

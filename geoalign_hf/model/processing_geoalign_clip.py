@@ -5,6 +5,9 @@ In come images of any size, regions in pixels of the image as given, and texts; 
 which everything has the frame of `pixel_values`. Boxes change frame here and nowhere else.
 """
 
+from .requirements_geoalign_clip import REQUIRED_TRANSFORMERS  # noqa: F401  # before what older ones lack
+
+# isort: split
 from pathlib import Path
 
 import numpy as np

@@ -36,3 +36,22 @@ class SceneScale(nn.Module):
     def forward(self, logit_scale: torch.Tensor) -> torch.Tensor:
         """Return the factor on scene cosines, a tensor of shape (), at most 100."""
         return (logit_scale + self.offset).exp().clamp(max=MAX_LOGIT_SCALE).squeeze()
+
+
+def fold_scene_scale(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return a copy of a state dict in which the offset is added to `logit_scale` and then set to 0.
+
+    So a model with merged adapters is saved with its scale where every CLIP has it. Offloaded parameters have
+    no value here (they are on the meta device); they are not changed.
+
+    Example:
+        >>> state_dict = {"logit_scale": torch.tensor(2.0), "scene_scale.offset": torch.tensor([0.5])}
+        >>> fold_scene_scale(state_dict)
+        {'logit_scale': tensor(2.5000), 'scene_scale.offset': tensor([0.])}
+    """
+    state_dict = dict(state_dict)
+    scale, offset = state_dict.get("logit_scale"), state_dict.get("scene_scale.offset")
+    if scale is not None and offset is not None and not (scale.is_meta or offset.is_meta):
+        state_dict["logit_scale"] = scale + offset.squeeze()
+        state_dict["scene_scale.offset"] = torch.zeros_like(offset)
+    return state_dict

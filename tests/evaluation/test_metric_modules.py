@@ -1,4 +1,4 @@
-"""Laws of the `evaluate.Metric`s: what the functions say, by shard, by process, without a network."""
+"""Laws of the `evaluate.Metric`s: they give the scores of the functions, by batches and by processes."""
 
 import subprocess
 import sys
@@ -77,7 +77,7 @@ def modules_folder(tmp_path_factory):
         yield
 
 
-def test_every_metric_is_tried_here_and_an_unknown_one_is_refused():
+def test_every_metric_is_tested_here_and_an_unknown_one_is_refused():
     assert {*CASES, "localization_scores"} == set(list_metrics())
     with refuses("'accuracy'", "region_accuracy"):
         find_metric("accuracy")
@@ -120,7 +120,7 @@ assert scores == (expected if rank == 0 else None), scores
 
 
 @pytest.mark.slow
-def test_the_shards_of_two_processes_score_as_the_whole_on_the_first(tmp_path):
+def test_two_processes_score_as_one_process_does(tmp_path):
     command = [sys.executable, "-c", PROCESS, "retrieval_recall"]
     processes = [
         subprocess.Popen(

@@ -18,7 +18,6 @@ from geoalign_hf.evaluation.drift import EmbeddingDriftEvaluator
 from geoalign_hf.evaluation.hard_negatives import HardNegativeEvaluator
 from geoalign_hf.evaluation.retrieval import CaptionRetrievalEvaluator, PhraseRetrievalEvaluator
 from geoalign_hf.hub.cards import (
-    TRANSFORMERS_VERSION,
     describe_dataset,
     list_numbers,
     list_protocol,
@@ -26,6 +25,7 @@ from geoalign_hf.hub.cards import (
     sort_results,
     write_card,
 )
+from geoalign_hf.model.requirements_geoalign_clip import REQUIRED_TRANSFORMERS
 
 SETTINGS = {
     "training": {"learning_rate": 0.0005, "num_epochs": 3},
@@ -251,8 +251,8 @@ def test_the_card_describes_the_weights_and_the_concepts(folder, tmp_path, model
 def test_the_required_version_of_transformers_is_that_of_the_package(tmp_path):
     requirements = configparser.ConfigParser()
     requirements.read(Path(__file__).parents[2] / "setup.cfg")
-    assert f"transformers>={TRANSFORMERS_VERSION}," in requirements["options"]["install_requires"]
-    assert f"transformers>={TRANSFORMERS_VERSION}" in write_card(tmp_path, {}).text
+    assert f"transformers>={REQUIRED_TRANSFORMERS}," in requirements["options"]["install_requires"]
+    assert f"transformers>={REQUIRED_TRANSFORMERS}" in write_card(tmp_path, {}).text
 
 
 def test_a_card_shows_no_local_path(metrics, tmp_path):

@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike
 # Cosines of equal vectors differ by rounding. Scores closer than this are ties, and ties count against the
 # model.
 TIE = 1e-6
+MAX_MAGNITUDE = 1e100  # squares of larger numbers overflow
 
 
 def check_numbers(values: ArrayLike, name: str, *num_axes: int) -> np.ndarray:
@@ -22,7 +23,8 @@ def check_numbers(values: ArrayLike, name: str, *num_axes: int) -> np.ndarray:
         The array; its own float type is kept.
 
     Raises:
-        ValueError: if it has another number of axes, is empty, or holds NaN or infinity.
+        ValueError: if it has another number of axes, is empty, or holds NaN, infinity or a number beyond
+            `MAX_MAGNITUDE`.
     """
     try:
         array = np.asarray(values)
@@ -34,11 +36,12 @@ def check_numbers(values: ArrayLike, name: str, *num_axes: int) -> np.ndarray:
             f"{name} is not an array of numbers ({error}). Give rows of equal length."
         ) from error
     _check_shape(array, name, num_axes)
-    if not np.isfinite(array).all():
-        place = [int(i) for i in np.argwhere(~np.isfinite(array))[0]]
+    is_usable = np.abs(array) <= min(MAX_MAGNITUDE, float(np.finfo(array.dtype).max))  # False for NaN
+    if not is_usable.all():
+        place = [int(i) for i in np.argwhere(~is_usable)[0]]
         raise ValueError(
-            f"{name}{place} is {array[tuple(place)]}; every value must be a finite number. "
-            "Look for NaN in the weights or in the images."
+            f"{name}{place} is {array[tuple(place)]}; expected finite numbers up to "
+            f"{MAX_MAGNITUDE:g}. Look for NaN in the weights or in the images."
         )
     return array
 

@@ -135,7 +135,7 @@ def normalize_map(scores: ArrayLike, stride: int = 1, through_jpeg: bool = False
         [[0.0, 1.0], [1.0, 1.0]]
     """
     _check_stride(stride)
-    scores = check_numbers(scores, "scores", 2)
+    scores = check_numbers(scores, "scores", 2).astype(np.float64)
     low, high = scores.min(), scores.max()
     steps = np.zeros(scores.shape) if high == low else (scores - low) / (high - low)
     steps = filter_median(np.round(255 * steps).astype(np.uint8), _count_cells(MEDIAN_SIDE, stride) | 1)

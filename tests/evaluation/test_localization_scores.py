@@ -17,7 +17,7 @@ from geoalign_hf.evaluation.metrics.localization import (
 
 
 def make_truth(shape, *centers, radius=20.0, half=5) -> Truth:
-    """Squares of 2 * half cells round centers x, y."""
+    """Squares of 2 * half cells around centers x, y."""
     mask = np.zeros(shape, dtype=bool)
     for x, y in centers:
         mask[y - half : y + half, x - half : x + half] = True
@@ -46,7 +46,7 @@ def test_a_map_is_stretched_to_0_to_1_in_256_steps():
     assert (normalize_map(np.full((4, 4), 0.7)) == 0).all()
 
 
-def test_the_median_takes_away_what_is_small():
+def test_the_median_removes_small_details():
     scores = np.zeros((40, 40))
     scores[:20], scores[30, 30] = 0.5, 1.0
     values = normalize_map(scores, stride=50)  # a median of 5 x 5 cells
@@ -59,7 +59,7 @@ def test_jpeg_changes_a_map_little():
     assert 0 < np.abs(plain - lossy).max() < 0.05
 
 
-def test_peaks_are_where_hills_are_and_low_hills_are_none():
+def test_peaks_are_at_the_hills_and_low_hills_are_not_peaks():
     y, x = np.mgrid[:120, :200] + 0.5
     hills = [(40, 30, 1.0), (150, 80, 0.8), (90, 100, 0.3)]
     values = sum(height * np.exp(-((x - a) ** 2 + (y - b) ** 2) / 200) for a, b, height in hills)
@@ -95,14 +95,14 @@ def test_a_plateau_is_one_peak_in_the_middle_of_its_box():
     assert 30 <= peak[0] <= 45 and 14 <= peak[1] <= 22
 
 
-def test_nothing_has_no_peaks():
+def test_an_empty_map_has_no_peaks():
     assert find_peaks(np.zeros((20, 20)), stride=10).shape == (0, 2)
 
 
 # Truth
 
 
-def test_polygons_cover_the_cells_whose_middle_they_hold():
+def test_a_polygon_covers_the_cells_whose_centers_it_contains():
     truth = polygons_to_truth([[[1, 1], [4, 1], [4, 3], [1, 3]]], (5, 6))
     expected = np.zeros((5, 6), dtype=bool)
     expected[1:3, 1:4] = True
@@ -120,7 +120,7 @@ def test_polygons_and_their_masks_agree():
         np.testing.assert_allclose(one, other)
 
 
-def test_a_triangle_and_what_sticks_out_of_the_picture_cover_their_share():
+def test_a_triangle_covers_half_and_parts_outside_the_picture_are_cut():
     triangle = polygons_to_truth([[[0, 0], [200, 0], [0, 100]]], (100, 200))
     assert triangle.mask.mean() == pytest.approx(0.5, abs=0.01)
     outside = polygons_to_truth(
@@ -139,7 +139,7 @@ def test_a_stride_scales_the_truth():
 # Figures, on maps of 100 x 100 cells with a stride at which filters reach one or 20 cells.
 
 
-def test_rsu_is_what_is_worked_out_by_hand():
+def test_rsu_equals_the_value_worked_out_by_hand():
     truth = make_truth((100, 100), (50, 50))
     even = np.full((100, 100), 0.25)  # 25 inside, 2475 outside, and 99 times as much room outside
     assert score_localization(even, truth, 50)["rsu"] == pytest.approx(1 - np.exp(-0.707))
@@ -148,7 +148,7 @@ def test_rsu_is_what_is_worked_out_by_hand():
     assert score_localization(np.where(truth.mask, 0.0, 0.5), truth, 50)["rsu"] == 0.0
 
 
-def test_one_peak_in_the_middle_is_perfect_and_no_peak_is_nothing():
+def test_one_peak_at_the_center_scores_best_and_no_peak_scores_worst():
     truth = make_truth((100, 100), (50, 50))
     values = np.where(truth.mask, 1.0, 0.0)
     assert score_localization(values, truth, 50) == {"rsu": 1.0, "ras": 0.0, "rda": 1.0, "rmi": 1.0}
@@ -156,7 +156,7 @@ def test_one_peak_in_the_middle_is_perfect_and_no_peak_is_nothing():
     assert nothing == {"rsu": 0.0, "ras": 1.0, "rda": 0.0, "rmi": 0.0}
 
 
-def test_a_peak_beside_the_middle_costs_by_its_distance():
+def test_a_peak_away_from_the_center_costs_by_its_distance():
     truth = make_truth((100, 100), (50, 50))
     values = np.zeros((100, 100))
     values[49:51, 59:61] = 1.0  # its middle is 10 of a radius of 20 away
@@ -174,7 +174,7 @@ def test_two_peaks_divide_the_attention():
     assert figures["rda"] == pytest.approx(0.5 * (1 - 12 / 20) + np.exp(-2))
 
 
-def test_a_place_that_is_missed_counts_as_half_of_two_and_far_peaks_cost_nothing():
+def test_a_missed_place_counts_half_of_two_and_distant_peaks_cost_nothing():
     truth = make_truth((100, 100), (20, 20), (80, 80), radius=15.0)
     values = np.zeros((100, 100))
     values[19:21, 19:21] = values[19:21, 79:81] = 1.0
@@ -202,7 +202,7 @@ def test_a_coarser_stride_gives_nearly_the_same_figures():
 # Refusals
 
 
-def test_a_truth_that_is_none_is_refused():
+def test_an_unusable_truth_is_refused():
     with refuses("polygons[1]", "(2, 2)", "three"):
         polygons_to_truth([[[0, 0], [1, 0], [1, 1]], [[0, 0], [1, 0]]], (5, 5))
     with refuses("masks[0] covers nothing"):
