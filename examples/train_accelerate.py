@@ -21,6 +21,7 @@ from transformers.hf_argparser import HfArg
 from geoalign_hf.data.augmentation import Augmentation
 from geoalign_hf.data.collator import RowCollator
 from geoalign_hf.data.loading import read_rows
+from geoalign_hf.data.schema import list_concepts
 from geoalign_hf.data.training_dataset import EpochSampler, TrainingDataset
 from geoalign_hf.evaluation.classification import RegionClassificationEvaluator
 from geoalign_hf.losses.objective import LossWeights
@@ -62,7 +63,8 @@ def main() -> None:
     size = processor.image_processor.size["height"]
     dataset = TrainingDataset(rows, Augmentation(), max_regions, options.seed, 10, 2, size)
     sampler = EpochSampler(len(dataset), options.seed)
-    collator = RowCollator(processor, max_regions, text_kinds=weights.text_kinds)
+    kinds, concepts = weights.text_kinds, list_concepts(rows)
+    collator = RowCollator(processor, max_regions, text_kinds=kinds, vocabulary=concepts)
     batch_size = options.per_device_train_batch_size
     loader = DataLoader(dataset, batch_size, sampler=sampler, collate_fn=collator, drop_last=True)
 

@@ -143,8 +143,8 @@ def test_linear_probe_on_folders_and_on_boxes(toy_rows, folder, coco_folder, tmp
         "linear_probe.py", "--model", folder, "--folder", "scenes", "--test_folder", "scenes", *fewer, "a"
     )
     metrics = json.loads((tmp_path / "a" / "metrics.json").read_text())
-    assert list(metrics) == ["linear probe", "1 nearest neighbours", "zero-shot"]
-    assert metrics["1 nearest neighbours"]["top1_micro"] == 1  # each test image is its own neighbour
+    assert list(metrics) == ["linear probe", "1 nearest neighbors", "zero-shot"]
+    assert metrics["1 nearest neighbors"]["top1_micro"] == 1  # each test image is its own neighbor
     assert metrics["zero-shot"]["num_per_concept"] == {"road": 4, "storage tank": 4}
 
     boxes = ["--coco", coco_folder / "rows.json", "--images", coco_folder]
@@ -160,17 +160,8 @@ def test_linear_probe_on_folders_and_on_boxes(toy_rows, folder, coco_folder, tmp
 
 
 @pytest.mark.slow
-def test_a_built_dataset_is_trained_on_with_every_term(coco_folder, tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "geoalign_hf.dataset_builder.build",
-        "--coco",
-        coco_folder / "rows.json",
-        "--output",
-        "rows",
-    ]
-    subprocess.run(list(map(str, command)), check=True, capture_output=True, cwd=tmp_path)
+def test_a_built_dataset_is_trained_on_with_every_term(coco_folder, geoalign, tmp_path):
+    geoalign("build", "--coco", coco_folder / "rows.json", "--output_dir", "rows")
     small = [
         "--image_size",
         64,
@@ -323,7 +314,7 @@ def test_train_pushes_its_checkpoints_and_the_final_model(hub, coco_folder, fold
     for name in ("model.safetensors", "metrics.json", "args.json", "curves.png"):
         assert hub.read("you/harbors", name) == (final / name).read_bytes()
     card = hub.read("you/harbors", "README.md").decode()
-    assert "license: mit" in card and "rows.json; its licence: not stated there." in card
+    assert "license: mit" in card and "Trained on rows.json. Licence of the data: not stated" in card
     assert f"| top1_micro | {read_json(final / 'metrics.json')['regions final']['top1_micro']:.4f} |" in card
     assert not list((tmp_path / "out").glob("partial-*"))
 
