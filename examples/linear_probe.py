@@ -28,9 +28,9 @@ from geoalign_hf.data.loading import from_coco
 from geoalign_hf.data.views import REGION_SOURCES
 from geoalign_hf.embedding.embedder import Embedder
 from geoalign_hf.embedding.templates import TEMPLATE_SETS
-from geoalign_hf.evaluation.metrics.scores import score_concepts
+from geoalign_hf.evaluation.metrics.classification import score_concepts
 from geoalign_hf.evaluation.results import write_metrics
-from geoalign_hf.readers.base import list_images
+from geoalign_hf.readers.files import list_images
 
 
 def embed(

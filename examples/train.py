@@ -34,7 +34,7 @@ from geoalign_hf.hub.push import BackgroundPush, HubConfig
 from geoalign_hf.losses.objective import PRESETS, LossWeights
 from geoalign_hf.model.processing_geoalign_clip import CONCEPT_TEMPLATES
 from geoalign_hf.training.arguments import TrainingConfig
-from geoalign_hf.training.lora import AdapterConfig, adapt_model, describe_share
+from geoalign_hf.training.lora import AdapterConfig, adapt_model, describe_trained
 from geoalign_hf.training.trainer import train
 
 
@@ -106,7 +106,7 @@ def main() -> None:
     model = adapt_model(model, adapters)
     is_first = os.environ.get("RANK", "0") == "0"  # Accelerate is not up yet
     if is_first:
-        print(describe_share(model))
+        print(describe_trained(model))
 
     # 4. Training, with evaluation before, on the way and after.
     output_dir, background = Path(config.output_dir), None

@@ -26,7 +26,7 @@ from geoalign_hf.evaluation.results import write_metrics
 from geoalign_hf.hub.cards import describe_dataset, write_card
 from geoalign_hf.losses.objective import LossWeights
 from geoalign_hf.training.arguments import TrainingConfig
-from geoalign_hf.training.lora import AdapterConfig, adapt_model, describe_share
+from geoalign_hf.training.lora import AdapterConfig, adapt_model, describe_trained
 from geoalign_hf.training.trainer import train
 
 
@@ -52,7 +52,7 @@ def main() -> None:
     processor = AutoProcessor.from_pretrained(arguments.model)
     model = adapt_model(AutoModel.from_pretrained(arguments.model), adapters)
     if os.environ.get("RANK", "0") == "0":  # Accelerate is not up yet
-        print(describe_share(model))
+        print(describe_trained(model))
 
     # 2. Training, with evaluation before and after; every checkpoint holds the adapter alone.
     evaluate = partial(RegionClassificationEvaluator(eval_rows), processor=processor)

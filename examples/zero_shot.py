@@ -1,11 +1,11 @@
-"""Name an image, and what is in each of its boxes, by the pipelines of transformers.
+"""Classify an image and its boxes with the pipelines of transformers.
 
     python examples/zero_shot.py --model outputs/train/final --image harbor.png \
         --concepts ship "storage tank" bridge --boxes 40,12,310,96 500,220,560,300
 
-Takes seconds. Prints the score of every concept for the image and the best concept of each box; writes both
+Takes seconds. Prints the score of every concept for the image, and the best concept of each box; writes both
 to `answers.json`. With `--trust_remote_code` the code that ships beside the weights runs, and geoalign_hf
-need not be installed; the image alone can be asked of any CLIP.
+need not be installed. Without boxes, any CLIP can be used.
 """
 
 import argparse
@@ -13,46 +13,55 @@ import json
 from pathlib import Path
 
 from transformers import pipeline
+from transformers.image_utils import load_image
 
 
 def parse_box(text: str) -> list[float]:
     """Read x0,y0,x1,y1."""
     box = [float(number) for number in text.split(",")]
     if len(box) != 4:
-        raise argparse.ArgumentTypeError(f"{text!r} is no box; write x0,y0,x1,y1 in pixels")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a box; expected x0,y0,x1,y1 in pixels")
     return box
 
 
 def main() -> None:
-    """Load, ask, print."""
+    """Classify the image and its boxes, and write the answers."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True, help="folder or Hub repository")
-    parser.add_argument("--image", required=True, help="file or URL")
-    parser.add_argument("--concepts", nargs="+", required=True, help="names to choose from")
-    parser.add_argument("--boxes", nargs="+", type=parse_box, default=[], help="x0,y0,x1,y1 in pixels")
+    parser.add_argument("--model", required=True, help="Folder or Hub repository.")
+    parser.add_argument("--image", required=True, help="File or URL of an image.")
+    parser.add_argument("--concepts", nargs="+", required=True, help="Names to choose from.")
     parser.add_argument(
-        "--template", default="a satellite image of a {}.", help="words a concept of the image"
+        "--boxes", nargs="+", type=parse_box, default=[], help="Boxes, x0,y0,x1,y1 in pixels."
     )
-    parser.add_argument("--trust_remote_code", action="store_true", help="run the code beside the weights")
-    parser.add_argument("--output_dir", type=Path, default=Path("outputs/zero_shot"))
+    parser.add_argument(
+        "--template", default="a satellite image of a {}.", help="Sentence with {} for a concept."
+    )
+    parser.add_argument(
+        "--trust_remote_code", action="store_true", help="Permission to run the code beside the weights."
+    )
+    parser.add_argument(
+        "--output_dir", type=Path, default=Path("outputs/zero_shot"), help="Folder of answers.json."
+    )
     arguments = parser.parse_args()
     options = {"model": arguments.model, "trust_remote_code": arguments.trust_remote_code}
     if not arguments.trust_remote_code:
         import geoalign_hf  # noqa: F401  (registers the classes)
 
-    # 1. The whole image, by the stock pipeline.
+    # 1. The whole image, with the stock pipeline.
+    try:
+        image = load_image(arguments.image)
+    except Exception as error:  # every image format has its own errors
+        raise SystemExit(f"{arguments.image} cannot be read as an image ({error}).") from error
     classify = pipeline("zero-shot-image-classification", **options)
-    scene = classify(
-        arguments.image, candidate_labels=arguments.concepts, hypothesis_template=arguments.template
-    )
+    scene = classify(image, candidate_labels=arguments.concepts, hypothesis_template=arguments.template)
     for answer in scene:
         print(f"image: {answer['label']} {answer['score']:.4f}")
 
-    # 2. Its boxes, by the pipeline that comes with the model.
+    # 2. Its boxes, with the pipeline that ships with the model.
     regions = []
     if arguments.boxes:
         classify = pipeline("zero-shot-region-classification", **options)
-        regions = classify(arguments.image, boxes=arguments.boxes, candidate_concepts=arguments.concepts)
+        regions = classify(image, boxes=arguments.boxes, candidate_labels=arguments.concepts)
     for best, *_ in regions:
         print(f"box {best['box']}: {best['label']} {best['score']:.4f}")
 

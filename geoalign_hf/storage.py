@@ -25,11 +25,11 @@ def name_partial(path: Path) -> Path:
 def atomic_file(path: str | Path) -> Iterator[IO[bytes]]:
     """Open a file for writing that appears under its own name only when it is complete.
 
-    Its content is on the disk before it gets its name, so that a power cut cannot leave a cut file. What an
-    interrupted write left is overwritten by the next one.
+    The content is on the disk before the file gets its name, so that a power cut cannot leave a truncated
+    file. The next write replaces the hidden file that an interrupted write has left.
 
     Args:
-        path: of the file; its folder must exist.
+        path: Path of the file. Its folder must exist.
 
     Yields:
         A binary file to write to.
@@ -46,16 +46,18 @@ def atomic_file(path: str | Path) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def atomic_folder(folder: str | Path) -> Iterator[Path]:
-    """Give a new folder to write into that replaces `folder` only when everything in it is complete.
+    """Create a new folder to write into that replaces `folder` only when everything in it is complete.
 
     Args:
-        folder: the final name. A folder that has this name already is kept until the new one is complete.
+        folder: The final path. A folder that already has this path is kept until the new one is complete.
 
     Yields:
         An empty, hidden folder beside it. It is removed if the block raises.
     """
     folder = Path(folder)
     partial, old = name_partial(folder), name_partial(folder.with_name(f"{folder.name}.old"))
+    if old.exists() and not folder.exists():  # a process was killed between the two renames below
+        old.rename(folder)
     for left in (partial, old):
         shutil.rmtree(left, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -79,7 +81,7 @@ def atomic_folder(folder: str | Path) -> Iterator[Path]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Write a folder's list of names to the disk, so that a rename in it survives a power cut."""
+    """Write a folder's list of file names to the disk, so that a rename in it survives a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -89,18 +91,22 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def lock_folder(folder: str | Path) -> Iterator[None]:
-    """Hold a folder, so that a second job cannot write into it at the same time.
+    """Lock a folder, so that a second job cannot write into it at the same time.
 
-    The operating system releases the lock when the process ends, however it ends.
+    The operating system releases the lock when the process ends, however it ends. A folder that this process
+    may not write to needs no lock and gets none.
 
     Args:
-        folder: created if it does not exist.
+        folder: The folder. It is created if it does not exist.
 
     Raises:
-        RuntimeError: if another process holds it; the message names that process.
+        RuntimeError: If another process holds the lock. The message names that process.
     """
     path = Path(folder) / LOCK_NAME
     path.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(path.parent, os.W_OK):
+        yield
+        return
     with path.open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -113,15 +119,15 @@ def lock_folder(folder: str | Path) -> Iterator[None]:
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
-        yield  # the file stays: a process that waited for a removed one could lock it beside the next
+        yield  # The file stays: two processes could each lock a file of this name if it were removed.
 
 
 @contextmanager
 def no_progress_bars() -> Iterator[None]:
-    """Switch off the progress bars of transformers and datasets, where another bar is already shown."""
+    """Switch off the progress bars of transformers and datasets while another bar is shown."""
     was_enabled = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
-    datasets = sys.modules.get("datasets")  # only if something has imported it; that takes a second
+    datasets = sys.modules.get("datasets")  # importing it takes a second, so only if it is imported already
     were_enabled = datasets is not None and not datasets.are_progress_bars_disabled()
     if were_enabled:
         datasets.disable_progress_bars()
@@ -144,7 +150,7 @@ def read_text(path: str | Path) -> str:
     """Read a UTF-8 text file.
 
     Raises:
-        ValueError: if it is not UTF-8.
+        ValueError: If the file is not UTF-8.
     """
     try:
         return Path(path).read_text(encoding="utf-8")
@@ -156,12 +162,12 @@ def read_json(path: str | Path) -> dict:
     """Read a JSON file that holds one object.
 
     Raises:
-        ValueError: if it is not JSON, or holds something else.
+        ValueError: If the file is not JSON, or does not hold an object.
     """
     try:
         content = json.loads(read_text(path))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}). Write it again.") from error
+        raise ValueError(f"{path} is not valid JSON ({error}). Replace the file.") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}; expected a JSON object.")
     return content
@@ -171,6 +177,6 @@ def write_json(path: str | Path, content: dict) -> None:
     """Write an indented JSON file atomically.
 
     Raises:
-        ValueError: if a number in it is NaN or infinite.
+        ValueError: If a number in it is NaN or infinite.
     """
     write_text(path, json.dumps(content, indent=2, allow_nan=False))

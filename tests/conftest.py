@@ -113,6 +113,36 @@ def tiny_pipeline():
 
 
 @pytest.fixture
+def geoalign(monkeypatch, capsys, tmp_path):
+    """Run `geoalign-hf` in this process, in the folder `tmp_path`; returns what it printed."""
+    from geoalign_hf_cli import main
+
+    def run(*words) -> str:
+        monkeypatch.chdir(tmp_path)
+        code = main(list(map(str, words)))
+        printed = capsys.readouterr()
+        assert code == 0, printed.err
+        return printed.out
+
+    return run
+
+
+@pytest.fixture
+def geoalign_refuses(monkeypatch, capsys, tmp_path):
+    """The same for a command that must end with exit code 2; returns its one line on stderr."""
+    from geoalign_hf_cli import main
+
+    def run(*words) -> str:
+        monkeypatch.chdir(tmp_path)
+        assert main(list(map(str, words))) == 2
+        printed = capsys.readouterr().err
+        assert printed.startswith("geoalign-hf") and printed.count("\n") == 1, printed
+        return printed.strip()
+
+    return run
+
+
+@pytest.fixture
 def coco_folder(toy_rows, tmp_path):
     """The toy rows as a COCO file beside its images."""
     path = tmp_path / "coco"

@@ -25,18 +25,19 @@ MAY_IMPORT = {
     "embedding": {"captioning", "data", "hub", "images", "model", "readers", "storage"},
     "dataset_builder": {"captioning", "data", "hub", "images", "model", "readers", "storage"},
     "evaluation": {"captioning", "data", "embedding", "images", "model", "storage"},
-    "scenes": {"captioning", "data", "embedding", "images", "model", "storage"},
+    "scenes": {"captioning", "data", "embedding", "images", "model", "readers", "storage"},
     "training": {
         "captioning", "data", "embedding", "evaluation", "hub", "images", "losses", "model", "storage"
     },
 }  # fmt: skip
-TOP = {"__init__", "__main__", "cli"}  # these may import everything
+TOP = {"__init__", "__main__", "cli", "commands"}  # these may import everything
 
 # The only places that may import a dependency that few users have, or that is slow to import.
 MAY_USE = {
     "evaluate": {"evaluation"},
     "peft": {"training"},
-    "accelerate": {"embedding", "training", "cli"},
+    "accelerate": {"commands", "embedding", "training"},
+    "geopandas": {"scenes"},
     "rasterio": {"images", "scenes"},
     "yaml": {"dataset_builder", "readers"},
 }

@@ -1,4 +1,4 @@
-"""The room that ships: the saved folder works where geoalign_hf is not installed, and gives equal bits."""
+"""A saved folder works where geoalign_hf is not installed, with equal bits."""
 
 import json
 import subprocess
@@ -36,8 +36,7 @@ inferred = pipeline(model=folder, trust_remote_code=True)
 found["inferred"] = inferred.task
 scene = pipeline("zero-shot-image-classification", model=folder, trust_remote_code=True)
 found["scene"] = scene(given["call"]["images"][0], candidate_labels=["a ship", "a road"])
-model.save_pretrained(resaved)
-processor.save_pretrained(resaved)
+classify.save_pretrained(resaved)
 torch.save(found, inputs + ".out")
 """
 )
@@ -45,7 +44,7 @@ torch.save(found, inputs + ".out")
 
 @pytest.fixture(scope="module")
 def remote(folder, toy_rows, tmp_path_factory):
-    """What a process without geoalign_hf makes of the folder."""
+    """Results of a process without geoalign_hf on the same folder."""
     path = tmp_path_factory.mktemp("remote")
     call = {
         "images": [row["image"] for row in toy_rows[:2]],
@@ -61,12 +60,15 @@ def remote(folder, toy_rows, tmp_path_factory):
 
 def test_the_folder_holds_the_code_and_names_every_way_in(folder):
     assert sorted(path.name for path in folder.glob("*.py")) == [
+        "adapters_geoalign_clip.py",
         "configuration_geoalign_clip.py",
+        "interface_geoalign_clip.py",
         "modeling_geoalign_clip.py",
         "packing_geoalign_clip.py",
         "pipeline_geoalign_clip.py",
         "processing_geoalign_clip.py",
         "regions_geoalign_clip.py",
+        "requirements_geoalign_clip.py",
         "scales_geoalign_clip.py",
         "stem_geoalign_clip.py",
         "views_geoalign_clip.py",
@@ -130,3 +132,22 @@ def test_without_trust_nothing_of_the_folder_is_run(folder):
     result = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=120)
     assert result.returncode != 0
     assert "trust_remote_code=True" in result.stderr
+
+
+@pytest.mark.slow
+def test_an_older_transformers_is_told_which_version_the_code_needs(folder, tmp_path):
+    code = """
+import sys
+from transformers import AutoConfig, AutoModel, AutoProcessor, CLIPModel, pipeline
+sys.modules["transformers"].__version__ = "5.17.1"
+for auto in (AutoConfig, AutoModel, AutoProcessor):
+    try:
+        auto.from_pretrained(sys.argv[1], trust_remote_code=True)
+    except ImportError as error:
+        assert "5.18" in str(error) and "5.17.1" in str(error), error
+    else:
+        raise AssertionError(auto)
+"""
+    command = [sys.executable, "-c", ABSENT + code, str(folder)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr

@@ -42,6 +42,22 @@ def test_an_interrupted_folder_leaves_the_old_one(tmp_path):
     assert os.listdir(folder) == ["weights"] and os.listdir(tmp_path) == ["final"]
 
 
+def test_a_folder_survives_a_process_that_is_killed_while_replacing_it(tmp_path):
+    folder = tmp_path / "final"
+    with atomic_folder(folder) as new:
+        (new / "weights").write_text("old")
+    folder.rename(tmp_path / ".final.old.partial")  # where a kill between the two renames leaves it
+    with pytest.raises(RuntimeError), atomic_folder(folder) as new:
+        raise RuntimeError
+    assert (folder / "weights").read_text() == "old" and os.listdir(tmp_path) == ["final"]
+
+
+def test_a_read_only_folder_needs_no_lock(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with lock_folder(tmp_path):
+        assert os.listdir(tmp_path) == []
+
+
 def test_a_second_process_cannot_lock_a_folder_and_learns_who_holds_it(tmp_path):
     code = f"from geoalign_hf.storage import lock_folder\nwith lock_folder({str(tmp_path)!r}): pass"
     with lock_folder(tmp_path):
@@ -51,7 +67,7 @@ def test_a_second_process_cannot_lock_a_folder_and_learns_who_holds_it(tmp_path)
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-def test_json_that_is_none_is_refused_with_the_name_of_the_file(tmp_path):
+def test_invalid_json_is_refused_with_the_name_of_the_file(tmp_path):
     path = tmp_path / "a.json"
     for text, expected in (("{", "is not valid JSON"), ("[1]", "holds a list")):
         path.write_text(text)

@@ -1,18 +1,17 @@
-"""Checkpoints of other CLIPs into ours, with every key accounted for and the result checked.
+"""Converts checkpoints of other CLIPs. Every key is accounted for, and the embeddings are compared.
 
-    python -m geoalign_hf.convert SOURCE DEST
+    geoalign-hf convert SOURCE OUTPUT_DIR
 
 SOURCE is a folder or Hub repository of a transformers CLIP or in OpenCLIP's format, or a file of weights in
-OpenCLIP's layout (`REPOSITORY/FILE` on the Hub); DEST a folder that loads by `from_pretrained`.
+OpenCLIP's layout (`REPOSITORY/FILE` on the Hub); OUTPUT_DIR a folder that loads by `from_pretrained`.
 """
 
-import argparse
 import importlib.util
-import json
 from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPModel, PreTrainedTokenizerBase
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling
@@ -21,18 +20,17 @@ from transformers.utils import cached_file, has_file
 from ..model.configuration_geoalign_clip import GeoAlignCLIPConfig
 from ..model.modeling_geoalign_clip import GeoAlignCLIPModel
 from ..model.processing_geoalign_clip import GeoAlignCLIPProcessor
-from .open_clip import (
-    describe_pickle,
-    measure_towers,
-    read_bpe,
-    read_weights,
-    rename_weights,
-    stretch_positions,
-)
+from ..storage import read_json
+from .open_clip import measure_towers, read_bpe, rename_weights, stretch_positions
+from .weights import describe_unreadable, read_weights
 
 OUR_KEYS = {"region_scale.logit_scale", "scene_scale.offset"}
-TOLERANCE = 1e-5  # of a unit vector's entries, in float32
-TOKENIZER = "openai/clip-vit-base-patch32"  # all CLIPs of OpenAI and most of OpenCLIP have its vocabulary
+# Fields of a CLIP's config.json that describe the file or its code, not the model.
+NOT_COPIED = {"model_type", "architectures", "transformers_version", "auto_map", "custom_pipelines"}
+TOLERANCE = 1e-5  # difference of an entry of a unit vector, in float32
+TOKENIZER = (
+    "openai/clip-vit-base-patch32"  # its vocabulary is that of OpenAI's CLIPs and of most of OpenCLIP's
+)
 SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 OPEN_CLIP_WEIGHTS = tuple(
@@ -49,32 +47,34 @@ def convert_clip(
     tokenizer: str | Path | None = None,
     text_length: int | None = None,
 ) -> tuple[GeoAlignCLIPModel, GeoAlignCLIPProcessor]:
-    """Make a GeoAlignCLIP of another CLIP.
+    """Build a GeoAlignCLIP with the weights of another CLIP.
 
-    Images are resized to a square and not cropped, since boxes must keep their ground; CLIP's own processor
-    crops. No pickle is run: files are read by safetensors or with `weights_only=True`. A file alone is taken
-    for what OpenCLIP's plain models are, since its keys do not tell: causal texts read at their end, images
-    read at the class token.
+    Images are resized to a square and not cropped, so that every box keeps its content. (CLIP's own
+    processor crops.) Pickles are never executed: files are read by safetensors or with `weights_only=True`.
+    The keys of a file of weights do not show how texts and images are pooled. Such a file is read as
+    OpenCLIP's plain models are: causal texts at their last token, images at the class token.
 
     Args:
         source: folder or Hub repository of a transformers CLIP, or with OpenCLIP's `open_clip_config.json`;
             or a file of weights in OpenCLIP's layout, on disk or as `REPOSITORY/FILE` on the Hub.
-        dense_mode: which patch features regions are pooled from; see `GeoAlignCLIPConfig`.
-        activation: `quick_gelu` or `gelu`; for a file of weights alone, and never guessed there, since the
-            wrong one costs accuracy without a word.
-        vision_heads: for a file of weights alone. None takes those of OpenCLIP's towers of this width.
-        text_heads: for a file of weights alone. None takes one per 64 of the width.
-        tokenizer: folder or repository, or OpenCLIP's file of merges (`.txt.gz`). None takes the source's; if
-            it has none, that file of an installed open_clip, else `openai/clip-vit-base-patch32`.
-        text_length: positions to stretch the text tower to; see `stretch_positions`.
+        dense_mode: patch features that regions are pooled from; see `GeoAlignCLIPConfig`.
+        activation: `quick_gelu` or `gelu`. It must be passed for a file of weights, and only there. It is not
+            guessed, because a wrong one costs accuracy without any error.
+        vision_heads: number of attention heads, for a file of weights. None takes the number that OpenCLIP's
+            towers of this width have.
+        text_heads: number of attention heads, for a file of weights. None takes one per 64 of the width.
+        tokenizer: folder or repository, or OpenCLIP's file of merges (`.txt.gz`). None takes the tokenizer of
+            the source. If there is none, it takes the file of merges of an installed open_clip, or else
+            `openai/clip-vit-base-patch32`.
+        text_length: number of positions to stretch the text tower to; see `stretch_positions`.
 
     Returns:
         The model, in evaluation mode and float32, and its processor.
 
     Raises:
-        ValueError: if the source is no CLIP of two plain transformers; if a weight is missing, does not fit,
-            is not finite or is left over; if something must be given; if an embedding differs by more than
-            1e-5 from that of the source, where that is a transformers CLIP.
+        ValueError: if the source is not a CLIP of two plain transformers or cannot be read; if a weight is
+            missing, has another shape, is not finite or is not used; if a required argument is missing; or if
+            an embedding differs by more than 1e-5 from that of a transformers CLIP.
     """
     options = {"activation": activation, "vision_heads": vision_heads, "text_heads": text_heads}
     found = find_open_clip(source)
@@ -83,7 +83,9 @@ def convert_clip(
     else:
         given = [f"--{name}" for name, value in options.items() if value is not None]
         if given:
-            raise ValueError(f"{source} tells {', '.join(given)} in its config.json. Leave that out.")
+            raise ValueError(
+                f"{source} has a config.json, which sets what {', '.join(given)} would set. Leave these out."
+            )
         model, image_processor = _convert_transformers(source, dense_mode)
         tokenizer = load_tokenizer(tokenizer or source)
     if text_length is not None:
@@ -96,11 +98,11 @@ def find_open_clip(source: str | Path) -> tuple[str, str | None] | None:
     """Find a file of weights in OpenCLIP's layout, and the configuration beside it.
 
     Returns:
-        Paths of both, fetched from the Hub if need be, the second None for a file that stands alone; or None
-        if the source is a transformers CLIP.
+        The paths of both, downloaded from the Hub if necessary; the second is None for a file without a
+        configuration. None if the source is a transformers CLIP.
 
     Raises:
-        ValueError: if it is neither.
+        ValueError: if the source is neither.
     """
     path, source = Path(source), str(source)
     if path.is_file():
@@ -108,35 +110,40 @@ def find_open_clip(source: str | Path) -> tuple[str, str | None] | None:
     if not path.is_dir() and (path.is_absolute() or path.suffix in SUFFIXES):
         owner, repository, name = (source.split("/", 2) + ["", ""])[:3]
         if path.is_absolute() or not name:
-            raise ValueError(f"{source} is not there. Give a file, folder, repository or REPOSITORY/FILE.")
+            raise ValueError(f"{source} does not exist. Give a file, folder, repository or REPOSITORY/FILE.")
         return cached_file(f"{owner}/{repository}", name), None
     if has_file(source, "config.json"):
         return None
     weights = next((name for name in OPEN_CLIP_WEIGHTS if has_file(source, name)), None)
     if weights is None or not has_file(source, OPEN_CLIP_CONFIG):
         raise ValueError(
-            f"{source} was not found, or holds neither config.json nor {OPEN_CLIP_CONFIG} with one of "
-            f"{', '.join(OPEN_CLIP_WEIGHTS)}. If it holds weights alone, name the file: {source}/FILE."
+            f"{source} was not found, or has neither config.json nor {OPEN_CLIP_CONFIG} with one of "
+            f"{', '.join(OPEN_CLIP_WEIGHTS)}. If it has only a file of weights, name the file: {source}/FILE."
         )
     return cached_file(source, weights), cached_file(source, OPEN_CLIP_CONFIG)
 
 
 def _convert_transformers(source, dense_mode):
     clip_config = CLIPConfig.from_pretrained(source)
+    if clip_config.model_type == GeoAlignCLIPConfig.model_type:
+        raise ValueError(f"{source} is a GeoAlignCLIP already. Load it by AutoModel.from_pretrained.")
     if clip_config.model_type != "clip":
-        raise ValueError(f"{source} holds a model of type {clip_config.model_type!r}; expected 'clip'.")
-    fields = clip_config.to_dict()
-    for name in ("model_type", "architectures", "transformers_version"):
-        fields.pop(name, None)
-    config = GeoAlignCLIPConfig(**fields, dense_mode=dense_mode)
+        raise ValueError(f"{source} has a model of type {clip_config.model_type!r}; expected 'clip'.")
+    # A GeoAlignCLIP that the stock class has saved as a CLIP still has the fields of ours.
+    fields = {name: value for name, value in clip_config.to_dict().items() if name not in NOT_COPIED}
+    config = GeoAlignCLIPConfig(**fields | {"dense_mode": dense_mode})
     options = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
         model, report = GeoAlignCLIPModel.from_pretrained(source, config=config, **options)
-    except UnpicklingError as error:
-        raise ValueError(describe_pickle(source, error)) from error
+    except (UnpicklingError, SafetensorError) as error:
+        raise ValueError(describe_unreadable(source, error)) from error
     problems = {
         "missing": sorted(set(report["missing_keys"]) - OUR_KEYS),
-        "left over": sorted(key for key in report["unexpected_keys"] if not key.endswith("position_ids")),
+        "not used": sorted(
+            key
+            for key in report["unexpected_keys"]
+            if not key.endswith("position_ids") and key not in OUR_KEYS
+        ),
         "of another shape": sorted(key for key, *_ in report["mismatched_keys"]),
     }
     refuse_problems(source, problems)
@@ -146,18 +153,18 @@ def _convert_transformers(source, dense_mode):
 
 
 def _convert_open_clip(source, weights_file, config_file, dense_mode, tokenizer, options):
-    told = json.loads(Path(config_file).read_text()) if config_file else {}
+    settings = read_json(config_file) if config_file else {}
     weights = read_weights(weights_file)
-    fields = measure_towers(weights, source, told.get("model_cfg"), **options)
-    tokenizer = load_tokenizer(tokenizer or resolve_tokenizer(source, told))
+    fields = measure_towers(weights, source, settings.get("model_cfg"), **options)
+    tokenizer = load_tokenizer(tokenizer or resolve_tokenizer(source, settings))
     text, last = fields["text_config"], len(tokenizer) - 1
     if tokenizer.eos_token_id != last or last >= text["vocab_size"]:
         raise ValueError(
-            f"the tokenizer has {last + 1} tokens with the end of text at {tokenizer.eos_token_id}, and "
-            f"{source} embeds {text['vocab_size']}. Give a --tokenizer of no more tokens than those, the end "
-            "of text last."
+            f"the tokenizer has {last + 1} tokens, and its end of text is token {tokenizer.eos_token_id}. "
+            f"{source} has embeddings of {text['vocab_size']} tokens. Give a --tokenizer with at most that "
+            "many tokens, of which the end of text is the last."
         )
-    # OpenCLIP reads a text at its highest id, and that is its end.
+    # OpenCLIP reads a text at the token with the highest id, which is the end of text.
     text |= {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     config = GeoAlignCLIPConfig(**fields, dense_mode=dense_mode)
     with torch.device("meta"):
@@ -166,8 +173,8 @@ def _convert_open_clip(source, weights_file, config_file, dense_mode, tokenizer,
     named, problems = rename_weights(weights, shapes)
     refuse_problems(source, problems)
     model = GeoAlignCLIPModel.from_pretrained(None, config=config, state_dict=named, dtype=torch.float32)
-    pixels = told.get("preprocess_cfg", {})
-    bilinear = pixels.get("interpolation") == "bilinear"  # all else is bicubic, as in OpenCLIP
+    pixels = settings.get("preprocess_cfg", {})
+    bilinear = pixels.get("interpolation") == "bilinear"  # everything else is bicubic, as in OpenCLIP
     image_processor = CLIPImageProcessor(
         image_mean=pixels.get("mean", OPENAI_CLIP_MEAN),
         image_std=pixels.get("std", OPENAI_CLIP_STD),
@@ -178,7 +185,7 @@ def _convert_open_clip(source, weights_file, config_file, dense_mode, tokenizer,
 
 
 def refuse_problems(source: str | Path, problems: dict[str, list[str]]) -> None:
-    """Refuse a checkpoint of which anything is wrong, naming all of it by kind.
+    """Refuse a checkpoint that has problems, and list them by kind.
 
     Raises:
         ValueError: if any list is not empty.
@@ -186,21 +193,25 @@ def refuse_problems(source: str | Path, problems: dict[str, list[str]]) -> None:
     listed = "; ".join(f"{kind}: {keys}" for kind, keys in problems.items() if keys)
     if listed:
         raise ValueError(
-            f"{source} does not fit a CLIP of its configuration: {listed}. Give a whole CLIP checkpoint."
+            f"the weights of {source} do not match its configuration: {listed}. Give a complete CLIP "
+            "checkpoint."
         )
 
 
 def size_images(config: CLIPConfig) -> dict:
-    """Give the options of an image processor that resizes to a square and does not crop."""
+    """Return the options of an image processor that resizes to a square and does not crop."""
     S = config.vision_config.image_size
     return {"size": {"height": S, "width": S}, "do_center_crop": False}
 
 
-def resolve_tokenizer(source: str | Path, told: dict) -> str | Path:
-    """Say where the tokenizer of OpenCLIP's weights is: beside them, told beside them, or CLIP's own."""
-    if told and has_file(source, "tokenizer_config.json"):
+def resolve_tokenizer(source: str | Path, settings: dict) -> str | Path:
+    """Return the source of the tokenizer for OpenCLIP's weights.
+
+    It is the source itself, the one named in its settings, or CLIP's own, in this order.
+    """
+    if settings and has_file(source, "tokenizer_config.json"):
         return source
-    if name := told.get("model_cfg", {}).get("text_cfg", {}).get("hf_tokenizer_name"):
+    if name := settings.get("model_cfg", {}).get("text_cfg", {}).get("hf_tokenizer_name"):
         return name
     package = importlib.util.find_spec("open_clip")
     if package is None:
@@ -215,12 +226,12 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
 
 @torch.no_grad()
 def stretch_text(model: GeoAlignCLIPModel, text_length: int) -> None:
-    """Give the text tower more positions, in place, by `stretch_positions`.
+    """Stretch the positions of the text tower in place; see `stretch_positions`.
 
-    Texts of no more than 20 tokens keep their embeddings.
+    Texts of at most 20 tokens keep their embeddings.
 
     Raises:
-        ValueError: if the tower has no fewer positions already, or not more than 20.
+        ValueError: if the tower already has at least `text_length` positions, or has 20 or fewer.
     """
     embeddings = model.text_model.embeddings
     table = stretch_positions(embeddings.position_embedding.weight, text_length)
@@ -232,7 +243,7 @@ def stretch_text(model: GeoAlignCLIPModel, text_length: int) -> None:
 
 @torch.no_grad()
 def check_parity(model: GeoAlignCLIPModel, clip: CLIPModel) -> None:
-    """Compare embeddings of random images and token ids with the source model's.
+    """Compare the embeddings of random images and token ids with those of the source model.
 
     Raises:
         ValueError: if an entry of a unit vector differs by more than 1e-5.
@@ -248,29 +259,6 @@ def check_parity(model: GeoAlignCLIPModel, clip: CLIPModel) -> None:
         difference = (getattr(ours, name) - getattr(theirs, name)).abs().max().item()
         if not difference <= TOLERANCE:
             raise ValueError(
-                f"{name} differ from the source's by {difference:.2e}, more than {TOLERANCE:.0e}."
+                f"{name} of the converted model differ from those of the source by {difference:.2e}, more "
+                f"than {TOLERANCE:.0e}. Please report this with the source's config.json."
             )
-
-
-def main() -> None:
-    """Convert from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("source", help="folder or Hub repository of a CLIP, or a file of weights")
-    parser.add_argument("dest", type=Path, help="folder to write, which must not be there or be empty")
-    parser.add_argument("--dense_mode", default="last", help="last or value")
-    parser.add_argument("--activation", choices=("quick_gelu", "gelu"), help="for a file of weights alone")
-    parser.add_argument("--vision_heads", type=int, help="for a file of weights alone: of unusual widths")
-    parser.add_argument("--text_heads", type=int, help="likewise; by default one per 64 of the width")
-    parser.add_argument("--tokenizer", help="folder, repository or file of merges, if not CLIP's")
-    parser.add_argument("--text_length", type=int, help="stretch the text tower to this many positions")
-    arguments = vars(parser.parse_args())
-    dest = arguments.pop("dest")
-    if dest.is_file() or dest.is_dir() and any(dest.iterdir()):
-        raise ValueError(f"{dest} is there already and not empty. Give another folder, or remove it.")
-    model, processor = convert_clip(**arguments)
-    model.save_pretrained(dest)
-    processor.save_pretrained(dest)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,28 +1,21 @@
-"""OpenCLIP's layout of weights: read as plain tensors, measured, and named as transformers names them.
+"""Gives weights in OpenCLIP's layout the names and the configuration of transformers.
 
-In comes a file in the layout that OpenAI's CLIP, OpenCLIP and Long-CLIP share, and RemoteCLIP, GeoRSCLIP,
-SkyCLIP and FarSLIP with them; out come the fields of a configuration and weights by our names. A pickle is
-never run: files are read by safetensors or with `weights_only=True`.
+OpenAI's CLIP, OpenCLIP, Long-CLIP, RemoteCLIP, GeoRSCLIP, SkyCLIP and FarSLIP share this layout.
 """
 
 import gzip
 import math
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-KEPT_POSITIONS = 20  # Long-CLIP, https://arxiv.org/abs/2403.15378, section 3.1
-WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
-# Stored beside the weights by some versions; all of it follows from the weights' shapes.
-BUFFERS = {"attn_mask", "input_resolution", "context_length", "vocab_size"}
-# Keys of what is no CLIP of two plain transformers.
+from .weights import KEPT_POSITIONS
+
+# Keys that a CLIP of two plain transformers does not have, and what they belong to.
 FOREIGN = {
     r"vision_model\.|text_model\.": "the layout of transformers; give the folder with its config.json",
     r"visual\.trunk\.": "a vision tower of timm",
@@ -33,7 +26,7 @@ FOREIGN = {
     r"logit_bias": "SigLIP's bias",
     r".*\.ls_[12]\.": "LayerScale",
 }
-# The weights whose shapes tell the sizes of the towers, and their axes.
+# The weights whose shapes give the sizes of the towers, and their number of axes.
 SIZED = {
     "visual.conv1.weight": 4,
     "visual.positional_embedding": 2,
@@ -44,7 +37,7 @@ SIZED = {
     "transformer.resblocks.0.mlp.c_fc.weight": 2,
     "text_projection": 2,
 }
-# Settings that leave no trace among the keys, with the only value that a CLIP of transformers has.
+# Settings that the keys do not show, with the only value that transformers' CLIP supports.
 SETTINGS = {
     "vision_cfg": {"pool_type": "tok", "final_ln_after_pool": False, "act_kwargs": None, "norm_kwargs": None},
     "text_cfg": {"pool_type": "argmax", "no_causal_mask": False, "act_kwargs": None, "norm_kwargs": None},
@@ -75,110 +68,6 @@ RENAMED = {
 }
 
 
-def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
-    """Read a file of weights and bring its variants into one form.
-
-    A training checkpoint gives its weights, without optimiser and counters. A prefix of all keys (`module.`)
-    goes, and so do `text.` of OpenCLIP's CustomTextCLIP and buffers that follow from the weights. Long-CLIP's
-    two tables of positions become the one that they amount to.
-
-    Args:
-        path: a `.safetensors` file, or one that `torch.save` wrote.
-
-    Returns:
-        Weights by the names of OpenCLIP's CLIP.
-
-    Raises:
-        ValueError: if the file holds anything that is no tensor, or tables of positions that do not fit.
-    """
-    weights = _unwrap(_load_tensors(Path(path)), path)
-    strangers = sorted(str(key) for key, value in weights.items() if not isinstance(value, torch.Tensor))
-    if strangers or not weights:
-        raise ValueError(
-            f"{path} is no state dict: not tensors: {strangers}. Give a file that holds weights by name, "
-            f"alone or under one of {WRAPPERS}."
-        )
-    anchor = "visual.class_embedding"
-    prefix = next((key.removesuffix(anchor) for key in weights if key.endswith(anchor)), "")
-    if all(key.startswith(prefix) for key in weights):
-        weights = {key.removeprefix(prefix): value for key, value in weights.items()}
-    plain = {key.removeprefix("text."): value for key, value in weights.items()}
-    if "text.token_embedding.weight" in weights and len(plain) == len(weights):
-        weights = plain
-    weights = {key: value for key, value in weights.items() if key not in BUFFERS}
-    if "positional_embedding_res" in weights:
-        weights = fold_positions(weights, path)
-    return weights
-
-
-def _load_tensors(path: Path) -> Mapping:
-    if zipfile.is_zipfile(path) and any(
-        name.endswith("/constants.pkl") for name in zipfile.ZipFile(path).namelist()
-    ):
-        raise ValueError(
-            f"{path} is a TorchScript archive: weights with code, which is not run here. Take the same "
-            "weights from the Hub (openai/clip-vit-base-patch32 and others), or, where you trust the file, "
-            "save them alone: torch.save(torch.jit.load(PATH).state_dict(), 'weights.pt')."
-        )
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is no safetensors file: {error}. Fetch it again.") from error
-    except Exception as error:
-        raise ValueError(describe_pickle(path, error)) from error
-
-
-def describe_pickle(source: str | Path, error: Exception) -> str:
-    """Say what a file holds that `weights_only=True` did not read, without torch's advice to run it."""
-    found = re.findall(r"GLOBAL (\S+)", str(error)) or [type(error).__name__]
-    return (
-        f"{source} cannot be read as plain tensors (found {found[0]}), and a pickle is not run here. Where "
-        "you trust the file, load it yourself and save its state dict alone."
-    )
-
-
-def _unwrap(content: object, path: str | Path) -> Mapping:
-    while isinstance(content, Mapping):
-        found = [name for name in WRAPPERS if isinstance(content.get(name), Mapping)]
-        if not found:
-            return content
-        others = [name for name, value in content.items() if name not in found and _is_weights(value)]
-        if len(found) > 1 or others:
-            raise ValueError(
-                f"{path} holds weights under each of {found + others}. Save the ones you want alone."
-            )
-        content = content[found[0]]
-    raise ValueError(f"{path} holds a {type(content).__name__}; expected a state dict.")
-
-
-def _is_weights(value: object) -> bool:
-    is_named = isinstance(value, Mapping) and value and all(isinstance(key, str) for key in value)
-    return is_named and all(isinstance(tensor, torch.Tensor) for tensor in value.values())
-
-
-def fold_positions(weights: dict[str, torch.Tensor], source: str | Path) -> dict[str, torch.Tensor]:
-    """Make one table of Long-CLIP's two: it reads the first 20 rows of one and the rest of the other.
-
-    Raises:
-        ValueError: if the tables differ in shape.
-
-    Source:
-        Long-CLIP, `model/model_longclip.py`: `encode_text` weighs the two by `mask1` and `mask2`.
-    """
-    weights = dict(weights)
-    kept, rest = weights.get("positional_embedding"), weights.pop("positional_embedding_res")
-    if kept is None or kept.shape != rest.shape:
-        shape = None if kept is None else tuple(kept.shape)
-        raise ValueError(
-            f"{source}: positional_embedding has shape {shape}, but positional_embedding_res "
-            f"{tuple(rest.shape)}. Long-CLIP's have one shape. Give a whole checkpoint."
-        )
-    weights["positional_embedding"] = torch.cat([kept[:KEPT_POSITIONS], rest[KEPT_POSITIONS:]])
-    return weights
-
-
 def measure_towers(
     weights: dict[str, torch.Tensor],
     source: str | Path,
@@ -187,32 +76,36 @@ def measure_towers(
     vision_heads: int | None = None,
     text_heads: int | None = None,
 ) -> dict:
-    """Tell a configuration from shapes, and from what is told beside them.
+    """Derive a configuration from the shapes of weights, and from OpenCLIP's configuration if there is one.
 
     Args:
-        weights: as `read_weights` gives them.
-        source: for messages.
+        weights: as `read_weights` returns them.
+        source: name of the source, for messages.
         model_config: `model_cfg` of OpenCLIP's `open_clip_config.json`, if there is one.
-        activation: `quick_gelu` or `gelu`; must be given where there is no `model_config`.
-        vision_heads: None takes the configured ones, or as many as OpenCLIP's towers of this width have.
-        text_heads: None takes the configured ones, or one per 64 of the width.
+        activation: `quick_gelu` or `gelu`; required without `model_config`.
+        vision_heads: None takes the configured number, or that of OpenCLIP's towers of this width.
+        text_heads: None takes the configured number, or one per 64 of the width.
 
     Returns:
-        Fields of `CLIPConfig`, without token ids.
+        The fields of `CLIPConfig`, without token ids.
 
     Raises:
-        ValueError: if these are no weights of two plain transformers, if the configuration asks for something
-            that transformers' CLIP has not, or if what is needed is not told or told in two ways.
+        ValueError: if these are not the weights of two plain transformers, if the configuration has a setting
+            that transformers' CLIP does not support, if the activation is missing, or if an argument
+            contradicts the configuration.
     """
     for pattern, meaning in FOREIGN.items():
         found = sorted(key for key in weights if re.match(pattern, key))
         if found:
-            raise ValueError(f"{source} holds {meaning}, which cannot be mapped: {_list_keys(found)}.")
+            raise ValueError(
+                f"{source} cannot be converted: it has {meaning}, with the keys {_list_keys(found)}. Only "
+                "CLIPs of two plain transformers can be converted."
+            )
     missing = [key for key, axes in SIZED.items() if key not in weights or weights[key].ndim != axes]
     if missing:
         raise ValueError(
-            f"{source} is no OpenCLIP state dict of a ViT: missing, or not of as many axes: {missing}. It "
-            f"holds: {_list_keys(sorted(weights))}."
+            f"{source} is not an OpenCLIP state dict of a ViT: the weights {missing} are missing or have "
+            f"another number of axes. It has the keys {_list_keys(sorted(weights))}. Give a CLIP checkpoint."
         )
     sizes = {key: weights[key].shape for key in SIZED}
     positions, width = sizes["visual.positional_embedding"]
@@ -220,21 +113,22 @@ def measure_towers(
     if side**2 != positions - 1:
         raise ValueError(
             f"{source}: visual.positional_embedding has {positions} rows; expected 1 + a square number. "
-            "Only square images can be mapped."
+            "Only models of square images can be converted."
         )
     options = {"activation": activation, "vision_heads": vision_heads, "text_heads": text_heads}
     if model_config:
-        told = _read_settings(model_config, width, source)
+        configured = _read_settings(model_config, width, source)
         for name, value in options.items():
-            if value not in (None, told[name]):
+            if value not in (None, configured[name]):
                 raise ValueError(
-                    f"{source} says {name} {told[name]}, and {value} is given. Leave out --{name}."
+                    f"{source} has {name} {configured[name]} in its configuration, but {value} is given. "
+                    f"Leave out --{name}."
                 )
-        options = told
+        options = configured
     if options["activation"] is None:
         raise ValueError(
-            f"{source} does not tell its activation. Give --activation as the code of its authors loads it: "
-            "quick_gelu for OpenAI's weights and OpenCLIP's models named -quickgelu (GeoRSCLIP B/32 and "
+            f"{source} does not contain its activation function. Give --activation as its authors' code has "
+            "it: quick_gelu for OpenAI's weights and OpenCLIP's models named -quickgelu (GeoRSCLIP B/32 and "
             "FarSLIP), gelu for OpenCLIP's other models (RemoteCLIP, by its README)."
         )
     patch_size = sizes["visual.conv1.weight"][-1]
@@ -276,8 +170,8 @@ def _read_settings(model_config: dict, width: int, source: str | Path) -> dict:
             found = model_config.get(tower, {}).get(name, expected)
             if found != expected:
                 raise ValueError(
-                    f"{source}: open_clip_config.json sets {tower}.{name} to {found!r}. A transformers CLIP "
-                    f"has {expected!r} and nothing else, so this one cannot be mapped."
+                    f"{source}: open_clip_config.json sets {tower}.{name} to {found!r}, but transformers' "
+                    f"CLIP supports only {expected!r}. This model cannot be converted."
                 )
     return {
         "activation": "quick_gelu" if model_config.get("quick_gelu") else "gelu",
@@ -294,7 +188,8 @@ def _count_layers(weights: dict, tower: str) -> int:
 def _check_heads(source: str | Path, name: str, heads: float, width: int) -> int:
     if heads < 1 or heads % 1 or width % heads:
         raise ValueError(
-            f"{source}: a tower {width} wide cannot have {heads:g} heads. Give --{name}, a divisor of that."
+            f"{source}: a tower of width {width} cannot have {heads:g} heads. Give --{name}, a divisor of "
+            "the width."
         )
     return int(heads)
 
@@ -307,15 +202,15 @@ def _list_keys(keys: list[str], limit: int = 20) -> str:
 def rename_weights(
     weights: dict[str, torch.Tensor], shapes: Mapping[str, torch.Size]
 ) -> tuple[dict[str, torch.Tensor], dict[str, list[str]]]:
-    """Fill every parameter of a CLIP from OpenCLIP's weights, and account for every key.
+    """Rename OpenCLIP's weights to transformers' names, and account for every key.
 
     Args:
-        weights: as `read_weights` gives them, of any floating type.
-        shapes: of the parameters to be filled, by transformers' names.
+        weights: as `read_weights` returns them, of any floating-point type.
+        shapes: the shapes of all parameters, by transformers' names.
 
     Returns:
-        The filled parameters, in float32, and what is wrong: lists of the source's keys by kind, all of them
-        empty where every parameter is filled and every key is used.
+        The parameters, in float32, and the problems: lists of the source's keys by kind. All lists are empty
+        if every parameter has a weight and every key is used.
     """
     named, used = {}, set()
     missing, reshaped = set(), set()
@@ -337,7 +232,7 @@ def rename_weights(
         named[key] = tensor.contiguous()
     problems = {
         "missing": sorted(missing),
-        "left over": sorted(weights.keys() - used),
+        "not used": sorted(weights.keys() - used),
         "of another shape": sorted(reshaped),
         "not floating point": sorted(name for name in used if not weights[name].is_floating_point()),
         "not finite": sorted(name for name in used if not weights[name].isfinite().all()),
@@ -354,19 +249,19 @@ def _name_source(key: str) -> str:
 def stretch_positions(table: torch.Tensor, length: int) -> torch.Tensor:
     """Stretch a table of text positions as Long-CLIP does.
 
-    The first 20 rows, which short captions have trained well, stay; row j beyond them is read at place
-    20 + (j - 20) * (L - 20) / (length - 20) of the table by linear interpolation, and past its last row the
-    line through the last two goes on. From 77 to 248 that is Long-CLIP's factor of 4.
+    The first 20 rows, which short captions have trained well, are kept. Row j after them is the linear
+    interpolation of the table at 20 + (j - 20) * (L - 20) / (length - 20). After the last row of the table,
+    the line through its last two rows is continued. From 77 to 248 rows this is Long-CLIP's factor of 4.
 
     Args:
         table: (L, hidden), more than 20 rows.
-        length: rows to stretch to, more than L.
+        length: number of rows to stretch to, more than L.
 
     Returns:
         (length, hidden).
 
     Raises:
-        ValueError: if the table has no row beyond the first 20, or is not to grow.
+        ValueError: if the table has 20 rows or fewer, or at least `length` rows.
 
     Source:
         Long-CLIP, https://arxiv.org/abs/2403.15378, section 3.1, and `load_from_clip` in its code.
@@ -374,20 +269,20 @@ def stretch_positions(table: torch.Tensor, length: int) -> torch.Tensor:
     L, keep = len(table), KEPT_POSITIONS
     if not keep < L < length:
         raise ValueError(
-            f"text_length is {length}, and the source has {L} positions. It must be more than those, and "
-            f"they more than the {keep} that are kept."
+            f"text_length is {length} and the source has {L} positions; expected more than {L}, and a source "
+            f"with more than {keep} positions. Give a larger text_length."
         )
-    places = keep + torch.arange(length - keep, dtype=torch.float64) * (L - keep) / (length - keep)
-    left = places.long().clamp(max=L - 2)
-    share = (places - left).unsqueeze(-1)
-    stretched = torch.lerp(table[left].double(), table[left + 1].double(), share)  # (length - 20, hidden)
+    positions = keep + torch.arange(length - keep, dtype=torch.float64) * (L - keep) / (length - keep)
+    left = positions.long().clamp(max=L - 2)
+    fraction = (positions - left).unsqueeze(-1)
+    stretched = torch.lerp(table[left].double(), table[left + 1].double(), fraction)  # (length - 20, hidden)
     return torch.cat([table[:keep], stretched.to(table.dtype)])
 
 
 def read_bpe(path: str | Path) -> CLIPTokenizer:
-    """Build CLIP's tokenizer of its list of merges, `bpe_simple_vocab_16e6.txt.gz`, as OpenCLIP ships it."""
+    """Build CLIP's tokenizer from its list of merges, OpenCLIP's `bpe_simple_vocab_16e6.txt.gz`."""
     with gzip.open(path, "rt", encoding="utf-8") as file:
-        lines = file.read().split("\n")[1 : 49152 - 256 - 2 + 1]  # the rest is not used, by OpenCLIP either
+        lines = file.read().split("\n")[1 : 49152 - 256 - 2 + 1]  # OpenCLIP does not use the rest either
     merges = [tuple(line.split()) for line in lines]
     characters = list(bytes_to_unicode().values())
     tokens = [*characters, *(f"{character}</w>" for character in characters), *map("".join, merges)]

@@ -194,6 +194,8 @@ def drop_context(row: dict, has_lost_regions: bool) -> dict:
         for r, (phrase, others) in enumerate(zip(row["phrases"], negatives, strict=True))
         if CONTEXT.search(" ".join([phrase, *others]))
     }
+    if row.get("ambiguous"):
+        row["ambiguous"] = [flag or r in outdated for r, flag in enumerate(row["ambiguous"])]
     row["phrases"] = [
         add_article(row["concepts"][r]) if r in outdated else phrase
         for r, phrase in enumerate(row["phrases"])

@@ -5,31 +5,34 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from datasets import Dataset, Features, Image, IterableDataset, List, Value
+from pyarrow import Table
+from pyarrow.parquet import ParquetWriter
 
 from ..storage import atomic_file, no_progress_bars
 
 FEATURES = Features(
     {
         "image": Image(),
-        "captions": List(Value("string")),  # short ones, of the whole image
-        "description": Value("string"),  # a long one, or None
+        "captions": List(Value("string")),  # short texts about the whole image
+        "description": Value("string"),  # a long text about the whole image, or None
         "boxes": List(List(Value("float64"), length=4)),  # xyxy pixels; from here on one entry per region
-        "quads": List(
-            List(List(Value("float64"), length=2), length=4)
-        ),  # four corners; [] where boxes are all
+        # Four corners in pixels; [] if all regions are boxes.
+        "quads": List(List(List(Value("float64"), length=2), length=4)),
         "phrases": List(Value("string")),
         "concepts": List(Value("string")),
-        "hard_negatives": List(List(Value("string"))),  # phrases that are nearly right and wrong
-        "negative_kinds": List(List(Value("string"))),  # what each of them changed
-        "difficult": List(Value("bool")),  # flagged so at the source; [] where it has no flags
+        "ambiguous": List(Value("bool")),  # whether a phrase may also mean another region; [] if unknown
+        "hard_negatives": List(List(Value("string"))),  # phrases that are nearly right, and wrong
+        "negative_kinds": List(List(Value("string"))),  # what each of them changes
+        "difficult": List(Value("bool")),  # marked as difficult at the source; [] if it has no such marks
         "unboxed": List(Value("string")),  # concepts that are also in the image, without a region
-        "source": Value("string"),  # the picture that the row was made of, as named at the source, or None
-        "window": List(Value("int64")),  # the part of that picture, xyxy whole pixels; [] for all of it
+        "source": Value("string"),  # name of the image that the row was made of, or None
+        "window": List(Value("int64")),  # part of that image, xyxy whole pixels; [] for all of it
     }
 )
+MOST_GROUP_BYTES, MOST_GROUP_ROWS = 100_000_000, 1000  # of one row group of a Parquet file
 REQUIRED_COLUMNS = ("image", "boxes", "phrases", "concepts")
 REGION_COLUMNS = (
-    "boxes", "quads", "phrases", "concepts", "hard_negatives", "negative_kinds", "difficult"
+    "boxes", "quads", "phrases", "concepts", "ambiguous", "hard_negatives", "negative_kinds", "difficult"
 )  # fmt: skip
 
 
@@ -37,14 +40,14 @@ def build_rows(rows: Iterable[dict]) -> Dataset:
     """Check rows and make a dataset of them.
 
     Args:
-        rows: dictionaries with the columns of `FEATURES`; all but `REQUIRED_COLUMNS` may be missing. `image`
-            is a PIL image, a path, which is read when the row is, or the bytes of a file with its `path`.
+        rows: Dictionaries with the columns of `FEATURES`. All but `REQUIRED_COLUMNS` may be missing. `image`
+            is a PIL image, a path (read when the row is read), or the bytes of a file with its `path`.
 
     Returns:
         A dataset with exactly the columns of `FEATURES`.
 
     Raises:
-        ValueError: if a row lacks a column, or its lists differ in length.
+        ValueError: If a row lacks a column, or its lists differ in length.
     """
     checked = [_check_row(i, row) for i, row in enumerate(rows)]
     if not checked:
@@ -72,26 +75,33 @@ def _check_row(i: int, row: dict) -> dict:
         if len(phrases) != len(kinds):
             raise ValueError(
                 f"row {i} has {len(phrases)} hard_negatives of region {r}, but {len(kinds)} negative_kinds. "
-                "Name the kind of each, or leave the column out."
+                "Name the kind of each, or omit the column."
             )
     row["image"] = str(row["image"]) if isinstance(row["image"], Path) else row["image"]
     return row
 
 
-def write_rows(rows: list[dict], path: Path) -> None:
-    """Write rows as one Parquet file that is whole or not there, the same bytes for the same rows.
+def write_rows(rows: Iterable[dict], path: Path) -> None:
+    """Write rows as one Parquet file, atomically. The same rows give the same bytes.
+
+    Rows are written in groups of about `MOST_GROUP_BYTES`. Memory does not grow with the file, and Arrow's
+    limit of 2 GiB per column applies to one group only.
 
     Args:
-        rows: as `build_rows` takes them, with images as bytes; none at all are allowed here.
-        path: of the file.
+        rows: Rows as `build_rows` takes them, with images as `{"bytes": ..., "path": ...}`. None is valid.
+        path: Path of the file.
     """
-    checked = [_check_row(i, row) for i, row in enumerate(rows)]
-    columns = {name: [row[name] for row in checked] for name in FEATURES}
-    # As an Image() datasets would drop bytes whose path happens to be a file here, and write the path alone.
-    plain = Features(FEATURES | {"image": {"bytes": Value("binary"), "path": Value("string")}})
-    with no_progress_bars():
-        dataset = Dataset.from_dict(columns, features=plain).cast(FEATURES)
-    write_parquet(dataset, path)
+    schema = FEATURES.arrow_schema
+    group, num_bytes = [], 0
+    with atomic_file(path) as file, ParquetWriter(file, schema) as writer:
+        for i, row in enumerate(rows):
+            group.append(_check_row(i, row))
+            num_bytes += len(row["image"]["bytes"])
+            if num_bytes >= MOST_GROUP_BYTES or len(group) == MOST_GROUP_ROWS:
+                writer.write_table(Table.from_pylist(group, schema))
+                group, num_bytes = [], 0
+        if group:
+            writer.write_table(Table.from_pylist(group, schema))
 
 
 def write_parquet(dataset: Dataset, path: Path) -> None:
@@ -104,12 +114,12 @@ def check_columns(dataset: Dataset | IterableDataset) -> None:
     """Refuse a dataset that does not hold rows.
 
     Raises:
-        ValueError: if a required column is missing.
+        ValueError: If a required column is missing.
     """
     if missing := [name for name in REQUIRED_COLUMNS if name not in (dataset.column_names or [])]:
         raise ValueError(
             f"the dataset lacks the columns {missing}; it has {sorted(dataset.column_names or [])}. "
-            "Rename them, or build rows with geoalign_hf.rows.from_coco or build_rows."
+            "Rename them, or build rows with geoalign_hf.from_coco or build_rows."
         )
 
 
@@ -127,13 +137,13 @@ def count_rows(rows: Iterable[dict]) -> dict:
     """Count what a dataset holds.
 
     Args:
-        rows: of it; their images are not looked at.
+        rows: Its rows; images are not needed.
 
     Returns:
         `num_rows`, `num_regions`, `num_captions`, `num_descriptions`, `num_hard_negatives`, `num_phrases`
-        (different ones), `rows_without_regions`; the numbers of `concepts` and `negative_kinds`, the
-        commonest first; how many regions are `small`, `medium` and `large` (COCO: below 32 x 32 pixels,
-        below 96 x 96, above).
+        (different ones) and `rows_without_regions`; `concepts` and `negative_kinds` with their numbers, the
+        most frequent first; and the numbers of regions that are `small`, `medium` and `large` (COCO: below
+        32 x 32 pixels, below 96 x 96, above).
 
     Example:
         >>> row = {"boxes": [[0, 0, 9, 9]], "concepts": ["ship"], "phrases": ["a ship"], "captions": []}

@@ -1,1 +1,1 @@
-"""Annotations to a published dataset of rows."""
+"""Builds a dataset of rows from annotated images."""

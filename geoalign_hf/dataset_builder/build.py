@@ -1,153 +1,190 @@
-"""Annotated images to a dataset of rows, with one command.
+"""Builds a dataset of rows from annotated images.
 
-    python -m geoalign_hf.build --coco train.json --output outputs/rows --num_workers 4
+    geoalign-hf build --coco train.json --output outputs/rows --num_workers 4
 
-What enters are the files of one format (`--coco`, `--dota`, `--voc`, `--yolo` or `--captions`); what leaves
-is a folder that can be loaded and pushed as it is: Parquet shards, a card, statistics, a contact sheet, a
-report. The same settings give the same shards, whatever the number of processes; a build that was killed
-goes on where it was when the command is given again.
+The input is annotation files of one format. The output is a folder that can be loaded and pushed as it is. It
+holds Parquet shards, a card, statistics, contact sheets and a report. The same settings give the same shards
+for any number of processes. A build that was interrupted continues when the same command is run again.
 """
 
-import hashlib
 import json
 import logging
 import shutil
 import time
-from dataclasses import asdict, dataclass, field
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 
-import numpy as np
-import PIL.Image
 import transformers
+from transformers.hf_argparser import HfArg
 from transformers.utils.logging import get_logger, tqdm
 
-from ..data.loading import decode_image, load_rows
 from ..data.schema import count_rows
 from ..data.tiling import list_tiles
 from ..hub.cards import write_dataset_card
 from ..readers.registry import FORMATS
 from ..readers.skipped import SkipReport
 from ..readers.yolo import read_names
-from ..storage import read_json, write_json, write_text
-from .contact_sheet import draw_contact_sheet
-from .leakage import collect_sets, write_table
-from .shards import Job, build_shards
+from ..storage import atomic_file, lock_folder, read_json, write_json
+from .contact_sheet import draw_pages
+from .leakage import EvaluationSet, collect_sets, write_table
+from .plan import Plan, plan_shards
+from .shards import Job, build_shards, iterate_rows, read_rows_at
 
 logger = get_logger(__name__)
-SHARD_SETTINGS = ("split", "images_per_shard", "tile", "overlap", "min_visible", "max_negatives")
-SHARD_SETTINGS += ("leaks", "on_error", "seed")
-
-
-def _help(text: str, default=None):
-    if isinstance(default, list):
-        return field(default_factory=list, metadata={"help": text})
-    return field(default=default, metadata={"help": text})
+WORK = ".build"  # subfolder of an unfinished build; it is removed at the end
+JOB_SETTINGS = ("split", "tile", "overlap", "min_visible", "max_negatives", "leaks")
+JOB_SETTINGS += ("on_error", "seed")
+NEGATIVES = ("free", "matched", "balanced")
+MOST_BASELINE_ROWS = 5000  # the text-only baseline is measured on so many rows
+# Settings that no shard depends on.
+FREE_SETTINGS = ("output", "num_workers", "sheet_rows", "on_error")
 
 
 @dataclass(frozen=True)
 class BuildConfig:
-    """What to build from what; give one of the five formats."""
+    """Settings of a build. Give exactly one annotation format."""
 
-    output: str = field(metadata={"help": "folder of the dataset"})
-    coco: str | None = _help("COCO detection file, or a folder of them")
-    dota: str | None = _help("folder of DOTA text files")
-    voc: str | None = _help("folder of Pascal VOC xml files")
-    yolo: str | None = _help("folder of YOLO text files")
-    captions: str | None = _help("caption file in the form of RSICD")
-    images: str | None = _help("folder of the images; default with --coco: that of the file")
-    concepts: str | None = _help("file of concept names, one a line or data.yaml; needed with --yolo")
-    drop_difficult: bool = _help("leave out what is flagged as difficult (DOTA, VOC)", False)
-    counts_from_one: bool = _help("VOC boxes count pixels from 1, as Pascal VOC itself does", False)
-    caption_split: str | None = _help("take this split of the caption file alone")
-    split: str = _help("name of the split that is made", "train")
-    tile: int = _help("cut larger images into tiles of so many pixels a side; 0: never", 0)
-    overlap: int = _help("of neighbouring tiles, in pixels", 128)
-    min_visible: float = _help("a region less visible in a tile is left out of it", 0.5)
-    max_negatives: int = _help("hard negatives of one phrase, at most", 4)
-    model: str | None = _help("vision-language model that words the rows; default: rules do")
-    eval_coco: list[str] = _help("COCO files to evaluate on, for the leakage check", [])
-    eval_captions: list[str] = _help("caption files to evaluate on", [])
-    eval_images: list[str] = _help("folders of images to evaluate on", [])
-    leaks: str = _help("what is also in an evaluation set: skip or keep", "skip")
-    on_error: str = _help("at a wrong annotation or image: stop or skip", "stop")
-    images_per_shard: int = _help(
-        "images of the source that make one Parquet file; fewer where they are large", 100
+    output: str = HfArg(help="Folder of the dataset.")
+    coco: str | None = HfArg(default=None, help=f"{FORMATS['coco'].description}.")
+    dota: str | None = HfArg(default=None, help=f"{FORMATS['dota'].description}.")
+    voc: str | None = HfArg(default=None, help=f"{FORMATS['voc'].description}.")
+    yolo: str | None = HfArg(default=None, help=f"{FORMATS['yolo'].description}.")
+    captions: str | None = HfArg(default=None, help=f"{FORMATS['captions'].description}.")
+    images: str | None = HfArg(
+        default=None, help="Folder of the images. The default for --coco is the folder of its file."
     )
-    num_workers: int = _help("processes", 1)
-    seed: int = _help("of wording and choice", 0)
-    sheet_rows: int = _help("rows on the contact sheet", 12)
-    title: str | None = _help("of the card; default: the folder's name")
-    license: str | None = _help("of images and annotations, as the Hub names it, such as cc-by-4.0 or other")
-    license_name: str | None = _help("where license is other")
-    license_link: str | None = _help("to its text")
+    concepts: str | None = HfArg(
+        default=None, help="File of concept names: a data.yaml, or one name per line. Required for --yolo."
+    )
+    drop_difficult: bool = HfArg(
+        default=False, help="Exclusion of regions that are flagged as difficult (DOTA, VOC)."
+    )
+    counts_from_one: bool = HfArg(
+        default=False, help="Pixel numbering from 1 in VOC boxes, as in the original Pascal VOC."
+    )
+    caption_split: str | None = HfArg(default=None, help="Split of the caption file to read. Default: all.")
+    split: str = HfArg(default="train", help="Name of the split that is built.")
+    tile: int = HfArg(
+        default=0, help="Side of the tiles that larger images are cut into, in pixels. 0 cuts no tiles."
+    )
+    overlap: int = HfArg(default=128, help="Overlap of neighbouring tiles, in pixels.")
+    min_visible: float = HfArg(
+        default=0.5, help="Smallest visible part of a region's area, 0 to 1, for a tile to keep the region."
+    )
+    max_negatives: int = HfArg(default=4, help="Maximum number of hard negatives per phrase.")
+    negatives: str | None = HfArg(
+        default=None,
+        help="Choice of hard negatives: free (each by itself), matched (each change of words as often as its "
+        "opposite) or balanced (whole phrases exchanged equally often, so that text alone tells nothing). "
+        "The default is matched for the split train and balanced for others.",
+    )
+    false_colour: bool = HfArg(
+        default=False, help="Images in false colours, e.g. with infrared, so that no text names a colour."
+    )
+    model: str | None = HfArg(
+        default=None, help="Vision-language model that writes the text. By default, rules write it."
+    )
+    eval_coco: list[str] = HfArg(
+        default_factory=list, help="COCO files of evaluation sets, for the leakage check."
+    )
+    eval_captions: list[str] = HfArg(
+        default_factory=list, help="Caption files of evaluation sets, for the leakage check."
+    )
+    eval_images: list[str] = HfArg(
+        default_factory=list, help="Image folders of evaluation sets, for the leakage check."
+    )
+    leaks: str = HfArg(
+        default="skip", help="Treatment of images and captions that are in an evaluation set: skip or keep."
+    )
+    on_error: str = HfArg(
+        default="stop", help="Reaction to a wrong annotation or an unreadable image: stop or skip."
+    )
+    images_per_shard: int = HfArg(default=100, help="Maximum number of source images per Parquet file.")
+    shard_megabytes: int = HfArg(default=500, help="Maximum size of a Parquet file, in megabytes.")
+    num_workers: int = HfArg(default=1, help="Number of processes.")
+    seed: int = HfArg(default=0, help="Seed of all random choices.")
+    sheet_rows: int = HfArg(default=12, help="Number of rows on the contact sheets.")
+    title: str | None = HfArg(default=None, help="Title of the card. The default is the folder's name.")
+    license: str | None = HfArg(
+        default=None, help="Licence of images and annotations as the Hub names it, e.g. cc-by-4.0 or other."
+    )
+    license_name: str | None = HfArg(default=None, help="Name of the licence if --license is other.")
+    license_link: str | None = HfArg(default=None, help="Address of the licence text.")
 
 
 def build(config: BuildConfig) -> dict:
     """Build a dataset.
 
     Args:
-        config: what from what.
+        config: The settings.
 
     Returns:
         The statistics, as in `statistics.json`.
 
     Raises:
-        ValueError: if the settings do not fit each other, something in the sources is wrong and
-            `config.on_error` is "stop", the folder holds a build with other settings, or no row is left.
+        ValueError: If the settings do not fit each other, a source is wrong and `config.on_error` is "stop",
+            the folder holds something else, or no row remains.
+        RuntimeError: If another process is building in the same folder.
     """
     _check_config(config)
-    PIL.Image.MAX_IMAGE_PIXELS = None  # a scene that is cut into tiles is meant to be large
     output = Path(config.output)
-    report = SkipReport(config.on_error)
+    if output.exists() and not (output / "build.json").exists() and _list_visible(output):
+        raise ValueError(f"{output} is not empty and holds no build. Give another --output.")
+    with lock_folder(output):
+        return _build_locked(config, output)
 
-    # 1. What there is to do, and whether the folder is of the same build.
-    rows = _read_source(config, report)
+
+def _build_locked(config: BuildConfig, output: Path) -> dict:
+    # 1. The plan: which images go into which shard.
+    work = output / WORK
+    report = SkipReport(config.on_error)
     sets = collect_sets(config.eval_coco, config.eval_captions, config.eval_images)
-    vocabulary = sorted({concept for row in rows for concept in row["concepts"] + row["unboxed"]})
-    settings = asdict(config)
-    job = Job(
-        output=output,
-        rows=rows,
-        vocabulary=vocabulary,
-        sets=sets,
-        **{name: settings[name] for name in SHARD_SETTINGS},
+    shutil.rmtree(work / "plan", ignore_errors=True)
+    plan = plan_shards(
+        _read_source(config, report),
+        work / "plan",
+        config.images_per_shard,
+        config.shard_megabytes * 1_000_000,
+        (config.tile, config.overlap) if config.tile else None,
     )
-    _check_folder(config, rows)
+    _check_same_build(config, plan)
     if (output / "report.jsonl").exists():
-        logger.warning(f"{output} is complete; nothing is left to do.")
-        shutil.rmtree(output / ".build")
+        logger.warning(f"{output} is complete. Nothing is left to do.")
+        shutil.rmtree(work)
         return read_json(output / "statistics.json")
 
-    # 2. The shards that are not there yet.
+    # 2. The shards that do not exist yet.
+    settings = {name: getattr(config, name) for name in JOB_SETTINGS}
+    settings |= {"negatives": choose_negatives(config), "natural_colour": not config.false_colour}
+    job = Job(output, work, plan.num_shards, plan.vocabulary, sets, **settings)
+    (output / "data").mkdir(exist_ok=True)
     missing = [index for index in range(job.num_shards) if not job.locate_shard(index).exists()]
-    ask = (
-        transformers.pipeline("image-text-to-text", model=config.model) if config.model and missing else None
-    )
-    bar = tqdm(total=job.num_shards, initial=job.num_shards - len(missing), desc="shards")
-    for _ in build_shards(job, missing, config.num_workers, ask):
-        bar.update()
-    bar.close()
+    ask = None
+    if config.model and missing:
+        ask = transformers.pipeline("image-text-to-text", model=config.model)
+    with tqdm(total=job.num_shards, initial=job.num_shards - len(missing), desc="shards") as bar:
+        for _ in build_shards(job, missing, config.num_workers, ask):
+            bar.update()
 
-    # 3. What is told of the whole; the report comes last and says that all is done.
-    parts = [read_json(job.locate_note(i)) for i in range(job.num_shards)]
-    report.entries += [entry for part in parts for entry in part["left_out"]]
-    overlaps = [entry for part in parts for entry in part["overlaps"]]
-    dataset = load_rows(output, config.split, streaming=True)
-    statistics = count_rows(dataset.remove_columns("image")) | {"left_out": report.count_kinds()}
+    # 3. The summary. The report is written last: it marks the build as complete.
+    with atomic_file(work / "report.jsonl") as file:
+        skipped, first = _collect_report(job, report, file)
+    statistics = count_rows(iterate_rows(job)) | {"skipped": skipped} | _describe_negatives(job)
     if not statistics["num_rows"]:
-        first = f" (the first: {report.entries[0]['message']})" if report.entries else ""
+        first = f" (the first: {first})" if first else ""
         raise ValueError(
-            f"{output}: no row is left of {len(rows)} images; left out: {report.count_kinds()}{first}. "
-            "Mend the sources or the settings, then delete the folder or give another --output."
+            f"{output}: no row remains of {plan.num_rows} images; skipped: {skipped}{first}. Correct the "
+            "sources or the settings, then delete the folder or give another --output."
         )
     write_json(output / "statistics.json", statistics)
-    _draw_sheet(dataset, statistics["num_rows"], config)
-    table = write_table(overlaps, sets) if sets else None
-    if sets:
-        write_json(output / "leakage.json", overlaps)
-    write_dataset_card(output, statistics, asdict(config), table)
-    write_text(output / "report.jsonl", "".join(json.dumps(entry) + "\n" for entry in report.entries))
-    shutil.rmtree(output / ".build")
+    draw_pages(list(read_rows_at(job, config.sheet_rows)), output)
+    write_dataset_card(output, statistics, asdict(config), _write_leakage(job, sets))
+    (work / "report.jsonl").replace(output / "report.jsonl")
+    shutil.rmtree(work)
     return statistics
 
 
@@ -164,13 +201,15 @@ def _check_config(config: BuildConfig) -> None:
             raise ValueError(f"--{name} has no effect on --{given[0]}; it goes with {formats}. Omit it.")
     if config.tile:
         list_tiles((1, 1), config.tile, config.overlap)  # refuses an overlap as wide as a tile
+    if config.negatives not in (None, *NEGATIVES):
+        raise ValueError(f"--negatives is {config.negatives!r}. Choose one of {NEGATIVES}.")
     if config.leaks not in ("skip", "keep"):
         raise ValueError(f"--leaks is {config.leaks!r}. Choose skip or keep.")
     if config.model and config.num_workers > 1:
         raise ValueError(
             f"--model is given with {config.num_workers} workers, each of which would load it. Use 1."
         )
-    for name in ("images_per_shard", "num_workers"):
+    for name in ("images_per_shard", "shard_megabytes", "num_workers"):
         if getattr(config, name) < 1:
             raise ValueError(f"--{name} is {getattr(config, name)}. Give 1 or more.")
 
@@ -184,45 +223,87 @@ def _read_source(config: BuildConfig, report: SkipReport) -> list[dict]:
     return source.read(getattr(config, name), config.images, report=report, **options)
 
 
-def _check_folder(config: BuildConfig, rows: list[dict]) -> None:
-    """Make the folder, or refuse one of another build; take away what a killed process has left half done."""
-    output = Path(config.output)
-    settings = asdict(config)
-    for name in ("output", "num_workers", "sheet_rows", "on_error"):  # of these no shard depends
-        del settings[name]
-    told = [{name: value for name, value in row.items() if name != "image"} for row in rows]
-    settings["annotations"] = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
-    path = output / "build.json"
-    if path.exists():
-        before = read_json(path)
-        if changed := sorted(name for name in settings if settings[name] != before.get(name)):
-            raise ValueError(
-                f"{output} holds a build with other settings: {changed} differ. "
-                "Give another --output, or delete the folder."
-            )
-    elif output.exists() and any(entry.suffix != ".partial" for entry in output.iterdir()):
-        raise ValueError(f"{output} is not empty and holds no build. Give another --output.")
-    output.mkdir(parents=True, exist_ok=True)
-    write_json(path, settings)  # first: now the folder is known for what it is
-    for partial in output.rglob("*.partial"):
-        partial.unlink()
-    (output / "data").mkdir(exist_ok=True)
-    (output / ".build").mkdir(exist_ok=True)
+def _list_visible(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if not path.name.startswith(".")]
 
 
-def _draw_sheet(dataset, num_rows: int, config: BuildConfig) -> None:
-    """Draw some rows, chosen by the seed."""
-    rng = np.random.default_rng(config.seed)
-    chosen = set(rng.choice(num_rows, min(config.sheet_rows, num_rows), replace=False).tolist())
-    rows = [row for i, row in enumerate(dataset.decode(False)) if i in chosen]
-    if rows:
-        rows = [row | {"image": decode_image(row["image"], SkipReport())} for row in rows]
-        draw_contact_sheet(rows).save(Path(config.output) / "contact_sheet.png")
+def _check_same_build(config: BuildConfig, plan: Plan) -> None:
+    """Record the settings of a new build, or refuse a folder that was built with other settings."""
+    settings = {name: value for name, value in asdict(config).items() if name not in FREE_SETTINGS}
+    settings["annotations"] = plan.digest
+    path = Path(config.output) / "build.json"
+    if not path.exists():
+        write_json(path, settings)
+        return
+    before = read_json(path)
+    if changed := sorted(name for name in settings if settings[name] != before.get(name)):
+        raise ValueError(
+            f"{config.output} holds a build with other settings: {changed} differ. "
+            "Give another --output, or delete the folder."
+        )
 
 
-def main() -> None:
-    """Build, and print what was built."""
-    (config,) = transformers.HfArgumentParser(BuildConfig).parse_args_into_dataclasses()
+def choose_negatives(config: BuildConfig) -> str:
+    """Return how hard negatives are chosen. Free text of a model has no phrases that come again elsewhere."""
+    is_training = config.split == "train" or config.model is not None
+    return config.negatives or ("matched" if is_training else "balanced")
+
+
+def _describe_negatives(job: Job) -> dict:
+    """Return how hard negatives were balanced, and how well text alone can tell them.
+
+    Returns:
+        `negatives` (the choice), `negative_balance` (by kind, the numbers of candidates and of those kept),
+        and `text_only_baseline` if scikit-learn is installed.
+    """
+    balance: dict[str, Counter] = {}
+    for note in _read_notes(job):
+        for kind, counts in note["balance"].items():
+            balance.setdefault(kind, Counter()).update(counts)
+    for kind in sorted(kind for kind, counts in balance.items() if not counts["kept"]):
+        logger.warning(f"no hard negatives of the kind {kind!r} are kept: this data cannot balance them.")
+    described: dict = {"negatives": job.negatives}
+    described["negative_balance"] = {kind: dict(balance[kind]) for kind in sorted(balance)}
+    if find_spec("sklearn") is None:
+        logger.warning("scikit-learn is not installed, so the text-only baseline is not measured.")
+        return described
+    from ..captioning.text_baseline import score_text_baseline  # scikit-learn is optional
+
+    rows = list(islice(iterate_rows(job), MOST_BASELINE_ROWS))
+    return described | {"text_only_baseline": score_text_baseline(rows, seed=job.seed)}
+
+
+def _read_notes(job: Job) -> Iterator[dict]:
+    return (read_json(job.locate_note(index)) for index in range(job.num_shards))
+
+
+def _collect_report(job: Job, report: SkipReport, file) -> tuple[dict[str, int], str | None]:
+    """Write everything that was skipped to one file, and count it by kind.
+
+    Returns:
+        The counts, most frequent first, and the first message.
+    """
+    counts, first = Counter(), None
+    for entries in (report.entries, *(note["skipped"] for note in _read_notes(job))):
+        for entry in entries:
+            counts[entry["kind"]] += 1
+            first = first or entry["message"]
+            file.write(json.dumps(entry).encode() + b"\n")
+    return dict(counts.most_common()), first
+
+
+def _write_leakage(job: Job, sets: list[EvaluationSet]) -> str | None:
+    """Write the list of overlaps with evaluation sets, and return a table of their numbers."""
+    if not sets:
+        return None
+    overlaps = [entry for note in _read_notes(job) for entry in note["overlaps"]]
+    with atomic_file(job.output / "leakage.jsonl") as file:
+        file.writelines(json.dumps(entry).encode() + b"\n" for entry in overlaps)
+    return write_table(overlaps, sets)
+
+
+def run_build(config: BuildConfig) -> None:
+    """Build a dataset and print what was built."""
     logging.basicConfig(format="%(message)s")
     logging.getLogger("geoalign_hf").setLevel(logging.INFO)
     start = time.perf_counter()
@@ -230,8 +311,14 @@ def main() -> None:
     print(
         f"{config.output}: {statistics['num_rows']} rows, {statistics['num_regions']} regions of "
         f"{len(statistics['concepts'])} concepts, {statistics['num_hard_negatives']} hard negatives; "
-        f"left out: {statistics['left_out'] or 'nothing'}; {time.perf_counter() - start:.0f} s"
+        f"skipped: {statistics['skipped'] or 'nothing'}; {time.perf_counter() - start:.0f} s"
     )
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run `build` from the command line."""
+    (config,) = transformers.HfArgumentParser(BuildConfig).parse_args_into_dataclasses(argv)
+    run_build(config)
 
 
 if __name__ == "__main__":

@@ -1,30 +1,50 @@
-"""A picture of rows for the eye: each image with its numbered regions, and beside it what is said of it."""
+"""Contact sheets: pages of rows that show each image with its numbered regions and its text."""
 
-import textwrap
+from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-SIDE, TEXT_WIDTH, LINE = 420, 780, 14
-MOST_REGIONS = 8  # that are drawn and listed; a hundred boxes can be counted, but not read
-LINE_LENGTH = 120
+WIDTH, SIDE, MARGIN = 1200, 480, 16  # of a page, of an image and between the parts, in pixels
+FONT_SIZE, LINE = 15, 20
+ROWS_PER_PAGE = 4
+MOST_REGIONS = 6  # drawn and listed per row; more cannot be read
+BACKGROUND, TEXT, FAINT, MARK = (24, 26, 30), (255, 255, 255), (150, 155, 165), (255, 255, 0)
+
+
+def draw_pages(rows: list[dict], folder: Path) -> list[Path]:
+    """Draw rows on pages: `contact_sheet.png`, `contact_sheet_2.png` and so on.
+
+    Args:
+        rows: Rows with PIL images.
+        folder: Folder of the pages.
+
+    Returns:
+        The paths of the pages.
+    """
+    paths = []
+    for start in range(0, len(rows), ROWS_PER_PAGE):
+        number = f"_{len(paths) + 1}" if paths else ""
+        paths.append(folder / f"contact_sheet{number}.png")
+        draw_contact_sheet(rows[start : start + ROWS_PER_PAGE]).save(paths[-1])
+    return paths
 
 
 def draw_contact_sheet(rows: list[dict]) -> Image.Image:
     """Draw rows one below the other.
 
     Args:
-        rows: with PIL images.
+        rows: Rows with PIL images.
 
     Returns:
-        One RGB picture.
+        One RGB image.
 
     Example:
         >>> row = {"image": Image.new("RGB", (64, 64)), "boxes": [[8, 8, 40, 40]], "phrases": ["a ship"]}
         >>> draw_contact_sheet([row]).size
-        (1200, 434)
+        (1200, 496)
     """
     strips = [_draw_row(row) for row in rows]
-    sheet = Image.new("RGB", (SIDE + TEXT_WIDTH, sum(strip.height for strip in strips)))
+    sheet = Image.new("RGB", (WIDTH, sum(strip.height for strip in strips)))
     top = 0
     for strip in strips:
         sheet.paste(strip, (0, top))
@@ -33,41 +53,55 @@ def draw_contact_sheet(rows: list[dict]) -> Image.Image:
 
 
 def _draw_row(row: dict) -> Image.Image:
-    lines = _write_lines(row)
+    font = ImageFont.load_default(FONT_SIZE)
+    lines = [
+        (line, colour)
+        for text, colour in _list_text(row)
+        for line in _wrap(text, font, WIDTH - SIDE - 2 * MARGIN)
+    ]
     image = row["image"].convert("RGB")
     scale = SIDE / max(image.size)
     image = image.resize([max(1, round(side * scale)) for side in image.size])
-    height = max(image.height, LINE * len(lines) + 8) + LINE
-    strip = Image.new("RGB", (SIDE + TEXT_WIDTH, height), (24, 26, 30))
+    strip = Image.new("RGB", (WIDTH, max(image.height, LINE * len(lines)) + MARGIN), BACKGROUND)
     strip.paste(image)
-    pen, font = ImageDraw.Draw(strip), ImageFont.load_default(12)
+    pen = ImageDraw.Draw(strip)
     quads = row.get("quads") or [[[x0, y0], [x1, y0], [x1, y1], [x0, y1]] for x0, y0, x1, y1 in row["boxes"]]
     for r, quad in enumerate(quads[:MOST_REGIONS]):
         corners = [(x * scale, y * scale) for x, y in quad]
-        pen.polygon(corners, outline="yellow")
-        pen.text(
-            (corners[0][0] + 2, corners[0][1] + 1),
-            str(r),
-            "yellow",
-            font,
-            stroke_width=1,
-            stroke_fill="black",
-        )
-    for i, line in enumerate(lines):
-        pen.text((SIDE + 10, 4 + LINE * i), line, "white", font)
+        pen.polygon(corners, outline=MARK)
+        place = (corners[0][0] + 3, corners[0][1] + 1)
+        pen.text(place, str(r + 1), MARK, font, stroke_width=2, stroke_fill=BACKGROUND)
+    for i, (line, colour) in enumerate(lines):
+        pen.text((SIDE + MARGIN, LINE * i + 2), line, colour, font)
     return strip
 
 
-def _write_lines(row: dict) -> list[str]:
-    entries = [" ".join([row.get("source") or "", *map(str, row.get("window") or [])])]
-    entries += [f"caption: {caption}" for caption in row.get("captions") or []]
-    entries += [f"description: {row['description']}"] if row.get("description") else []
+def _list_text(row: dict) -> list[tuple[str, tuple[int, int, int]]]:
+    """List the paragraphs beside an image, each with its colour."""
+    source = " ".join([row.get("source") or "", *map(str, row.get("window") or [])]).strip()
+    found = [(source, FAINT)] if source else []
+    found += [(f"Caption: {caption}", TEXT) for caption in row.get("captions") or []]
+    if row.get("description"):
+        found.append((f"Description: {row['description']}", TEXT))
     negatives, kinds = row.get("hard_negatives") or [], row.get("negative_kinds") or []
     for r, phrase in enumerate(row["phrases"][:MOST_REGIONS]):
-        entries.append(f"{r}: {phrase}")
-        if negatives:
-            named = zip(kinds[r] if kinds else [""] * len(negatives[r]), negatives[r], strict=True)
-            entries += [f"      not ({kind}) {words}" for kind, words in named]
+        found.append((f"{r + 1}  {phrase}", MARK))
+        for i, words in enumerate(negatives[r] if negatives else []):
+            found.append((f"     wrong {kinds[r][i] if kinds else ''}: {words}", FAINT))
     if len(row["phrases"]) > MOST_REGIONS:
-        entries.append(f"and {len(row['phrases']) - MOST_REGIONS} regions more")
-    return [line for entry in entries for line in textwrap.wrap(entry, LINE_LENGTH, subsequent_indent="   ")]
+        found.append((f"{len(row['phrases']) - MOST_REGIONS} more regions", FAINT))
+    return found
+
+
+def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """Break text into lines of at most `width` pixels. A single word that is longer keeps its line."""
+    indent = text[: len(text) - len(text.lstrip())]
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines[-1] else f"{indent}{word}"
+        if lines[-1] and font.getlength(longer) > width:
+            longer = f"{indent}   {word}"
+            lines.append(longer)
+        else:
+            lines[-1] = longer
+    return lines

@@ -1,99 +1,107 @@
-"""Does a training set hold what it is evaluated on? Captions are compared as strings, images by two hashes.
+"""Finds images and captions of evaluation sets in training rows.
 
-What enters are rows and evaluation sets; what leaves is a list of overlaps, and a table of their numbers.
+Captions are compared by their words. Images are compared by a hash of their pixels and by a perceptual hash.
 
-    python -m geoalign_hf.leakage --rows outputs/rows --eval_coco test.json --eval_captions dataset_rsicd.json
+    geoalign-hf check-leakage --dataset outputs/rows --eval_coco test.json --eval_captions dataset_rsicd.json
 """
 
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from transformers import HfArgumentParser
+from transformers.hf_argparser import HfArg, HfArgumentParser
 
 from ..data.loading import load_rows
-from ..readers.base import list_images
 from ..readers.captions import list_captions
 from ..readers.coco import read_coco
+from ..readers.files import list_images
+from ..storage import write_text
 
-SIDE, KEPT = (
-    32,
-    8,
-)  # an image is shrunk to SIDE x SIDE; of its cosine transform the KEPT x KEPT slowest waves count
-FEWEST_EQUAL = (
-    55  # of 63 signs, for images to look alike: copies have 57 or more, others 51 or less (NWPU VHR-10)
-)
-FLATTEST = 2.0  # standard deviation of brightness, of 255; a flatter image has no look of its own
+# An image is reduced to SIDE x SIDE pixels. The KEPT x KEPT lowest frequencies of its cosine transform count.
+SIDE, KEPT = 32, 8
+# Two images are similar if so many of their 63 signs agree. On NWPU VHR-10, copies have 57 or more and other
+# pairs have 51 or fewer.
+FEWEST_EQUAL = 55
+FLATTEST = 2.0  # standard deviation of brightness (0 to 255) below which an image has no perceptual hash
 _waves = np.cos(np.pi * np.arange(KEPT)[:, None] * (2 * np.arange(SIDE) + 1) / (2 * SIDE))  # (KEPT, SIDE)
 
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """What is known of a set that must not be trained on.
+    """Hashes of a set that must not be trained on.
 
     Args:
-        name: to call it by.
-        images: names by the hash of their pixels.
-        looks: (8 * number, 63), signs of each image in the eight ways it may be turned and mirrored.
-        look_names: the image of each of them.
-        captions: where a caption stands, by its normalised words.
+        name: Name of the set.
+        images: Image names by the hash of their pixels.
+        signs: (8 * number, 63), perceptual hashes of each image in its eight orientations.
+        sign_names: The image name of each row of `signs`.
+        captions: The place of each caption, by its normalised words.
     """
 
     name: str
     images: dict[str, str]
-    looks: np.ndarray
-    look_names: list[str]
+    signs: np.ndarray
+    sign_names: list[str]
     captions: dict[str, str]
 
     def find_image(self, image: Image.Image) -> tuple[str, str] | None:
-        """Find an image: ("same image" or "similar image", its name here), or None."""
+        """Find an image.
+
+        Returns:
+            "same image" or "similar image", and the name of the image in this set; or None.
+        """
         if name := self.images.get(hash_pixels(image)):
             return "same image", name
-        look = hash_look(image)
-        if look is None or not len(self.looks):
+        signs = hash_appearance(image)
+        if signs is None or not len(self.signs):
             return None
-        equal = (self.looks == look).sum(axis=1)
+        equal = (self.signs == signs).sum(axis=1)
         best = int(equal.argmax())
-        return ("similar image", self.look_names[best]) if equal[best] >= FEWEST_EQUAL else None
+        return ("similar image", self.sign_names[best]) if equal[best] >= FEWEST_EQUAL else None
 
     def find_caption(self, caption: str) -> tuple[str, str] | None:
-        """Find a caption: ("same caption", where it stands here), or None."""
-        name = self.captions.get(normalize_caption(caption))
-        return ("same caption", name) if name else None
+        """Find a caption.
+
+        Returns:
+            "same caption" and its place in this set, or None.
+        """
+        place = self.captions.get(normalize_caption(caption))
+        return ("same caption", place) if place else None
 
 
 def collect_set(
     name: str, images: Iterable[tuple[str, Image.Image]] = (), captions: Iterable[tuple[str, str]] = ()
 ) -> EvaluationSet:
-    """Make the hashes of an evaluation set.
+    """Hash an evaluation set.
 
     Args:
-        name: of the set.
-        images: each with its name.
-        captions: each with the place it stands at, as (place, caption).
+        name: Name of the set.
+        images: Pairs of an image name and an image.
+        captions: Pairs of a place and a caption.
 
     Returns:
         The set.
     """
-    exact, looks, look_names = {}, [], []
+    exact, all_signs, sign_names = {}, [], []
     for place, image in images:
         exact[hash_pixels(image)] = place
-        for turned in list_turns(image):
-            look = hash_look(turned)
-            if look is not None:
-                looks.append(look)
-                look_names.append(place)
+        for oriented in list_orientations(image):
+            signs = hash_appearance(oriented)
+            if signs is not None:
+                all_signs.append(signs)
+                sign_names.append(place)
     words = {normalize_caption(caption): place for place, caption in captions}
-    return EvaluationSet(name, exact, np.array(looks, dtype=bool).reshape(-1, KEPT**2 - 1), look_names, words)
+    signs = np.array(all_signs, dtype=bool).reshape(-1, KEPT**2 - 1)
+    return EvaluationSet(name, exact, signs, sign_names, words)
 
 
 def normalize_caption(caption: str) -> str:
-    """Leave of a caption its words: lower case, no punctuation, single spaces.
+    """Reduce a caption to its words: lower case, no punctuation, single spaces.
 
     Example:
         >>> normalize_caption("A  ship, at a pier .")
@@ -103,29 +111,29 @@ def normalize_caption(caption: str) -> str:
 
 
 def hash_pixels(image: Image.Image) -> str:
-    """Hash the pixels of an image, whatever file they came from."""
+    """Hash the decoded pixels of an image. The file format does not matter."""
     image = image.convert("RGB")
     return sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
 
 
-def hash_look(image: Image.Image) -> np.ndarray | None:
-    """Hash how an image looks: the signs of its slowest waves, which resizing and compression leave.
+def hash_appearance(image: Image.Image) -> np.ndarray | None:
+    """Hash the appearance of an image: signs of its low frequencies, which survive resizing and compression.
 
     Returns:
-        (63,), bool; None for an image so flat that it looks like any other.
+        (63,), bool. None for an image without enough contrast to tell it from others.
 
     Source:
-        pHash: https://www.phash.org, the discrete cosine transform, here of 32 x 32 pixels.
+        pHash: https://www.phash.org, the discrete cosine transform of 32 x 32 pixels.
     """
     small = np.asarray(image.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX), dtype=float)
     if small.std() < FLATTEST:
         return None
-    heights = (_waves @ small @ _waves.T).flatten()[1:]  # without the mean
-    return heights > np.median(heights)
+    amplitudes = (_waves @ small @ _waves.T).flatten()[1:]  # without the mean
+    return amplitudes > np.median(amplitudes)
 
 
-def list_turns(image: Image.Image) -> list[Image.Image]:
-    """Give an image as it may lie: turned by quarters, and mirrored."""
+def list_orientations(image: Image.Image) -> list[Image.Image]:
+    """Return the eight orientations of an image: rotated by multiples of 90 degrees, and mirrored."""
     return [image, *(image.transpose(way) for way in Image.Transpose)]
 
 
@@ -134,15 +142,15 @@ def collect_sets(
     eval_captions: Iterable[str | Path] = (),
     eval_images: Iterable[str | Path] = (),
 ) -> list[EvaluationSet]:
-    """Make the hashes of evaluation sets from their files.
+    """Hash evaluation sets.
 
     Args:
-        eval_coco: COCO files; their images lie in the same folder, or are named relative to it.
-        eval_captions: caption files as `readers.list_captions` takes them; images are not needed.
-        eval_images: folders of images.
+        eval_coco: COCO files. Their images lie in the same folder, or in subfolders that the file names.
+        eval_captions: Caption files in a form that `readers.captions` reads. No images are needed.
+        eval_images: Folders of images.
 
     Returns:
-        One set for each.
+        One set for each file or folder.
     """
     sets = []
     for path in eval_coco:
@@ -159,15 +167,15 @@ def collect_sets(
 
 
 def find_overlaps(row: dict, sets: Iterable[EvaluationSet]) -> list[dict]:
-    """Find what of a row is in an evaluation set.
+    """Find the image and the captions of a row in evaluation sets.
 
     Args:
-        row: with a PIL image.
-        sets: the evaluation sets.
+        row: A row with a PIL image.
+        sets: The evaluation sets.
 
     Returns:
-        Entries with `set`, `kind` ("same image", "similar image" or "same caption"), `found` there, and the
-        `caption` if it is one.
+        Entries with `set`, `kind` ("same image", "similar image" or "same caption"), `found` (the place in
+        that set) and, for a caption, `caption`.
     """
     overlaps = []
     for evaluation in sets:
@@ -181,7 +189,7 @@ def find_overlaps(row: dict, sets: Iterable[EvaluationSet]) -> list[dict]:
 
 
 def write_table(overlaps: list[dict], sets: Iterable[EvaluationSet]) -> str:
-    """Write a Markdown table: one line for each evaluation set, with the numbers of overlaps."""
+    """Write a Markdown table with one line per evaluation set and the numbers of overlaps."""
     kinds = ("same image", "similar image", "same caption")
     lines = [
         f"| evaluation set | images | captions | {' | '.join(kinds)} |",
@@ -195,31 +203,37 @@ def write_table(overlaps: list[dict], sets: Iterable[EvaluationSet]) -> str:
 
 
 @dataclass(frozen=True)
-class LeakageArguments:
-    """Which rows to compare with which evaluation sets."""
+class LeakageConfig:
+    """Rows to compare with evaluation sets."""
 
-    rows: str = field(metadata={"help": "a folder of geoalign_hf.build, or a repository"})
-    split: str = field(default="train", metadata={"help": "of the rows"})
-    eval_coco: list[str] = field(default_factory=list, metadata={"help": "COCO files to evaluate on"})
-    eval_captions: list[str] = field(default_factory=list, metadata={"help": "caption files to evaluate on"})
-    eval_images: list[str] = field(
-        default_factory=list, metadata={"help": "folders of images to evaluate on"}
+    dataset: str = HfArg(help="Folder of built rows, or Hub repository.")
+    split: str | None = HfArg(
+        default=None, help="Split of the rows. The default is train, or the only split."
     )
-    output: Path | None = field(default=None, metadata={"help": "JSON file for the list of overlaps"})
+    eval_coco: list[str] = HfArg(default_factory=list, help="COCO files of evaluation sets.")
+    eval_captions: list[str] = HfArg(default_factory=list, help="Caption files of evaluation sets.")
+    eval_images: list[str] = HfArg(default_factory=list, help="Image folders of evaluation sets.")
+    output: str | None = HfArg(default=None, help="JSON file for the list of overlaps.")
 
 
-def main() -> None:
-    """Compare, print the table, write the list."""
-    (arguments,) = HfArgumentParser(LeakageArguments).parse_args_into_dataclasses()
-    sets = collect_sets(arguments.eval_coco, arguments.eval_captions, arguments.eval_images)
+def run_leakage(config: LeakageConfig) -> None:
+    """Compare rows with evaluation sets, print a table and write the list of overlaps."""
+    sets = collect_sets(config.eval_coco, config.eval_captions, config.eval_images)
     overlaps = []
-    for row in load_rows(arguments.rows, arguments.split, streaming=True):
+    for row in load_rows(config.dataset, config.split, streaming=True):
         place = {"source": row["source"], "window": row["window"]}
         overlaps += [place | overlap for overlap in find_overlaps(row, sets)]
     print(write_table(overlaps, sets))
-    if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(overlaps, indent=2), encoding="utf-8")
+    if config.output:
+        Path(config.output).parent.mkdir(parents=True, exist_ok=True)
+        write_text(config.output, json.dumps(overlaps, indent=2))
+        print(f"{config.output}: {len(overlaps)} overlaps")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the leakage check from the command line."""
+    (config,) = HfArgumentParser(LeakageConfig).parse_args_into_dataclasses(argv)
+    run_leakage(config)
 
 
 if __name__ == "__main__":

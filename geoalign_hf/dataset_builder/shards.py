@@ -1,8 +1,6 @@
-"""One part of a build: some source images to one Parquet file, whole or not at all.
+"""Builds the shards of a dataset: some source images become one Parquet file.
 
-What enters are plain rows of `readers`; what leaves is a shard, and beside it a note of what was left out
-of it. A shard depends on the settings and its number alone, so it does not matter which process makes it,
-or when.
+A shard depends only on the settings and on its number. It does not matter which process builds it, or when.
 """
 
 import io
@@ -12,95 +10,112 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import PIL.Image
+from pyarrow.parquet import ParquetFile, read_metadata
 
 from ..captioning.attributes import find_facts
+from ..captioning.balance import balance_negatives
 from ..captioning.hard_negatives import add_negatives
-from ..captioning.rules import describe_row
+from ..captioning.rules import describe_row, list_ambiguous
 from ..captioning.vlm import ask_model, name_row
 from ..data.loading import decode_image
-from ..data.schema import write_rows
+from ..data.schema import FEATURES, write_rows
 from ..data.tiling import cut_tiles
+from ..images import allow_large_images
 from ..readers.skipped import SkipReport
-from ..storage import write_text
+from ..storage import read_json, write_text
 from .leakage import EvaluationSet, find_overlaps
+from .plan import read_shard_rows
 
 PNG_MODES = ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA")
+TEXT_COLUMNS = [name for name in FEATURES if name != "image"]
 
 
 @dataclass(frozen=True)
 class Job:
-    """All that a process needs to make any of the shards.
+    """Everything that a process needs to build any of the shards.
 
     Args:
-        output: folder of the dataset.
-        split: name of the split.
-        rows: of `readers`, with paths of images.
-        vocabulary: the concepts that are annotated.
-        sets: evaluation sets.
-        images_per_shard: so many of the rows make one shard.
-        tile: larger images are cut into tiles of so many pixels a side; 0 for never.
-        overlap: of tiles, in pixels.
-        min_visible: a region less visible in a tile is left out of it.
-        max_negatives: of one phrase.
-        leaks: "skip" or "keep", of what is also in an evaluation set.
-        on_error: "stop" or "skip", at an image that cannot be decoded.
-        seed: of wording and choice.
+        output: Folder of the dataset.
+        work: Folder of the unfinished build, with the plan and the notes of finished shards.
+        num_shards: Number of shards.
+        vocabulary: The annotated concepts.
+        sets: Evaluation sets, which must not be trained on.
+        split: Name of the split.
+        tile: Side of the tiles that larger images are cut into, in pixels. 0 cuts no tiles.
+        overlap: Overlap of tiles, in pixels.
+        min_visible: A region that is less visible in a tile is dropped from it.
+        max_negatives: Maximum number of hard negatives per phrase.
+        negatives: How hard negatives are chosen: "free", "matched" or "balanced", see `build_shard`.
+        natural_colour: Whether images show colours as the eye sees them.
+        leaks: "skip" or "keep" images and captions that are in an evaluation set.
+        on_error: "stop" or "skip" when an image cannot be decoded.
+        seed: Seed of wording and choice.
     """
 
     output: Path
-    split: str
-    rows: list[dict]
+    work: Path
+    num_shards: int
     vocabulary: list[str]
     sets: list[EvaluationSet]
-    images_per_shard: int
+    split: str
     tile: int
     overlap: int
     min_visible: float
     max_negatives: int
+    negatives: str
+    natural_colour: bool
     leaks: str
     on_error: str
     seed: int
 
-    @property
-    def num_shards(self) -> int:
-        """How many there are."""
-        return -(-len(self.rows) // self.images_per_shard)
-
     def locate_shard(self, index: int) -> Path:
-        """Give the path of a shard."""
+        """Return the path of a shard."""
         return self.output / "data" / f"{self.split}-{index:05d}-of-{self.num_shards:05d}.parquet"
 
+    def locate_draft(self, index: int) -> Path:
+        """Return the path of a shard whose hard negatives are not chosen yet."""
+        return self.work / f"{index:05d}.parquet"
+
     def locate_note(self, index: int) -> Path:
-        """Give the path of the note of what a shard left out."""
-        return self.output / ".build" / f"{index:05d}.json"
+        """Return the path of the note that lists what was skipped in a shard."""
+        return self.work / f"{index:05d}.json"
+
+
+@dataclass
+class Note:
+    """What was skipped while a shard was built, and its overlaps with evaluation sets."""
+
+    report: SkipReport
+    overlaps: list[dict] = field(default_factory=list)
 
 
 def build_shards(
     job: Job, indices: list[int], num_workers: int, ask: Callable | None = None
 ) -> Iterator[int]:
-    """Make shards in this process or in several; the first error ends them all.
+    """Build shards in this process or in several. The first error ends them all.
 
     Args:
-        job: of the build.
-        indices: of the shards.
-        num_workers: processes.
-        ask: the pipeline of a model that words the rows, in this process alone; else rules do.
+        job: The job.
+        indices: Numbers of the shards.
+        num_workers: Number of processes.
+        ask: Pipeline of a model that writes the text, in this process only. By default, rules write it.
 
     Yields:
-        The index of each shard that is there.
+        The number of each finished shard.
     """
     num_workers = min(num_workers, len(indices))
     if num_workers <= 1:
         for index in indices:
             yield build_shard(job, index, ask)
         return
-    # Spawned: a fork of a process that has threads may hang.
-    context = multiprocessing.get_context("spawn")
+    # A fork of a process that has threads may hang. The server has none, and imports the package only once.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
     with ProcessPoolExecutor(num_workers, context, initializer=_start_worker, initargs=(job,)) as pool:
         try:
             for future in as_completed([pool.submit(_build_in_worker, index) for index in indices]):
@@ -112,10 +127,9 @@ def build_shards(
 def _start_worker(job: Job) -> None:
     global _job
     _job = job
-    PIL.Image.MAX_IMAGE_PIXELS = None  # as in the process that started this one
     parent = multiprocessing.parent_process()
 
-    def end_with_parent():  # who is killed cannot tell the workers to stop
+    def end_with_parent():  # a process that is killed cannot stop its workers
         multiprocessing.connection.wait([parent.sentinel])
         os._exit(1)
 
@@ -127,84 +141,120 @@ def _build_in_worker(index: int) -> int:
 
 
 def build_shard(job: Job, index: int, ask: Callable | None = None) -> int:
-    """Make one shard.
+    """Build one shard.
+
+    "free" hard negatives are drawn for each phrase by itself. "matched" ones are drawn from all that are
+    possible in the shard, so that each change of words occurs as often as its opposite. "balanced" ones are
+    drawn so that whole phrases are exchanged equally often; phrases then say one thing besides the concept.
 
     Args:
-        job: of the build.
-        index: of the shard.
-        ask: the pipeline of a model that words the rows; else rules do.
+        job: The job.
+        index: Number of the shard.
+        ask: Pipeline of a model that writes the text. By default, rules write it.
 
     Returns:
-        The index.
+        The number of the shard.
     """
-    report, overlaps, finished = SkipReport(job.on_error), [], []
-    start = index * job.images_per_shard
-    for i, row in enumerate(job.rows[start : start + job.images_per_shard], start=start):
-        for t, tile in enumerate(_open_tiles(row, job, report, overlaps)):
-            rng = np.random.default_rng([job.seed, i, t])
-            facts = find_facts(tile)
-            tile = describe_row(tile, facts, rng)
-            if ask:
-                answers = job.output / "answers" / f"{index:05d}.jsonl"
-                (tile,) = ask_model([tile], ask, answers, seed=job.seed, skip=report.skip)
-            tile = _drop_leaks(tile, job, report, overlaps)
-            if tile["phrases"] or tile["captions"]:
-                tile = add_negatives(tile, facts, job.vocabulary, rng, job.max_negatives)
-                finished.append(_encode_image(tile))
-            else:
-                report.skip("no words", f"{name_row(tile)} has neither a region nor a caption.")
-    note = {"left_out": report.entries, "overlaps": overlaps}
-    write_text(job.locate_note(index), json.dumps(note))
-    write_rows(finished, job.locate_shard(index))  # last: a shard that is there is done
+    rows = _make_noted_rows(job, index, ask)
+    if job.negatives == "free":
+        write_rows(rows, job.locate_shard(index))
+        return index
+    draft = job.locate_draft(index)
+    write_rows(rows, draft)
+    write_rows(_choose_negatives(job, index, draft), job.locate_shard(index))
+    draft.unlink()
     return index
 
 
-def _open_tiles(row: dict, job: Job, report: SkipReport, overlaps: list[dict]) -> Iterator[dict]:
-    """Decode the image of a row and cut it into tiles; nothing comes of one that is bad or evaluated on."""
+def _choose_negatives(job: Job, index: int, draft: Path) -> Iterator[dict]:
+    """Read the rows of a draft and keep the hard negatives that balance each other."""
+    columns = ["phrases", "hard_negatives", "negative_kinds"]
+    batches = ParquetFile(draft).iter_batches(1000, columns=columns)
+    texts = [row for batch in batches for row in batch.to_pylist()]
+    by_change = job.negatives == "matched"
+    balanced, counts = balance_negatives(texts, by_change, job.max_negatives, seed=job.seed)
+    note = read_json(job.locate_note(index))
+    write_text(job.locate_note(index), json.dumps(note | {"balance": counts}))
+    rows = (row for batch in ParquetFile(draft).iter_batches(16) for row in batch.to_pylist())
+    for row, text in zip(rows, balanced, strict=True):
+        yield row | text
+
+
+def _make_noted_rows(job: Job, index: int, ask: Callable | None) -> Iterator[dict]:
+    """Make the rows of a shard, then write its note, so that every shard that exists has a note."""
+    note = Note(SkipReport(job.on_error))
+    yield from _make_rows(job, index, note, ask)
+    content = {"skipped": note.report.entries, "overlaps": note.overlaps, "balance": {}}
+    write_text(job.locate_note(index), json.dumps(content))
+
+
+def _make_rows(job: Job, index: int, note: Note, ask: Callable | None) -> Iterator[dict]:
+    """Turn the annotated images of a shard into finished rows."""
+    for number, row in read_shard_rows(job.work / "plan", index):
+        for t, tile in enumerate(_open_tiles(row, job, note)):
+            rng = np.random.default_rng([job.seed, number, t])
+            facts = find_facts(tile, job.natural_colour)
+            tile = describe_row(tile, facts, rng, one_attribute=job.negatives == "balanced")
+            if ask:
+                answers = job.output / "answers" / f"{index:05d}.jsonl"
+                (tile,) = ask_model([tile], ask, answers, seed=job.seed, skip=note.report.skip)
+                tile["ambiguous"] = list_ambiguous(facts, tile["phrases"])
+            tile = _drop_captions(tile, job, note)
+            if tile["phrases"] or tile["captions"]:
+                most = job.max_negatives if job.negatives == "free" else None
+                tile = add_negatives(tile, facts, job.vocabulary, rng, most)
+                yield _encode_image(tile)
+            else:
+                note.report.skip("no text", f"{name_row(tile)} has neither a region nor a caption.")
+
+
+def _open_tiles(row: dict, job: Job, note: Note) -> Iterator[dict]:
+    """Decode the image of a row and cut it into tiles, without images of evaluation sets."""
     encoded = {"bytes": Path(row["image"]).read_bytes(), "path": row["source"]}
-    image = decode_image(encoded, report)
+    with allow_large_images() if job.tile else nullcontext():
+        image = decode_image(encoded, note.report)
     if image is None:
         return
-    # The plain caption of a reader makes room for better ones; those of people stay.
+    # The reader's plain caption is replaced by better ones. Captions that people wrote are kept.
     row = row | {"image": image, "encoded": encoded, "captions": [] if row["boxes"] else row["captions"]}
-    if _is_evaluated_on(row, job, report, overlaps):
+    if _is_evaluated_on(row, job, note):
         return
-    tiles = cut_tiles(row, job.tile, job.overlap, job.min_visible, report) if job.tile else [row]
+    tiles = cut_tiles(row, job.tile, job.overlap, job.min_visible, note.report) if job.tile else [row]
     for tile in tiles:
-        if not tile.get("window") or not _is_evaluated_on(tile, job, report, overlaps):
+        if not tile.get("window") or not _is_evaluated_on(tile, job, note):
             yield tile
 
 
-def _is_evaluated_on(row: dict, job: Job, report: SkipReport, overlaps: list[dict]) -> bool:
+def _is_evaluated_on(row: dict, job: Job, note: Note) -> bool:
     found = find_overlaps(row | {"captions": []}, job.sets)
-    overlaps += [{"row": name_row(row)} | overlap for overlap in found]
+    note.overlaps += [{"row": name_row(row)} | overlap for overlap in found]
     if not found or job.leaks == "keep":
         return False
-    report.skip(
-        "evaluated on", f"{name_row(row)}: {found[0]['kind']} as {found[0]['found']} of {found[0]['set']}."
-    )
+    place = f"{found[0]['kind']} as {found[0]['found']} of {found[0]['set']}"
+    note.report.skip("in an evaluation set", f"{name_row(row)}: {place}.")
     return True
 
 
-def _drop_leaks(row: dict, job: Job, report: SkipReport, overlaps: list[dict]) -> dict:
-    """Take away the captions that an evaluation set has, too."""
+def _drop_captions(row: dict, job: Job, note: Note) -> dict:
+    """Drop the captions that are also in an evaluation set."""
     kept = []
     for caption in row["captions"]:
-        found = [(evaluation.name, evaluation.find_caption(caption)) for evaluation in job.sets]
-        found = [(name, match) for name, match in found if match]
-        overlaps += [
+        matches = [(evaluation.name, evaluation.find_caption(caption)) for evaluation in job.sets]
+        matches = [(name, match) for name, match in matches if match]
+        note.overlaps += [
             {"row": name_row(row), "set": name, "kind": kind, "found": place, "caption": caption}
-            for name, (kind, place) in found
+            for name, (kind, place) in matches
         ]
-        if found and job.leaks == "skip":
-            report.skip("evaluated on", f"{name_row(row)}: the caption {caption!r} is in {found[0][0]}.")
+        if matches and job.leaks == "skip":
+            place = f"{name_row(row)}: the caption {caption!r} is in {matches[0][0]}"
+            note.report.skip("in an evaluation set", f"{place}.")
         else:
             kept.append(caption)
     return row | {"captions": kept}
 
 
 def _encode_image(row: dict) -> dict:
-    """Put the image's file in its place: the one it came from, or a new one of a tile."""
+    """Replace the decoded image by the bytes of its file, or of a new file if it is a tile."""
     encoded = row.pop("encoded")
     if row.get("window"):
         file = io.BytesIO()
@@ -213,3 +263,31 @@ def _encode_image(row: dict) -> dict:
         window = "_".join(map(str, row["window"]))
         encoded = {"bytes": file.getvalue(), "path": f"{Path(row['source']).with_suffix('')}_{window}.png"}
     return row | {"image": encoded}
+
+
+def iterate_rows(job: Job) -> Iterator[dict]:
+    """Read the rows of all finished shards, without their images."""
+    for index in range(job.num_shards):
+        for batch in ParquetFile(job.locate_shard(index)).iter_batches(1000, columns=TEXT_COLUMNS):
+            yield from batch.to_pylist()
+
+
+def read_rows_at(job: Job, number: int) -> Iterator[dict]:
+    """Read some rows with their images, chosen by the seed. The images of other rows are not decoded."""
+    counts = [read_metadata(job.locate_shard(index)).num_rows for index in range(job.num_shards)]
+    starts = np.cumsum([0, *counts])
+    rng = np.random.default_rng(job.seed)
+    for place in np.sort(rng.choice(sum(counts), min(number, sum(counts)), replace=False)):
+        index = int(np.searchsorted(starts, place, side="right")) - 1
+        row = _read_row(ParquetFile(job.locate_shard(index)), int(place - starts[index]))
+        yield row | {"image": decode_image(row["image"], SkipReport())}
+
+
+def _read_row(file: ParquetFile, place: int) -> dict:
+    """Read one row of a file, and no other group of rows than its own."""
+    for group in range(file.num_row_groups):
+        num_rows = file.metadata.row_group(group).num_rows
+        if place < num_rows:
+            return file.read_row_group(group).slice(place, 1).to_pylist()[0]
+        place -= num_rows
+    raise IndexError(place)

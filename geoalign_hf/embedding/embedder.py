@@ -20,6 +20,7 @@ from .. import __version__
 from ..data.views import list_views, resolve_context
 from ..images import read_image
 from ..model.processing_geoalign_clip import CONCEPT_TEMPLATES
+from ..model.regions_geoalign_clip import check_boxes
 from .templates import check_concepts, check_texts, resolve_templates
 
 
@@ -130,7 +131,8 @@ class Embedder:
         """Embed every box of every row, in order.
 
         Args:
-            rows: dataset or list of rows, with `image` and `boxes` (xyxy pixels of the image).
+            rows: dataset or list of rows, with `image` and `boxes` (xyxy pixels of the image, at least partly
+                inside it).
             region_source: what is encoded for a region. None takes the source that the model was trained for
                 (`config.region_view`), or else "image".
 
@@ -149,7 +151,8 @@ class Embedder:
             (N, D), unit vectors.
 
         Raises:
-            ValueError: if `region_source` is unknown, a context is below 1, or the model pools no regions.
+            ValueError: if `region_source` is unknown, a context is below 1, the model pools no regions, or a
+                box is not finite, has no area, or lies outside its image.
         """
         region_source, contexts = self.resolve_view(region_source, context, views)
         if region_source in ("image", "window", "both"):
@@ -161,6 +164,38 @@ class Embedder:
             for side in (contexts if source != "image" else [None])
         ]
         return parts[0] if len(parts) == 1 else normalize(torch.stack(parts).sum(dim=0), dim=-1)
+
+    def embed_rows(
+        self, rows: Sequence[dict], region_source: str | None = None, context: float | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embed the images of rows, and all their regions.
+
+        With the region source "image" every image is encoded only once. Without regions the model need not be
+        one that pools them.
+
+        Args:
+            rows: N rows with `image` and `boxes`.
+            region_source: see `embed_regions`.
+            context: see `embed_regions`.
+
+        Returns:
+            (N, D) and (number of all boxes, D), unit vectors.
+        """
+        rows = [_check_row(i, row) for i, row in enumerate(rows)]
+        images = [row["image"] for row in rows]
+        if not any(row["boxes"] for row in rows):
+            return self.embed_images(images), self._collect([])
+        if self.resolve_view(region_source, context)[0] != "image":
+            return self.embed_images(images), self.embed_regions(rows, region_source, context)
+        self._require("embed_regions", 'use region_source="crop"')
+        image_embeds, region_embeds = [], []
+        for batch in self._take_batches(rows):
+            inputs = self._prepare([row["image"] for row in batch], boxes=[row["boxes"] for row in batch])
+            with evaluation_mode(self.model):
+                output = self.model(**inputs, **self._interpolate())
+            image_embeds.append(output.image_embeds)
+            region_embeds.append(output.region_embeds[inputs["region_mask"]])
+        return self._collect(image_embeds), self._collect(region_embeds)
 
     def resolve_view(
         self,
@@ -256,7 +291,8 @@ class Embedder:
 
     def _embed_regions(self, rows, region_source: str, context: float | None) -> torch.Tensor:
         progress = logging.tqdm(rows, desc="regions", total=len(rows), leave=False)
-        views = list_views(progress, region_source, context)
+        checked = (_check_row(i, row) for i, row in enumerate(progress))
+        views = list_views(checked, region_source, context)
         if region_source == "crop":
             images = ([view["image"] for view in batch] for batch in self._take_batches(views))
             return self._collect(self._embed_images(batch) for batch in images)
@@ -278,9 +314,17 @@ class Embedder:
                 return self.model.embed_text(**inputs)
             return normalize(_take_pooled(self.model.get_text_features(**inputs)), dim=-1)
 
-    def _collect(self, batches: Iterator[torch.Tensor]) -> torch.Tensor:
+    def _collect(self, batches: Iterable[torch.Tensor]) -> torch.Tensor:
         embeds = [batch.float().cpu() for batch in batches]
-        return torch.cat(embeds) if embeds else torch.zeros(0, self.model.config.projection_dim)
+        if not embeds:
+            return torch.zeros(0, self.model.config.projection_dim)
+        embeds = torch.cat(embeds)
+        if not (is_finite := embeds.isfinite().all(dim=1)).all():
+            raise ValueError(
+                f"{int((~is_finite).sum())} of {len(embeds)} embeddings hold NaN or infinity, first number "
+                f"{int(is_finite.int().argmin())}. Look for NaN in the model's weights, or in this input."
+            )
+        return embeds
 
     def _take_batches(self, items: Iterable) -> Iterator[list]:
         batch = []
@@ -316,6 +360,17 @@ def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
             yield
     finally:
         model.train(was_training)
+
+
+def _check_row(i: int, row: dict) -> dict:
+    """Open the image of a row, and refuse boxes that are not boxes of it."""
+    image = read_image(row["image"])
+    for r, box in enumerate(row["boxes"]):
+        if len(box) != 4:
+            raise ValueError(f"rows[{i}]['boxes'][{r}] = {list(box)} has {len(box)} numbers; expected xyxy.")
+    boxes = torch.tensor(row["boxes"], dtype=torch.float64).reshape(-1, 4)
+    check_boxes(boxes, image.width, image.height, f"rows[{i}]['boxes']")
+    return row | {"image": image}
 
 
 def _take_pooled(features) -> torch.Tensor:

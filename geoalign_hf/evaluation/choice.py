@@ -7,7 +7,7 @@ import numpy as np
 
 from ..embedding.embedder import Embedder
 from .evaluator import Evaluator
-from .metrics.scores import score_choices
+from .metrics.choice import score_choices
 
 
 @dataclass(eq=False, repr=False)

@@ -8,10 +8,10 @@ import numpy as np
 from ..captioning.grammar import spell_concept
 from ..data.schema import list_concepts
 from ..embedding.embedder import Embedder
-from ..embedding.templates import resolve_templates, split_concepts
+from ..embedding.templates import check_texts, resolve_templates, split_concepts
 from ..model.processing_geoalign_clip import CONCEPT_TEMPLATES
 from .evaluator import Evaluator, RegionEvaluator
-from .metrics.scores import count_confusions, rank_concepts, score_concepts, score_regions
+from .metrics.classification import count_confusions, rank_concepts, score_concepts, score_regions
 
 
 @dataclass(eq=False, repr=False)
@@ -99,6 +99,7 @@ class SceneClassificationEvaluator(Evaluator):
             )
         if len(self.images) == 0:
             raise ValueError("Expected at least one image; found none.")
+        check_texts(self.names, "names")
         occurring = sorted(set(self.names))
         self.concepts = occurring if self.concepts is None else split_concepts(self.concepts)
         self.templates = resolve_templates(self.templates)

@@ -9,7 +9,7 @@ import torch
 from ..embedding.embedder import Embedder
 from ..embedding.templates import check_texts
 from .evaluator import Evaluator
-from .metrics.scores import measure_coherence, measure_drift
+from .metrics.drift import measure_coherence, measure_drift
 
 
 @dataclass(eq=False, repr=False)

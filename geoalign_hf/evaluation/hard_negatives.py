@@ -8,7 +8,7 @@ from torch.nn.functional import normalize
 
 from ..embedding.embedder import Embedder
 from .evaluator import RegionEvaluator
-from .metrics.scores import score_hard_negatives
+from .metrics.choice import score_hard_negatives
 
 
 @dataclass(eq=False, repr=False)

@@ -14,7 +14,7 @@ from ..embedding.embedder import Embedder
 from ..embedding.templates import check_texts
 from ..images import read_image
 from .evaluator import Evaluator
-from .metrics.score_maps import FIGURES, normalize_map, polygons_to_truth, score_localization
+from .metrics.localization import FIGURES, normalize_map, polygons_to_truth, score_localization
 
 # Sides of the tiles, in pixels of the picture. `tile` embeds every tile as an image of its own; AMFMN and
 # RS5M do the same with these sides. `dense` takes the cosine of each patch of the tiles, and is our own.

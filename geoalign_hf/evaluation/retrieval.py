@@ -16,7 +16,7 @@ from ..data.row_images import RowImages
 from ..embedding.embedder import Embedder
 from .evaluator import Evaluator, RegionEvaluator
 from .hard_negatives import list_negatives
-from .metrics.scores import RECALL_AT, rank_own, score_retrieval
+from .metrics.retrieval import RECALL_AT, rank_own, score_retrieval
 
 # How repeated captions are treated, and the words before every caption. `all`: every caption of every image
 # is kept, as in CLIP_benchmark, RemoteCLIP and RS5M. `unique`: equal captions and equal images count once,
@@ -194,17 +194,17 @@ def _score_in_images(phrases_of_rows, negatives, region_embeds, text_embeds, ids
             continue
         num_images += 1
         cosines = (region_embeds[list(regions)] @ text_embeds[[ids[text] for text in unique]].T).numpy()
-        is_own = np.array([[phrase == text for text in unique] for phrase in phrases])
-        hits["region_to_phrase"] += (rank_own(cosines, is_own) == 1).tolist()
-        hits["phrase_to_region"] += (rank_own(cosines.T, is_own.T) == 1).tolist()
-        chances["region_to_phrase"] += is_own.mean(axis=1).tolist()
-        chances["phrase_to_region"] += is_own.mean(axis=0).tolist()
+        own_phrases = [[unique.index(phrase)] for phrase in phrases]
+        own_regions = [[r for r, phrase in enumerate(phrases) if phrase == text] for text in unique]
+        hits["region_to_phrase"] += (rank_own(cosines, own_phrases) == 1).tolist()
+        hits["phrase_to_region"] += (rank_own(cosines.T, own_regions) == 1).tolist()
+        chances["region_to_phrase"] += [1 / len(unique)] * len(phrases)
+        chances["phrase_to_region"] += [len(own) / len(phrases) for own in own_regions]
         for region, phrase in zip(regions, phrases, strict=True):
             if negatives[region]:
                 candidates = sorted({*unique, *negatives[region]})
                 cosine = text_embeds[[ids[text] for text in candidates]] @ region_embeds[region]
-                is_phrase = np.array([text == phrase for text in candidates])
-                rank = rank_own(cosine.numpy()[None], is_phrase[None])
+                rank = rank_own(cosine.numpy()[None], [[candidates.index(phrase)]])
                 hits["region_to_phrase_or_negative"].append(bool(rank[0] == 1))
     scores = {f"{name}_in_image": float(np.mean(right)) for name, right in hits.items() if right}
     scores |= {f"chance_{name}_in_image": float(np.mean(odds)) for name, odds in chances.items() if odds}
@@ -236,10 +236,7 @@ def rank_in_blocks(
     ranks, num_queries = [], max(1, block_size // max(len(candidate_embeds), 1))
     for start in range(0, len(query_embeds), num_queries):
         scores = query_embeds[start : start + num_queries] @ candidate_embeds.T  # (q, N)
-        is_own = np.zeros(scores.shape, dtype=bool)
-        for i, candidates in enumerate(own[start : start + num_queries]):
-            is_own[i, candidates] = True
-        ranks.append(rank_own(scores.numpy(), is_own))
+        ranks.append(rank_own(scores.numpy(), own[start : start + num_queries]))
     return np.concatenate(ranks)
 
 

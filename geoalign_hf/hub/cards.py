@@ -1,38 +1,46 @@
-"""What a folder of weights, an adapter or a folder of rows says of itself: its card."""
+"""Writes model cards and dataset cards."""
 
 import json
+import math
 from pathlib import Path
 
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import EntryNotFoundError
+from safetensors import safe_open
 
 from ..model.pipeline_geoalign_clip import ZeroShotRegionClassificationPipeline
+from ..model.requirements_geoalign_clip import REQUIRED_TRANSFORMERS
 from ..storage import read_json, write_json
 
 TEMPLATE = Path(__file__).parent / "model_card.md"
 DATASET_TEMPLATE = Path(__file__).parent / "dataset_card.md"
-# What the Hub calls the tasks of the evaluation.
-TASK_TYPES = {
-    "region classification from ground-truth boxes": ZeroShotRegionClassificationPipeline.task_name,
-    "zero-shot scene classification": "zero-shot-image-classification",
-    "retrieval of images and captions": "image-text-retrieval",
-    "retrieval of regions and phrases": "image-text-retrieval",
-    "multiple choice over statements": "visual-question-answering",
+# For each task of the evaluation, the Hub's name of the task and the score that orders results.
+TASKS = {
+    "region classification from ground-truth boxes": (
+        ZeroShotRegionClassificationPipeline.task_name,
+        "top1_macro",
+    ),
+    "zero-shot scene classification": ("zero-shot-image-classification", "top1_micro"),
+    "retrieval of images and captions": ("image-text-retrieval", "mean_recall"),
+    "retrieval of regions and phrases": ("image-text-retrieval", "mean_recall"),
+    "multiple choice over statements": ("visual-question-answering", "accuracy"),
+    "a phrase against its hard negatives": ("feature-extraction", "accuracy"),
 }
-# In a card, until `hub.push` puts names in their places: the repository's, and that of an adapter's base.
+START = "start"  # name of the result before training; it is no result of the weights that the card describes
+# Placeholders in a card that `push` replaces: the name of the repository, and of an adapter's base model.
 UNNAMED, UNNAMED_BASE = "you/your-repository", "you/your-base-model"
 
 
 def write_card(folder: str | Path, metrics: dict[str, dict], settings: dict | None = None) -> ModelCard:
-    """Fill the model card and write it into a folder as its README.md, with what it was made of beside it.
+    """Write the model card of a folder as README.md, with the files that it was made from.
 
     Args:
-        folder: a saved model or adapter. Its pictures (*.png) are shown.
-        metrics: results of the evaluation by name, of any task, each with its protocol, as `write_metrics`
-            writes them; all of them are shown, and kept as `metrics.json`.
-        settings: how it was trained, kept as `args.json`. Three of its entries have places of their own:
-            `license` of the weights, as the Hub spells it; `base_model`, what training started from; `data`,
-            what it was trained on, as `describe_dataset` gives it.
+        folder: A saved model or adapter. Its pictures (*.png) are shown.
+        metrics: Evaluation results by name, each with its protocol, as `write_metrics` writes them. The
+            protocol may name the evaluation set as `dataset`. They are kept as `metrics.json`.
+        settings: Training settings, kept as `args.json`. These entries have places of their own on the card:
+            `license` of the weights, as the Hub spells it; `base_model`, from which training started; `data`
+            and `evaluation_data`, the training and the evaluation set, as `describe_dataset` returns them.
 
     Returns:
         The card.
@@ -47,33 +55,19 @@ def write_card(folder: str | Path, metrics: dict[str, dict], settings: dict | No
 
 
 def make_card(folder: Path, metrics: dict[str, dict], settings: dict | None = None) -> ModelCard:
-    """Fill the model card; see `write_card`."""
+    """Make the model card of a folder; see `write_card`."""
     settings = dict(settings or {})
     license, base_model = settings.pop("license", None), settings.pop("base_model", None)
-    data, name = settings.pop("data", None), _name_folder(folder)
-    data = data if isinstance(data, dict) and {"name", "repo_id", "license"} <= data.keys() else None
-    adapter = _read_json(folder / "adapter_config.json")
+    data = _check_data(settings.pop("data", None))
+    evaluation_data = _check_data(settings.pop("evaluation_data", None))
+    name, adapter = _name_folder(folder), _read_json(folder / "adapter_config.json")
     if adapter:
         base_model = adapter["base_model_name_or_path"]
     is_published = base_model and not Path(base_model).exists()
     if base_model and not is_published:
         base_model = UNNAMED_BASE if adapter else "a local folder"
-    results = [
-        EvalResult(
-            task_type=TASK_TYPES.get(scores["protocol"]["task"], "feature-extraction"),
-            task_name=scores["protocol"]["task"],
-            dataset_type="custom",
-            dataset_name=title,
-            dataset_config=title,  # results of one task type are told apart by this
-            dataset_args=list_protocol(scores),
-            metric_type=name_metric(metric),
-            metric_name=f"{metric}, {title}",
-            metric_value=value,
-        )
-        for title, scores in metrics.items()
-        for metric, value in list_numbers(scores).items()
-        if not metric.startswith(("chance", "blind"))  # which no model has scored, or none that has seen
-    ]
+    metrics = sort_results(metrics)
+    measured = {title: scores for title, scores in metrics.items() if title != START}
     card_data = ModelCardData(
         language="en",
         license=license,
@@ -83,19 +77,8 @@ def make_card(folder: Path, metrics: dict[str, dict], settings: dict | None = No
         pipeline_tag="zero-shot-image-classification",
         tags=["remote-sensing", "clip", "region", "geoalign_clip", "lora" if adapter else "custom_code"],
         model_name=name,
-        eval_results=results or None,
+        eval_results=_list_eval_results(measured, evaluation_data) or None,
     )
-    shown = {
-        title: {
-            "numbers": list_numbers(scores),
-            "tables": list_tables(scores),
-            "task": scores["protocol"]["task"],
-            "protocol": {
-                name: json.dumps(value) for name, value in list_protocol(scores).items() if name != "task"
-            },
-        }
-        for title, scores in metrics.items()
-    }
     return ModelCard.from_template(
         card_data,
         template_path=str(TEMPLATE),
@@ -103,37 +86,152 @@ def make_card(folder: Path, metrics: dict[str, dict], settings: dict | None = No
         repo_id=UNNAMED,
         base_model=base_model,
         is_adapter=bool(adapter),
+        architecture=describe_architecture(folder),
+        transformers_version=REQUIRED_TRANSFORMERS,
         data=data,
         license_name=license,
         pictures=sorted(path.name for path in folder.glob("*.png")),
-        results=shown,
-        settings=settings,
+        results={
+            "before training" if title == START else title: _describe_result(scores, evaluation_data)
+            for title, scores in metrics.items()
+        },
+        settings=hide_paths(settings),
     )
 
 
-def describe_dataset(source: str) -> dict[str, str | None]:
-    """Say what a model is trained on, and on what terms: `name`, `repo_id` and `license`.
+def hide_paths(value):
+    """Replace local paths in settings, also in nested ones, by the name of the file or folder.
+
+    Example:
+        >>> hide_paths({"training": {"output_dir": "/home/me/runs/harbors", "seed": 0}})
+        {'training': {'output_dir': 'harbors', 'seed': 0}}
+    """
+    if isinstance(value, dict):
+        return {name: hide_paths(entry) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [hide_paths(entry) for entry in value]
+    is_path = isinstance(value, str) and "/" in value and (Path(value).is_absolute() or Path(value).exists())
+    return Path(value).name if is_path else value
+
+
+def sort_results(metrics: dict[str, dict]) -> dict[str, dict]:
+    """Sort the results of each task by their most important score, the best first.
+
+    Example:
+        >>> task = {"protocol": {"task": "multiple choice over statements"}}
+        >>> list(sort_results({"a": {"accuracy": 0.2} | task, "b": {"accuracy": 0.5} | task}))
+        ['b', 'a']
+    """
+    tasks = list(dict.fromkeys(scores["protocol"]["task"] for scores in metrics.values()))
+
+    def rank(item: tuple[str, dict]) -> tuple[int, float]:
+        task = item[1]["protocol"]["task"]
+        _, primary = TASKS.get(task, (None, None))
+        return tasks.index(task), -item[1].get(primary, -math.inf)
+
+    return dict(sorted(metrics.items(), key=rank))
+
+
+def _list_eval_results(metrics: dict[str, dict], data: dict | None) -> list[EvalResult]:
+    """List all scores for the card's model index."""
+    return [
+        EvalResult(
+            task_type=TASKS.get(scores["protocol"]["task"], ("feature-extraction", None))[0],
+            task_name=scores["protocol"]["task"],
+            dataset_type=data["repo_id"] if data and data["repo_id"] else "custom",
+            dataset_name=_name_evaluation_set(scores, data) or title,
+            dataset_config=title,  # the Hub tells results of one task type apart by this
+            dataset_args=hide_paths(list_protocol(scores)),
+            metric_type=name_metric(metric),
+            metric_name=f"{metric}, {title}",
+            metric_value=value,
+        )
+        for title, scores in metrics.items()
+        for metric, value in list_numbers(scores).items()
+        if not metric.startswith(
+            ("chance", "blind")
+        )  # these are scores of no model, or of one without images
+    ]
+
+
+def _name_evaluation_set(scores: dict, data: dict | None) -> str | None:
+    return scores["protocol"].get("dataset") or (data["name"] if data else None)
+
+
+def _describe_result(scores: dict, data: dict | None) -> dict:
+    protocol = hide_paths(list_protocol(scores))
+    return {
+        "dataset": _name_evaluation_set(scores, data),
+        "task": protocol.pop("task"),
+        "numbers": list_numbers(scores),
+        "tables": list_tables(scores),
+        "protocol": {name: json.dumps(value) for name, value in protocol.items()},
+    }
+
+
+def describe_architecture(folder: Path) -> dict | None:
+    """Describe the saved model or adapter of a folder: number of parameters and what it takes as input.
+
+    Returns:
+        `num_parameters` and, for a model, `image_size`, `patch_size`, `num_tokens` and `vocab_size`. None if
+        the folder holds no weights.
+    """
+    files = [
+        path for path in folder.glob("*.safetensors") if path.stem.startswith(("model", "adapter_model"))
+    ]
+    if not files:
+        return None
+    found = {"num_parameters": sum(map(_count_parameters, files))}
+    config = _read_json(folder / "config.json")
+    if config.get("vision_config") and config.get("text_config"):
+        vision, text = config["vision_config"], config["text_config"]
+        found |= {"image_size": vision.get("image_size", 224), "patch_size": vision.get("patch_size", 32)}
+        found["num_tokens"] = text.get("max_position_embeddings", 77)
+        found["vocab_size"] = text.get("vocab_size", 49408)
+    return found
+
+
+def _count_parameters(path: Path) -> int:
+    with safe_open(path, "np") as file:
+        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+
+
+def _check_data(data: object) -> dict | None:
+    """Return a description of a dataset, or None if it is not one."""
+    return data if isinstance(data, dict) and {"name", "repo_id", "license"} <= data.keys() else None
+
+
+def describe_dataset(source: str) -> dict:
+    """Describe a training or evaluation set for a card.
 
     Args:
-        source: a folder or Hub repository of rows, whose card is read, or a COCO file, which lists its own.
+        source: A folder or Hub repository of rows, whose card is read, or a COCO file.
+
+    Returns:
+        `name`, `repo_id`, `license` and, for local data, the list of `concepts`. What is unknown is None.
     """
     path = Path(source)
     if path.suffix == ".json":
-        named = _read_json(path).get("licenses") or []
-        license = ", ".join(filter(None, (entry.get("name") or entry.get("url") for entry in named)))
-        return {"name": path.name, "repo_id": None, "license": license or None}
-    told = {"name": path.name, "repo_id": None} if path.exists() else {"name": source, "repo_id": source}
+        content = _read_json(path)
+        licenses = [entry.get("name") or entry.get("url") for entry in content.get("licenses") or []]
+        concepts = sorted({str(entry["name"]) for entry in content.get("categories") or []})
+        license = ", ".join(filter(None, licenses)) or None
+        return {"name": path.name, "repo_id": None, "license": license, "concepts": concepts or None}
+    found = {"name": path.resolve().name if path.exists() else source}
+    found["repo_id"] = None if path.exists() else source
+    found["concepts"] = sorted(_read_json(path / "statistics.json").get("concepts", {})) or None
     if path.exists() and not (path / "README.md").exists():
-        return told | {"license": None}
+        return found | {"license": None}
     try:
         data = DatasetCard.load(path / "README.md" if path.exists() else source).data
     except EntryNotFoundError:
-        return told | {"license": None}
-    return told | {"license": getattr(data, "license_name", None) or data.license}
+        return found | {"license": None}
+    name = data.pretty_name if path.exists() and data.pretty_name else found["name"]
+    return found | {"name": name, "license": getattr(data, "license_name", None) or data.license}
 
 
 def _name_folder(folder: Path) -> str:
-    """Give a folder's name, or that of the run which left it."""
+    """Return the name of a folder or, for a checkpoint, the name of its run."""
     folder = folder.resolve()
     is_of_run = folder.name.startswith(("final", "best", "checkpoint-", "partial-"))
     return folder.parent.name if is_of_run else folder.name
@@ -146,16 +244,17 @@ def _read_json(path: Path) -> dict:
 def write_dataset_card(
     folder: str | Path, statistics: dict, settings: dict, leakage: str | None = None
 ) -> DatasetCard:
-    """Fill the dataset card and write it into a folder of rows as its README.md.
+    """Write the dataset card of a folder of rows as README.md.
 
-    The names of the shards tell `datasets` what they are. A card that told it, too (`configs`), would make
-    all folders of one name share one cache, and `load_dataset` give the rows of another.
+    `datasets` finds the splits by the names of the shards. The card does not list them as `configs`, because
+    all folders of one name would then share one cache, and `load_dataset` would return the rows of another.
 
     Args:
-        folder: with `data/<split>-*.parquet`.
-        statistics: as `build` counts them.
-        settings: of the build, with `split`, `license`, `license_name`, `license_link`, `model` and `leaks`.
-        leakage: the table of overlaps with evaluation sets, if there are such sets.
+        folder: Folder with `data/<split>-*.parquet`.
+        statistics: Statistics of the build.
+        settings: Settings of the build, with `title`, `split`, `license`, `license_name`, `license_link`,
+            `model` and `leaks`.
+        leakage: Table of overlaps with evaluation sets, if there are any.
 
     Returns:
         The card.
@@ -189,13 +288,13 @@ def _name_size(num_rows: int) -> str:
 
 
 def has_protocol(scores: object) -> bool:
-    """Say whether these are scores that a card can show: their protocol names their task."""
+    """Return whether scores can be shown on a card, that is, whether their protocol names their task."""
     protocol = scores.get("protocol") if isinstance(scores, dict) else None
     return isinstance(protocol, dict) and "task" in protocol
 
 
 def list_numbers(scores: dict) -> dict[str, float]:
-    """Give the scores of a result that are single numbers.
+    """Return the scores of a result that are single numbers.
 
     Example:
         >>> list_numbers({"top1_micro": 0.5, "num_regions": 8, "per_concept": {"ship": 0.5}})
@@ -205,7 +304,7 @@ def list_numbers(scores: dict) -> dict[str, float]:
 
 
 def list_tables(scores: dict) -> dict[str, dict[str, tuple[float, int]]]:
-    """Give the scores of a result that are kept by name, each with its count.
+    """Return the scores of a result that are listed by name, each with its count.
 
     Example:
         >>> list_tables({"per_concept": {"ship": 0.5}, "num_per_concept": {"ship": 8}})
@@ -213,27 +312,27 @@ def list_tables(scores: dict) -> dict[str, dict[str, tuple[float, int]]]:
     """
     return {
         name.removeprefix("per_").removeprefix("by_"): {
-            key: (share, scores[f"num_{name}"][key]) for key, share in shares.items()
+            key: (score, scores[f"num_{name}"][key]) for key, score in table.items()
         }
-        for name, shares in scores.items()
+        for name, table in scores.items()
         if name.startswith(("per_", "by_")) and f"num_{name}" in scores
     }
 
 
 def list_protocol(scores: dict) -> dict:
-    """Give what a result was made by and on: its protocol and its counts, without what is empty.
+    """Return the protocol of a result with its counts, without empty entries.
 
     Example:
         >>> list_protocol({"num_regions": 8, "protocol": {"task": "x", "context": None, "concepts": []}})
         {'task': 'x', 'num_regions': 8}
     """
     counts = {name: value for name, value in scores.items() if isinstance(value, int)}
-    told = {name: value for name, value in scores["protocol"].items() if name != "concepts"} | counts
-    return {name: value for name, value in told.items() if value not in (None, "", [], {})}
+    protocol = {name: value for name, value in scores["protocol"].items() if name != "concepts"} | counts
+    return {name: value for name, value in protocol.items() if value not in (None, "", [], {})}
 
 
 def name_metric(score: str) -> str:
-    """Give the Hub's name for a kind of score.
+    """Return the Hub's name for a kind of score.
 
     Example:
         >>> [name_metric(score) for score in ("top1_macro", "image_to_text_recall_at_5", "rsu")]

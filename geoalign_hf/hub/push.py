@@ -1,7 +1,9 @@
-"""A folder of a model, an adapter or rows to a Hub repository, in one commit that is whole or not there.
+"""Pushes the folder of a model, an adapter or a dataset to the Hugging Face Hub, in one commit.
 
-What enters is what `train`, `convert`, PEFT or `build` left; what leaves is a commit with weights, code,
-processor, metrics and card, which `from_pretrained`, `pipeline` and `load_dataset` read by its name.
+    geoalign-hf push outputs/harbors/final you/harbors
+
+The commit holds weights, code, processor, metrics and card. `from_pretrained`, `pipeline` and `load_dataset`
+load it by the name of the repository.
 """
 
 import json
@@ -11,7 +13,7 @@ import shutil
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from huggingface_hub import (
@@ -26,23 +28,24 @@ from huggingface_hub import (
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
+from transformers.hf_argparser import HfArg
 from transformers.utils import logging
 
-from ..storage import read_json, read_text
+from ..storage import lock_folder, read_json, read_text
 from .cards import UNNAMED, UNNAMED_BASE, has_protocol, make_card
 
 logger = logging.get_logger(__name__)
-# What answers of the Hub and lost connections are kinds of: httpx.HTTPError, in hub 2 httpx2.HTTPError.
+# The base class of error responses and lost connections: httpx.HTTPError, or httpx2.HTTPError in hub 2.
 HTTPError = next(base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError")
-# By which each kind of folder is known, and what it must have.
-MARKS = {"adapter": "adapter_config.json", "model": "config.json", "dataset": "data"}
-NEEDED = {
+# The file or folder by which each kind of folder is recognised, and the files that it must have.
+MARKERS = {"adapter": "adapter_config.json", "model": "config.json", "dataset": "data"}
+REQUIRED = {
     "model": ("config.json", "processor_config.json", "tokenizer.json"),
     "adapter": ("adapter_config.json", "adapter_model.safetensors"),
     "dataset": ("README.md",),
 }
 PLACEHOLDER = "[More Information Needed]"  # in the cards of PEFT and transformers
-# What of an older push would be taken for a part of this one.
+# Files of an older push that would be mistaken for a part of the new one.
 REPLACED = r"(adapter_)?model(-\d+-of-\d+)?\.safetensors(\.index\.json)?|data/[^/]+\.parquet"
 
 
@@ -60,6 +63,31 @@ class HubConfig:
     hub_revision: str | None = _option(None, "branch to push to")
 
 
+@dataclass(frozen=True)
+class PushConfig:
+    """What to push, and where."""
+
+    folder: str = HfArg(help="Folder of a model, an adapter or built rows.")
+    repo_id: str = HfArg(help="Name of the repository, with or without its owner. It is created if needed.")
+    private: bool = HfArg(default=False, help="Visibility of a new repository for its owner only.")
+    revision: str | None = HfArg(default=None, help="Branch to push to. It is created if needed.")
+    tag: str | None = HfArg(default=None, help="Tag for the new commit.")
+    create_pr: bool = HfArg(default=False, help="Pull request instead of a direct commit.")
+    commit_message: str | None = HfArg(default=None, help="Message of the commit.")
+    base_model: str | None = HfArg(
+        default=None, help="Repository of an adapter's base model, if it was trained on a local folder."
+    )
+
+
+def run_push(config: PushConfig) -> None:
+    """Push a folder and print the address of the commit."""
+    options = asdict(config)
+    commit = push(
+        options.pop("folder"), options.pop("repo_id"), **options | {"private": config.private or None}
+    )
+    print(f"{config.folder}: pushed to {commit.pr_url or commit.commit_url}")
+
+
 def push(
     folder: str | Path,
     repo_id: str,
@@ -72,55 +100,50 @@ def push(
     base_model: str | None = None,
     token: str | None = None,
 ) -> CommitInfo:
-    """Push a folder in one commit; large files go first, and what the Hub has is not sent again.
+    """Push a folder in one commit. Large files are uploaded first; files that the Hub has are not sent again.
 
     Args:
-        folder: a saved model with its processor, an adapter, or rows of `geoalign_hf.build`. Subfolders of a
-            model (the `state` of a checkpoint) stay here. Without a README.md it gets a card. Files of the
-            repository that have other names stay, but for weights or rows of an older push.
-        repo_id: name, or owner/name; made if it is not there.
-        private: whether only its owner sees a new repository; None leaves that to the owner's settings.
-        revision: branch, made if it is not there; default: main.
-        tag: a name for the new commit.
-        create_pr: open a pull request instead.
-        commit_message: default: "Push" and the folder's name.
-        base_model: repository of what an adapter stands on, where it was trained on a local folder.
-        token: default: that of `hf auth login` or HF_TOKEN.
+        folder: A saved model with its processor, an adapter, or built rows. Hidden files and subfolders of a
+            model, such as the state of a checkpoint, are not pushed. A folder without a card gets one. Other
+            files of the repository are kept, except weights or rows of an older push.
+        repo_id: Name of the repository, or owner/name. It is created if it does not exist.
+        private: Whether only the owner sees a new repository. None leaves that to the owner's settings.
+        revision: Branch, created if it does not exist. The default is main.
+        tag: Tag for the new commit.
+        create_pr: Open a pull request instead.
+        commit_message: The default is "Push" and the folder's name.
+        base_model: Repository of an adapter's base model, if the adapter was trained on a local folder.
+        token: The default is that of `hf auth login` or HF_TOKEN.
 
     Returns:
-        The commit; its `oid` is what others can pin as `revision`.
+        The commit. Others can pin its `oid` as `revision`.
 
     Raises:
-        ValueError: if the folder is not whole, the repository is public where `private` was asked for or
-            holds a model where an adapter comes, the tag is taken, `revision` is no branch, or an adapter
-            stands on a local folder. Nothing was sent.
-        RuntimeError: if there is no token, or it may not write, or the network fails. The repository shows
-            all of the push or nothing of it.
+        ValueError: If the folder is incomplete, the repository is public although `private` is set, it holds
+            a model instead of an adapter or the reverse, the tag exists, `revision` is not a branch, or the
+            base model is a local folder. Nothing was sent.
+        RuntimeError: If there is no token, the token may not write, the network fails, or another process is
+            writing into the folder. The repository shows the complete push or nothing of it.
     """
     if create_pr and tag:
-        raise ValueError(f"a pull request is no place for the tag {tag!r}. Merge it, then tag the merge.")
+        raise ValueError(
+            f"a pull request cannot be tagged. Merge it first, then create tag {tag!r} on the merge."
+        )
     folder = Path(folder)
     kind = check_folder(folder)
     repo_type = "dataset" if kind == "dataset" else "model"
     contents = read_contents(folder, kind, base_model)
     api = HfApi(token=token)
-    with clear_errors(repo_id, token):
+    with lock_folder(folder), explain_errors(repo_id, token):
         url = prepare_repository(api, repo_id, repo_type, private)
         contents["README.md"] = contents["README.md"].replace(UNNAMED.encode(), url.encode())
-        if revision or tag:
-            refs = api.list_repo_refs(url, repo_type=repo_type)
-            if tag in [ref.name for ref in refs.tags]:
-                raise ValueError(f"{url} has a tag {tag!r} already. Give another, or delete it there first.")
-            if revision in [ref.name for ref in refs.tags] or re.fullmatch(r"[0-9a-f]{40}", revision or ""):
-                raise ValueError(f"revision is {revision!r}, a tag or commit. Give the name of a branch.")
-            if revision and not revision.startswith("refs/"):
-                api.create_branch(url, branch=revision, repo_type=repo_type, exist_ok=True)
+        _prepare_revision(api, url, repo_type, revision, tag)
         parent = api.repo_info(url, repo_type=repo_type, revision=revision)
-        there = [sibling.rfilename for sibling in parent.siblings or ()]
+        present = [sibling.rfilename for sibling in parent.siblings or ()]
         other = {"model": "adapter", "adapter": "model"}.get(kind)
-        if other and MARKS[other] in there and MARKS[kind] not in there:
-            raise ValueError(f"{url} holds a kind of {other}, not of {kind}. Give another name.")
-        stale = [name for name in there if re.fullmatch(REPLACED, name) and name not in contents]
+        if other and MARKERS[other] in present and MARKERS[kind] not in present:
+            raise ValueError(f"{url} holds a {other}, but {folder} is a {kind}. Give another name.")
+        stale = [name for name in present if re.fullmatch(REPLACED, name) and name not in contents]
         commit = api.create_commit(
             url,
             [CommitOperationAdd(name, content) for name, content in contents.items()]
@@ -132,24 +155,44 @@ def push(
             parent_commit=parent.sha,
         )
     if tag:
-        with clear_errors(repo_id, token, f"the commit {commit.oid} is there, the tag {tag!r} is not"):
+        with explain_errors(
+            repo_id, token, f"commit {commit.oid} was pushed, but tag {tag!r} was not created"
+        ):
             api.create_tag(url, tag=tag, revision=commit.oid, repo_type=repo_type)
     return commit
 
 
+def _prepare_revision(
+    api: HfApi, repo_id: str, repo_type: str, revision: str | None, tag: str | None
+) -> None:
+    """Create the branch if it does not exist, and refuse a tag that exists."""
+    if not revision and not tag:
+        return
+    tags = [ref.name for ref in api.list_repo_refs(repo_id, repo_type=repo_type).tags]
+    if tag in tags:
+        raise ValueError(f"{repo_id} already has the tag {tag!r}. Give another, or delete it there first.")
+    if revision in tags or re.fullmatch(r"[0-9a-f]{40}", revision or ""):
+        raise ValueError(f"revision is {revision!r}, a tag or commit. Give the name of a branch.")
+    if revision and not revision.startswith("refs/"):
+        api.create_branch(repo_id, branch=revision, repo_type=repo_type, exist_ok=True)
+
+
 def check_folder(folder: Path) -> str:
-    """See that a folder is whole, and say what it holds: a model, an adapter or a dataset.
+    """Check that a folder is complete.
+
+    Returns:
+        "model", "adapter" or "dataset".
 
     Raises:
-        ValueError: if it is none of them, or something is missing.
+        ValueError: If it holds none of them, or a file is missing or truncated.
     """
-    kind = next((kind for kind, name in MARKS.items() if (folder / name).exists()), None)
+    kind = next((kind for kind, name in MARKERS.items() if (folder / name).exists()), None)
     if kind is None:
         raise ValueError(
             f"{folder} holds no model (config.json), no adapter (adapter_config.json) and no rows (data/). "
-            "Give a folder that save_pretrained or geoalign_hf.build has written."
+            "Give a folder that save_pretrained or `geoalign-hf build` has written."
         )
-    needed = list(NEEDED[kind])
+    needed = list(REQUIRED[kind])
     if kind == "model":
         config = read_json(folder / "config.json")
         named = [*config.get("auto_map", {}).values()]
@@ -163,56 +206,56 @@ def check_folder(folder: Path) -> str:
         missing.append("data/*.parquet")
     if missing:
         raise ValueError(
-            f"{folder} is no whole {kind}: it lacks {sorted(missing)}. Save model and processor into it with "
-            "save_pretrained, or let geoalign_hf.build finish."
+            f"{folder} is an incomplete {kind}: {sorted(missing)} are missing. Save model and processor into "
+            "it with save_pretrained, or let `geoalign-hf build` finish."
         )
     for name in filter(lambda name: name.endswith(".safetensors"), needed):
         try:
-            safe_open(folder / name, "pt")  # it reads the head, which tells how long the file must be
+            safe_open(folder / name, "pt")  # it reads the header, which states the length of the file
         except SafetensorError as error:
-            raise ValueError(f"{folder / name} is not whole ({error}). Save it again.") from error
+            raise ValueError(f"{folder / name} is truncated or corrupt ({error}). Save it again.") from error
     return kind
 
 
 def list_code(folder: Path, names: set[str]) -> set[str]:
-    """Add to names of code files those that they import from beside them."""
+    """Add the sibling modules that code files import, directly or through each other, to their names."""
     texts = [(folder / name).read_text(encoding="utf-8") for name in names if (folder / name).exists()]
     found = {f"{name}.py" for text in texts for name in re.findall(r"^\s*from \.(\w+) import", text, re.M)}
     return names if found <= names else list_code(folder, names | found)
 
 
 def read_contents(folder: Path, kind: str, base_model: str | None = None) -> dict[str, Path | bytes]:
-    """Collect what is to be pushed, by its name in the repository: paths, and what had to be changed.
+    """Collect the files to push by their names in the repository: paths, or new bytes where they change.
 
     Raises:
-        ValueError: if an adapter stands on a local folder and no `base_model` is given, or the reverse; or if
-            a text among the files cannot be read.
+        ValueError: If the base model of an adapter is a local folder and `base_model` is not given,
+            `base_model` is given for something else than an adapter, or a text file cannot be read.
     """
     if base_model and kind != "adapter":
         raise ValueError(
-            f"base_model is {base_model!r}, but {folder} holds a {kind}. Only adapters have one."
+            f"base_model is {base_model!r}, but {folder} holds a {kind}. Only an adapter has one; omit it."
         )
     paths = folder.rglob("*") if kind == "dataset" else folder.glob("*")
     names = {path.relative_to(folder).as_posix(): path for path in sorted(paths) if path.is_file()}
     contents = {
         name: path
         for name, path in names.items()
-        if not name.endswith(".partial") and not any(part.startswith(".") for part in name.split("/"))
+        if not any(part.startswith(".") for part in name.split("/"))
     }
     card = read_text(folder / "README.md") if "README.md" in contents else ""
     if kind != "dataset" and (not card or PLACEHOLDER in card):
         metrics, settings = (
             read_json(folder / name) if name in contents else {} for name in ("metrics.json", "args.json")
         )
-        told = {name: scores for name, scores in metrics.items() if has_protocol(scores)}
-        card = str(make_card(folder, told, settings))
+        results = {name: scores for name, scores in metrics.items() if has_protocol(scores)}
+        card = str(make_card(folder, results, settings))
     if kind == "adapter":
         config = read_json(folder / "adapter_config.json")
         base = base_model or config["base_model_name_or_path"]
         if not is_repository(base):
             raise ValueError(
-                f"the adapter in {folder} stands on {base!r}, a local folder that nobody else has. Push that "
-                "first, and give its repository as base_model."
+                f"the base model of the adapter in {folder} is {base!r}, a local folder that others do not "
+                "have. Push that folder first, and give its repository as base_model."
             )
         config["base_model_name_or_path"] = base
         contents["adapter_config.json"] = json.dumps(config, indent=2).encode()
@@ -223,7 +266,7 @@ def read_contents(folder: Path, kind: str, base_model: str | None = None) -> dic
 
 
 def is_repository(name: str | None) -> bool:
-    """Say whether a name is one that a repository may have, and none of a folder here."""
+    """Return whether a name can be that of a repository and is not that of a local folder."""
     try:
         validate_repo_id(name)
     except HFValidationError:
@@ -232,42 +275,42 @@ def is_repository(name: str | None) -> bool:
 
 
 def prepare_repository(api: HfApi, repo_id: str, repo_type: str, private: bool | None) -> str:
-    """Make the repository, if it is not there, and give its whole name.
+    """Create the repository if it does not exist, and return its full name.
 
     Raises:
-        ValueError: if it is there and public, but was to be private.
+        ValueError: If it exists and is public, but `private` is set.
     """
     url = api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
     if private and not api.repo_info(url.repo_id, repo_type=repo_type).private:
         raise ValueError(
-            f"{url.repo_id} is there already and public, but private was asked for. Make it private in its "
-            "settings, or give another name."
+            f"{url.repo_id} exists and is public, but private is set. Make it private in its settings, or "
+            "give another name."
         )
     return url.repo_id
 
 
 @contextmanager
-def clear_errors(repo_id: str, token: str | None, state: str = "the push did not end") -> Iterator[None]:
-    """Say what to do where the Hub or the way to it refuses.
+def explain_errors(repo_id: str, token: str | None, state: str = "the push failed") -> Iterator[None]:
+    """Turn errors of the Hub and of the network into messages that say what to do.
 
     Raises:
-        RuntimeError: in place of the Hub's own errors.
+        RuntimeError: In place of the original errors.
     """
     if not re.fullmatch(r"\w+", token or get_token() or ""):
-        raise RuntimeError(f"pushing to {repo_id} needs a token, and there is none. Run `hf auth login`.")
+        raise RuntimeError(f"pushing to {repo_id} needs a token, but none was found. Run `hf auth login`.")
     if is_offline_mode():
         raise RuntimeError(f"pushing to {repo_id} needs the network, but HF_HUB_OFFLINE is set. Unset it.")
     try:
         yield
-    except (HTTPError, OSError, RuntimeError) as error:  # the last is what hf_xet raises
+    except (HTTPError, OSError, RuntimeError) as error:  # hf_xet raises RuntimeError
         status = getattr(getattr(error, "response", None), "status_code", None)
         advice = {
             401: "the token is not valid. Run `hf auth login`",
-            403: "the token may not write there. Give a name of your own, or a token with the right to write",
-            404: "it is not there, or this token may not see it",
-            409: "it was changed at the same time. Push again",
-            412: "it was changed at the same time. Push again",
-        }.get(status, "push again: what is there is not sent again")
+            403: "the token may not write there. Give a repository of your own, or a token with write access",
+            404: "the repository does not exist, or this token may not read it",
+            409: "the repository was changed at the same time. Push again",
+            412: "the repository was changed at the same time. Push again",
+        }.get(status, "push again; files that were uploaded are not sent again")
         raise RuntimeError(f"{repo_id}: {state}; {advice} ({type(error).__name__}: {error}).") from error
 
 
@@ -283,7 +326,7 @@ class BackgroundPush:
 
     def __init__(self, repo_id: str, config: HubConfig):
         self.options = {"private": config.hub_private_repo or None, "revision": config.hub_revision}
-        with clear_errors(repo_id, None):
+        with explain_errors(repo_id, None):
             self.repo_id = prepare_repository(HfApi(), repo_id, "model", self.options["private"])
         self.executor = ThreadPoolExecutor(max_workers=1)
         self.under_way: Future | None = None

@@ -3,10 +3,11 @@
 Each term is one function in `terms.py`, which documents what it does, the columns it needs and its cost.
 """
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 
 import torch
 from torch.nn.functional import normalize
+from transformers.hf_argparser import HfArg
 
 from .contrastive import full_precision
 from .distributed import count_processes, sum_over_processes
@@ -14,7 +15,7 @@ from .terms import TERMS, TermInputs
 
 
 def _weight(default: float, comparison: str) -> float:
-    return field(default=default, metadata={"help": f"weight of the term that compares {comparison}"})
+    return HfArg(default=default, help=f"Weight of the term that compares {comparison}.")
 
 
 @dataclass(frozen=True)
@@ -79,11 +80,6 @@ class LossWeights:
     def reads_crops(self) -> bool:
         """Return whether some term reads crops of regions."""
         return self.crop_consistency + self.crop_concept > 0
-
-    @property
-    def reads_vocabulary(self) -> bool:
-        """Return whether some term contrasts regions with a vocabulary of concepts."""
-        return self.concept + self.crop_concept > 0
 
 
 _OFF = dict.fromkeys((term.name for term in fields(LossWeights)), 0.0)

@@ -1,6 +1,9 @@
 # Copyright 2026 The geoalign_hf authors. Licensed under the Apache License, Version 2.0.
 """The configuration of the model: CLIP's, and the few choices that GeoAlignCLIP adds to it."""
 
+from .requirements_geoalign_clip import REQUIRED_TRANSFORMERS  # noqa: F401  # before what older ones lack
+
+# isort: split
 from huggingface_hub.dataclasses import strict
 from transformers import CLIPConfig, PreTrainedConfig
 
@@ -47,10 +50,9 @@ class GeoAlignCLIPConfig(CLIPConfig):
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):
-        # The key makes transformers fetch the pipeline's code from the repository. Where this very class
-        # is installed that code is at hand and registered, so no trust in remote code may be asked for.
-        if not __name__.startswith("transformers_modules."):
-            kwargs.pop("custom_pipelines", None)
+        if (pipelines := kwargs.get("custom_pipelines")) is not None:
+            is_remote = __name__.startswith("transformers_modules.")
+            kwargs["custom_pipelines"] = dict(pipelines) if is_remote else InstalledPipelines(pipelines)
         super().__post_init__(**kwargs)
 
     def validate_dense_mode(self):
@@ -71,6 +73,17 @@ class GeoAlignCLIPConfig(CLIPConfig):
                 value = getattr(self.vision_config, name)
                 if value % factor:
                     raise ValueError(f"{name} is {value}; stem='convolution' needs a multiple of {factor}.")
+
+
+class InstalledPipelines(dict):
+    """The pipelines of a repository whose code is installed and registered with transformers.
+
+    transformers takes the task of a model from the keys. For a task that is `in` the dictionary it runs the
+    code of the repository, and asks for `trust_remote_code=True`. Here it must run the installed code.
+    """
+
+    def __contains__(self, task) -> bool:
+        return False
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]):

@@ -1,9 +1,9 @@
 # Copyright 2026 The geoalign_hf authors. Licensed under the Apache License, Version 2.0.
-"""Many short texts end to end in few rows: how they are laid out, and how the text tower reads them apart.
+"""Packing: several short texts share one row of tokens, and the text tower keeps them apart.
 
-A training batch holds descriptions, captions, phrases, concepts and hard negatives. Padded to the longest
-they would be mostly padding; packed, every token is a word. In come token ids, out come rows and `text_ids`,
-which say to which text each token belongs; from those alone follow positions, attention and ends.
+A training batch holds descriptions, captions, phrases, concepts and hard negatives. Padding all of them to
+the longest would make most tokens padding. Packed rows come with `text_ids`, the number of the text that each
+token belongs to. Positions, attention and the ends of the texts follow from `text_ids` alone.
 """
 
 import torch
@@ -14,18 +14,18 @@ NO_TEXT = -100
 def pack_texts(
     texts: list[list[int]], pad_token_id: int = 0
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Lay texts end to end in rows as long as the longest, the longest first, each where it fits best.
+    """Put texts one after another into rows that are as long as the longest text.
 
     Args:
-        texts: N texts as token ids, each with its start and end token; none is split.
-        pad_token_id: what fills the rest of a row.
+        texts: N texts as token ids, each with its start and end token. No text is split.
+        pad_token_id: token that fills the rest of a row.
 
     Returns:
-        `input_ids` (M, L); `text_ids` (M, L), which text each token belongs to, -100 for padding, numbered in
-        reading order; and `order` (N,): text n of the rows is `texts[order[n]]`.
+        `input_ids` (M, L); `text_ids` (M, L), the number of the text of each token, -100 for padding, counted
+        row by row; and `order` (N,): text n of the rows is `texts[order[n]]`.
 
     Raises:
-        ValueError: if there is no text, or one has no token.
+        ValueError: if there is no text, or a text has no token.
 
     Source:
         Best-fit decreasing bin packing; for language models https://arxiv.org/abs/2107.02027.
@@ -39,11 +39,11 @@ def pack_texts(
     """
     if not texts or not all(texts):
         raise ValueError(
-            f"there are {len(texts)} texts, {texts.count([])} of them empty. Give each its tokens."
+            f"there are {len(texts)} texts, and {texts.count([])} of them are empty. Every text needs tokens."
         )
     L = max(map(len, texts))
     rows: list[list[int]] = []
-    with_room: list[list[int]] = [[] for _ in range(L + 1)]  # rows by the number of places left in them
+    with_room: list[list[int]] = [[] for _ in range(L + 1)]  # rows by their number of free places
     for n in sorted(range(len(texts)), key=lambda n: -len(texts[n])):
         length = len(texts[n])
         room = next((room for room in range(length, L + 1) if with_room[room]), None)
@@ -67,15 +67,15 @@ def pack_texts(
 
 
 def locate_texts(text_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Find what the text tower must know of packed texts.
+    """Compute the positions, the attention mask and the ends of packed texts.
 
     Args:
-        text_ids: (M, L), of `pack_texts`.
+        text_ids: (M, L), as returned by `pack_texts`.
 
     Returns:
-        `position_ids` (M, L), each token's place in its own text; `attention_mask` (M, 1, L, L), True where a
-        token may look: at itself and what stands before it in its own text; and `ends` (N,), where in the
-        flattened (M * L) rows each text has its last token, in reading order.
+        `position_ids` (M, L), the position of each token in its own text; `attention_mask` (M, 1, L, L), True
+        where a token may attend: to itself and to earlier tokens of its own text; and `ends` (N,), the index
+        of the last token of each text in the flattened (M * L) rows.
 
     Example:
         >>> position_ids, attention_mask, ends = locate_texts(torch.tensor([[0, 0, 0, 1, 1, -100]]))

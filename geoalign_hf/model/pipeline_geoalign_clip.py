@@ -1,22 +1,22 @@
 # Copyright 2026 The geoalign_hf authors. Licensed under the Apache License, Version 2.0.
-"""The zero-shot region pipeline: an image, its boxes and candidate concepts to scores."""
+"""The pipeline for zero-shot classification of regions: it scores the regions of images against concepts."""
 
 import torch
 from transformers import Pipeline
-from transformers.image_utils import load_image
 
 from .processing_geoalign_clip import load_images
 from .views_geoalign_clip import cut_windows
 
+FORMS = {"boxes": "box", "quads": "quad", "masks": "mask"}  # the argument, and the key of a result
 WINDOWS_PER_PASS = 64
 
 
 class ZeroShotRegionClassificationPipeline(Pipeline):
-    """Name what is in each box of an image, from concepts given in words.
+    """Classify the regions of images with concepts given in words.
 
     Example:
         `pipeline("zero-shot-region-classification", model=...)("harbor.png", boxes=[[40, 12, 310, 96]],
-        candidate_concepts=["ship", "storage tank"])`
+        candidate_labels=["ship", "storage tank"])`
     """
 
     task_name = "zero-shot-region-classification"
@@ -30,53 +30,94 @@ class ZeroShotRegionClassificationPipeline(Pipeline):
         super().__init__(*args, **kwargs)
         self._concept_embeds = {}
 
-    def __call__(self, images, boxes=None, candidate_concepts=None, **kwargs):
-        """Score every box of every image against every concept.
+    def __call__(
+        self,
+        images=None,
+        boxes: list | None = None,
+        candidate_labels: list[str] | str | None = None,
+        *,
+        quads: list | None = None,
+        masks: list | None = None,
+        image=None,
+        **kwargs,
+    ):
+        """Score every region of every image against every candidate label.
 
         Args:
-            images: one image (PIL image, array, path, URL), a list of them, or an iterable of
-                `{"image": ..., "boxes": [...]}`, which is read as a stream.
-            boxes: for one image its boxes; for a list one list of boxes per image. xyxy pixels of the image
-                as given. Left out where the images carry their own.
-            candidate_concepts: names to choose from.
-            **kwargs: `templates`, sentences with one `{}` that word a concept; `top_k`, how many concepts to
-                give per box; `batch_size`, images per forward pass.
+            images: one image (PIL image, array, path or URL), a list of them, or an iterable of
+                `{"image": ..., "boxes": [...]}` (or `"quads"`, `"masks"`), which is read as a stream.
+            boxes: the boxes of one image, or for a list of images one list of boxes per image. A box is xyxy
+                in pixels of the image as given.
+            candidate_labels: concepts to choose from: a list, or a string with commas between the concepts.
+            quads: oriented boxes instead of boxes, four corners x, y each.
+            masks: masks instead of boxes, arrays of the height and width of the image.
+            image: another name for `images`.
+            **kwargs: `candidate_concepts`, another name for `candidate_labels`; `hypothesis_template`, a
+                sentence with one `{}` for a concept; `templates`, a list of such sentences, over which
+                embeddings are averaged; `top_k`, number of concepts to return for each region; `timeout` of
+                downloads in seconds; `batch_size`, images per forward pass.
 
         Returns:
-            for an image a list with one entry per box, in the order of the boxes: a list of
-            `{"score", "label", "box"}`, best first, scores summing to 1 over all concepts. For many images a
-            list of those; for a stream an iterator.
+            for one image a list with one entry per region, in the order given. An entry is a list of
+            `{"score", "label", "box"}` (or `"quad"`, `"mask"`), best first; the scores over all concepts sum
+            to 1. For a list of images a list of those; for a stream an iterator.
 
         Raises:
-            ValueError: if there are no concepts or the boxes do not fit the images.
+            ValueError: if there are no labels, the regions do not fit the images, or an argument is unknown.
         """
-        if candidate_concepts is not None:
-            kwargs["candidate_concepts"] = candidate_concepts
-        if boxes is None:
+        if (images is None) == (image is None):
+            raise ValueError("give the images once, as images= or as image=.")
+        images = image if images is None else images
+        if candidate_labels is not None:
+            kwargs["candidate_labels"] = candidate_labels
+        given = {"boxes": boxes, "quads": quads, "masks": masks}
+        given = {form: regions for form, regions in given.items() if regions is not None}
+        if len(given) > 1:
+            raise ValueError(f"regions are given as {' and '.join(given)}. Give one form in a call.")
+        if not given:
             return super().__call__(images, **kwargs)
+        ((form, regions),) = given.items()
         if not isinstance(images, (list, tuple)):
-            return super().__call__({"image": images, "boxes": boxes}, **kwargs)
-        if len(boxes) != len(images):
+            return super().__call__({"image": images, form: regions}, **kwargs)
+        if len(regions) != len(images):
             raise ValueError(
-                f"boxes are given for {len(boxes)} images, but there are {len(images)} images. "
+                f"{form} are given for {len(regions)} images, but there are {len(images)} images. "
                 "Give one list per image, an empty one where there are no regions."
             )
-        pairs = [
-            {"image": image, "boxes": list(image_boxes)}
-            for image, image_boxes in zip(images, boxes, strict=True)
-        ]
+        pairs = [{"image": image, form: part} for image, part in zip(images, regions, strict=True)]
         return super().__call__(pairs, **kwargs)
 
+    def save_pretrained(self, save_directory, **kwargs):
+        """Save the model, its processor and their code, so that the folder loads without geoalign_hf."""
+        self.model.save_pretrained(save_directory, **kwargs)
+        self.processor.save_pretrained(save_directory, **kwargs)
+
     def _sanitize_parameters(
-        self, candidate_concepts=None, templates=None, top_k=None, timeout=None, **kwargs
+        self,
+        candidate_labels=None,
+        candidate_concepts=None,
+        hypothesis_template=None,
+        templates=None,
+        top_k=None,
+        timeout=None,
+        **kwargs,
     ):
         if kwargs:
             raise ValueError(
-                f"unknown arguments {sorted(kwargs)}. This pipeline takes boxes, candidate_concepts, "
-                "templates, top_k, timeout and batch_size."
+                f"unknown arguments {sorted(kwargs)}. This pipeline takes boxes, quads or masks, "
+                "candidate_labels, hypothesis_template, templates, top_k, timeout and batch_size."
             )
-        forward = {"candidate_concepts": candidate_concepts, "templates": templates}
-        post = {"candidate_concepts": candidate_concepts, "top_k": top_k}
+        if candidate_labels is not None and candidate_concepts is not None:
+            raise ValueError("candidate_labels and candidate_concepts are the same. Give one of them.")
+        if hypothesis_template is not None:
+            if templates is not None:
+                raise ValueError("hypothesis_template and templates are both given. Give one of them.")
+            templates = [hypothesis_template]
+        labels = candidate_concepts if candidate_labels is None else candidate_labels
+        if isinstance(labels, str):
+            labels = [label.strip() for label in labels.split(",") if label.strip()]
+        forward = {"labels": labels, "templates": templates}
+        post = {"labels": labels, "top_k": top_k}
         return (
             {} if timeout is None else {"timeout": timeout},
             {key: value for key, value in forward.items() if value is not None},
@@ -84,39 +125,43 @@ class ZeroShotRegionClassificationPipeline(Pipeline):
         )
 
     def preprocess(self, inputs, timeout=None):
-        """Read the image and bring its boxes into the frame of `pixel_values`."""
-        if not isinstance(inputs, dict) or not {"image", "boxes"} <= inputs.keys():
+        """Read an image and bring its regions into the frame of `pixel_values`."""
+        forms = [form for form in FORMS if form in inputs] if isinstance(inputs, dict) else []
+        if len(forms) != 1 or "image" not in inputs:
+            found = sorted(inputs) if isinstance(inputs, dict) else type(inputs).__name__
             raise ValueError(
-                f"expected an image with its boxes, found {type(inputs).__name__}. "
+                f"expected an image with its boxes, quads or masks, found {found}. "
                 'Pass boxes=..., or images as {"image": ..., "boxes": [...]}.'
             )
-        image = inputs["image"]
-        if isinstance(image, str) and image.startswith(("http://", "https://")):
-            image = load_image(image, timeout=timeout)
-        boxes = [[float(number) for number in box] for box in inputs["boxes"]]
+        (form,) = forms
+        (image,) = load_images([inputs["image"]], timeout=timeout)
+        batch = self.processor(images=[image], **{form: [inputs[form]]}, return_tensors="pt")
+        regions = list(inputs[form])
         if self.model.config.region_view == "window":
-            return {"views": self._prepare_windows(image, boxes), "boxes": boxes}
-        batch = self.processor(images=image, boxes=[inputs["boxes"]], return_tensors="pt")
-        return {**batch, "boxes": boxes}
+            batch = {"views": self._prepare_windows(image, regions, form)}
+        if form != "masks":
+            regions = [torch.as_tensor(region, dtype=torch.float64).tolist() for region in regions]
+        return {**batch, "form": form, "regions": regions}
 
-    def _prepare_windows(self, image, boxes: list) -> dict[str, list]:
-        """Prepare a window around each box, in parts that one forward pass takes."""
-        windows, moved = cut_windows(load_images(image)[0], boxes, self.model.config.region_context)
+    def _prepare_windows(self, image, regions: list, form: str) -> dict[str, list]:
+        """Prepare a window around each region, in parts that one forward pass takes."""
+        windows, moved = cut_windows(image, regions, self.model.config.region_context, form)
         parts = []
         for start in range(0, len(windows), WINDOWS_PER_PASS):
             part = slice(start, start + WINDOWS_PER_PASS)
-            regions = [[box] for box in moved[part]]
-            parts.append(dict(self.processor(images=windows[part], boxes=regions, return_tensors="pt")))
+            options = {form: [[region] for region in moved[part]], "return_tensors": "pt"}
+            parts.append(dict(self.processor(images=windows[part], **options)))
         return {"parts": parts}
 
-    def _forward(self, model_inputs, candidate_concepts=None, templates=None):
-        boxes = model_inputs.pop("boxes")
-        concept_embeds = self._embed_concepts(candidate_concepts, templates)
+    def _forward(self, model_inputs, labels=None, templates=None):
+        form, regions = model_inputs.pop("form"), model_inputs.pop("regions")
+        concept_embeds = self._embed_concepts(labels, templates)
         if "views" in model_inputs:
             region_embeds = self._embed_windows(model_inputs["views"])
         else:
             region_embeds = self.model.embed_regions(**model_inputs)
-        return {"logits": region_embeds @ concept_embeds.T * self.model.region_scale(), "boxes": boxes}
+        logits = region_embeds @ concept_embeds.T * self.model.region_scale()
+        return {"logits": logits, "form": form, "regions": regions}
 
     def _embed_windows(self, views) -> torch.Tensor:
         """Embed the regions of one image, or of a list of images, from their windows: (B, R, D)."""
@@ -128,27 +173,34 @@ class ZeroShotRegionClassificationPipeline(Pipeline):
         ]
         return torch.nn.utils.rnn.pad_sequence(embeds, batch_first=True)
 
-    def postprocess(self, model_outputs, candidate_concepts=None, top_k=None):
-        """Sort the concepts of every box by their score."""
-        boxes = model_outputs["boxes"]
-        logits = model_outputs["logits"][0, : len(boxes)].float()
+    def postprocess(self, model_outputs, labels=None, top_k=None):
+        """Sort the concepts of every region by their score."""
+        regions, key = model_outputs["regions"], FORMS[model_outputs["form"]]
+        logits = model_outputs["logits"][0, : len(regions)].float()
+        if not logits.isfinite().all():
+            raise ValueError(
+                "the scores are not finite, so the weights of the model hold NaN or infinity. "
+                "Load another checkpoint, or use float32 or bfloat16 instead of float16."
+            )
         scores, order = logits.softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
         return [
             [
-                {"score": score, "label": candidate_concepts[c], "box": box}
-                for score, c in zip(box_scores[:top_k], box_order[:top_k], strict=True)
+                {"score": score, "label": labels[c], key: region}
+                for score, c in zip(region_scores[:top_k], region_order[:top_k], strict=True)
             ]
-            for box, box_scores, box_order in zip(boxes, scores.tolist(), order.tolist(), strict=True)
+            for region, region_scores, region_order in zip(
+                regions, scores.tolist(), order.tolist(), strict=True
+            )
         ]
 
-    def _embed_concepts(self, concepts, templates) -> torch.Tensor:
-        """Embed concepts once; calls with the same words take them from here."""
-        if not concepts:
-            raise ValueError("no candidate_concepts are given. Pass a list of at least one name.")
-        key = (tuple(concepts), None if templates is None else tuple(templates))
+    def _embed_concepts(self, labels, templates) -> torch.Tensor:
+        """Embed concepts. The result is kept for further calls with the same words."""
+        if not labels:
+            raise ValueError("no candidate_labels are given. Pass a list of at least one concept.")
+        key = (tuple(labels), None if templates is None else tuple(templates))
         if key not in self._concept_embeds:
             options = {} if templates is None else {"templates": templates}
-            tokens = self.processor.tokenize_concepts(list(concepts), **options).to(self.device)
-            # One set of words at a time: a service with ever new concepts must not grow for ever.
+            tokens = self.processor.tokenize_concepts(list(labels), **options).to(self.device)
+            # Only the last set of words is kept: a service with ever new concepts must not grow for ever.
             self._concept_embeds = {key: self.model.embed_concepts(**tokens)}
         return self._concept_embeds[key]

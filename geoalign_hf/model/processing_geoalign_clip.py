@@ -5,6 +5,9 @@ In come images of any size, regions in pixels of the image as given, and texts; 
 which everything has the frame of `pixel_values`. Boxes change frame here and nowhere else.
 """
 
+from .requirements_geoalign_clip import REQUIRED_TRANSFORMERS  # noqa: F401  # before what older ones lack
+
+# isort: split
 from pathlib import Path
 
 import numpy as np
@@ -194,12 +197,13 @@ class GeoAlignCLIPProcessor(ProcessorMixin):
         return "region_coverage", padded
 
 
-def load_images(images) -> list:
+def load_images(images, timeout: float | None = None) -> list:
     """Make a list of images from one image or many, and read those given as paths.
 
     Args:
         images: a PIL image, an array or tensor (H, W, 3) or (3, H, W), a path or URL; a list of those; or a
             4-dimensional array or tensor.
+        timeout: of downloads, in seconds.
 
     Returns:
         a list of PIL images, arrays and tensors.
@@ -211,7 +215,7 @@ def load_images(images) -> list:
         images = [images]
     # Some of transformers' pipelines nest a list of images per text.
     flat = [image for entry in images for image in (entry if isinstance(entry, (list, tuple)) else [entry])]
-    loaded = [_load(image, i) for i, image in enumerate(flat)]
+    loaded = [_load(image, i, timeout) for i, image in enumerate(flat)]
     if not loaded:
         raise ValueError("images is empty. Give at least one image.")
     for i, image in enumerate(loaded):
@@ -221,11 +225,11 @@ def load_images(images) -> list:
     return loaded
 
 
-def _load(image, i: int):
+def _load(image, i: int, timeout: float | None):
     if not isinstance(image, (str, Path)):
         return image
     if str(image).startswith(("http://", "https://", "data:")):
-        return load_image(str(image))
+        return load_image(str(image), timeout=timeout)
     try:
         return load_image(str(image))
     except (OSError, ValueError, UnidentifiedImageError) as error:

@@ -3,8 +3,11 @@
 
 import math
 
+import torch
 from PIL import Image
 from transformers.image_transforms import to_pil_image
+
+from .regions_geoalign_clip import quads_to_xyxy
 
 
 def find_window(box: list[float], size: tuple[int, int], context: float) -> tuple[int, int, int, int]:
@@ -33,26 +36,40 @@ def find_window(box: list[float], size: tuple[int, int], context: float) -> tupl
     return left, top, right, bottom
 
 
-def cut_windows(image, boxes: list, context: float) -> tuple[list[Image.Image], list[list[float]]]:
-    """Cut a window around each box of an image.
+def cut_windows(image: Image.Image, regions: list, context: float, form: str = "boxes") -> tuple[list, list]:
+    """Cut a window around each region of an image.
 
     Args:
-        image: a PIL image, an array or a tensor.
-        boxes: xyxy, pixels of the image.
-        context: side of a window as a multiple of the longer side of its box.
+        image: an image of any mode.
+        regions: boxes (xyxy), quads (four corners x, y) or masks (height, width), all in pixels of the image.
+        context: side of a window as a multiple of the longer side of the region's box.
+        form: `boxes`, `quads` or `masks`.
 
     Returns:
-        the windows, and each box in the pixels of its window.
+        the windows, and each region in the pixels of its window.
 
     Example:
         >>> (window,), boxes = cut_windows(Image.new("RGB", (300, 200)), [[100, 60, 120, 70]], 3.0)
-        >>> window.size, boxes
-        ((60, 60), [[20, 25, 40, 35]])
+        >>> window.size, boxes[0].tolist()
+        ((60, 60), [20.0, 25.0, 40.0, 35.0])
     """
     image = image if isinstance(image, Image.Image) else to_pil_image(image)
-    places = [find_window(box, image.size, context) for box in boxes]
-    moved = [
-        [x0 - left, y0 - top, x1 - left, y1 - top]
-        for (x0, y0, x1, y1), (left, top, _, _) in zip(boxes, places, strict=True)
-    ]
-    return [image.crop(place) for place in places], moved
+    windows, moved = [], []
+    for region in regions:
+        region = torch.as_tensor(region, dtype=None if form == "masks" else torch.float64)
+        left, top, right, bottom = find_window(_find_box(region, form), image.size, context)
+        windows.append(image.crop((left, top, right, bottom)))
+        if form == "masks":
+            moved.append(region[top:bottom, left:right])
+        else:
+            origin = torch.tensor([left, top], dtype=torch.float64)
+            moved.append((region.view(-1, 2) - origin).view_as(region))
+    return windows, moved
+
+
+def _find_box(region: torch.Tensor, form: str) -> list[float]:
+    """Return the smallest box around a region, xyxy pixels."""
+    if form == "masks":
+        rows, columns = region.any(dim=1).nonzero(), region.any(dim=0).nonzero()
+        return [columns[0].item(), rows[0].item(), columns[-1].item() + 1, rows[-1].item() + 1]
+    return (quads_to_xyxy(region) if form == "quads" else region).tolist()

@@ -1,14 +1,8 @@
-"""What all annotation formats share: finding files and their images, reading them, checking regions.
+"""Rows from annotations: the checks and the plain wording that all annotation formats share."""
 
-What enters are paths and annotations as they stand; what leaves are plain rows, or an error that names the
-file and the place in it. `readers` knows the formats.
-"""
-
-import gzip
-import json
 import math
-import zlib
-from collections.abc import Iterator
+import unicodedata
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,15 +10,24 @@ import torch
 from transformers.utils import logging
 
 from ..captioning.grammar import add_article, count_concepts, spell_concept
-from ..images import IMAGE_SUFFIXES, read_size
+from ..images import read_size
 from ..model.regions_geoalign_clip import check_boxes, check_quads
 from .skipped import SkipReport
 
 logger = logging.get_logger(__name__)
+MAX_COORDINATE = 1e9  # pixels; areas of larger boxes lose their last digits
+MIN_SIDE = 1e-3  # pixels that a region must cover in each direction
 
 
 class Annotation(NamedTuple):
-    """One region as a file states it: the place in the file, its name, xyxy or four corners, its flag."""
+    """One region as a file states it.
+
+    Args:
+        place: The file and the place in it, for messages.
+        name: Name of the concept as the file spells it.
+        numbers: A box (xyxy) or the four corners of a quad (eight numbers), in pixels.
+        is_difficult: Whether it is marked as difficult; None if the format has no such flag.
+    """
 
     place: str
     name: str
@@ -34,90 +37,137 @@ class Annotation(NamedTuple):
 
 def make_row(
     image: Path,
+    source: str,
     place: str,
     annotations: list[Annotation],
     report: SkipReport,
     size: tuple[float, float] | None = None,
-    crowds: tuple[str, ...] = (),
+    unboxed: tuple[str, ...] = (),
     concepts: list[str] | None = None,
     drop_difficult: bool = False,
 ) -> dict | None:
-    """Check the annotations of one image, and word them as plainly as can be.
+    """Check the annotations of one image and make a row of them.
+
+    The phrase of a region is its concept with an article, and the caption counts the concepts.
 
     Args:
-        image: its file.
-        place: what to call the image in a message.
-        annotations: of its regions, in pixels.
-        report: takes up what is left out.
-        size: width and height as the annotations state them, if they do.
-        crowds: names of what is in the image without a region.
-        concepts: the names that are allowed; None allows all.
-        drop_difficult: leave out what is flagged.
+        image: File of the image.
+        source: Name of the image in its data set.
+        place: What to call the image in a message.
+        annotations: Its regions.
+        report: Collects what is skipped.
+        size: Width and height according to the annotations, in pixels, if they state them.
+        unboxed: Concepts that are in the image without a region.
+        concepts: The concepts that are allowed; None allows all.
+        drop_difficult: Skip regions that are marked as difficult.
 
     Returns:
-        A row that `rows.build_rows` takes: phrases are concepts with an article, the caption counts them.
-        None if the image was left out.
+        A row for `build_rows`, or None if the image was skipped. Concepts of skipped regions are `unboxed`.
 
     Raises:
-        ValueError: if the image cannot be read or has another size, or an annotation is no region of it.
+        ValueError: If the image cannot be read or has another size, or an annotation is not a region of it.
     """
     found = try_read_size(image, report)
     if found is None:
         return None
     if size is not None and tuple(size) != found:
-        message = f"{place} is stated to be {size[0]:g} x {size[1]:g} pixels, but {image} has "
-        message += (
-            f"{found[0]} x {found[1]}, so boxes would point at other pixels. Give the image as annotated."
+        message = (
+            f"{place} should have {size[0]:g} x {size[1]:g} pixels, but {image} has {found[0]} x {found[1]}"
         )
-        report.refuse("other size", message)
+        report.refuse("other size", f"{message}, so boxes would be misplaced. Give the image as annotated.")
         return None
-    kept, unboxed, seen = [], list(crowds), set()
-    for annotation in _check_each(annotations, found, report):
-        key = (annotation.name, *annotation.numbers)
-        if not has_words(annotation.name):
+    allowed = None if concepts is None else {spell_concept(name) for name in concepts}
+    kept, seen, without_box = [], set(), [name for name in map(spell_concept, unboxed) if name]
+    for annotation in annotations:
+        concept = spell_concept(annotation.name)
+        if not is_concept(annotation.name):
             message = f"{annotation.place} has the name {annotation.name!r}, which holds no words."
-            report.refuse("unknown concept", f"{message} Name it, or drop the annotation.")
-        elif concepts is not None and annotation.name not in concepts:
-            message = f"{annotation.place} is a {annotation.name!r}; known are {sorted(concepts)}."
-            report.refuse("unknown concept", f"{message} Add the name, or drop the annotation.")
+            report.refuse("unknown concept", f"{message} Name it, or remove the annotation.")
+        elif allowed is not None and concept not in allowed:
+            message = f"{annotation.place} is a {annotation.name!r}; allowed are {sorted(allowed)}."
+            report.refuse("unknown concept", f"{message} Add the name, or remove the annotation.")
         elif drop_difficult and annotation.is_difficult:
-            unboxed.append(annotation.name)
-            report.skip("difficult", f"{annotation.place} is flagged as difficult.")
+            without_box.append(concept)
+            report.skip("difficult", f"{annotation.place} is marked as difficult.")
+        else:
+            kept.append((concept, annotation))
+    regions = []
+    valid = {id(annotation) for annotation in _check_regions([pair[1] for pair in kept], found, report)}
+    for concept, annotation in kept:
+        key = _identify(concept, annotation.numbers)
+        if id(annotation) not in valid:
+            without_box.append(concept)
         elif key in seen:
-            report.skip("repeated region", f"{annotation.place} repeats a region: {key}.")
+            report.skip("repeated region", f"{annotation.place} repeats a {concept!r} of this image.")
         else:
             seen.add(key)
-            kept.append(annotation)
-    names = [spell_concept(annotation.name) for annotation in kept]
-    is_oriented = any(len(annotation.numbers) == 8 for annotation in kept)
+            regions.append((concept, annotation))
+    return _word_row(regions, without_box) | {"image": str(image), "source": source}
+
+
+def _word_row(regions: list[tuple[str, Annotation]], unboxed: list[str]) -> dict:
+    names = [concept for concept, _ in regions]
+    numbers = [annotation.numbers for _, annotation in regions]
+    flags = [annotation.is_difficult for _, annotation in regions]
     return {
-        "image": str(image),
-        "source": image.name,
         "captions": [f"an aerial image with {count_concepts(names)}"] if names else [],
-        "boxes": [
-            [min(numbers[::2]), min(numbers[1::2]), max(numbers[::2]), max(numbers[1::2])]
-            for _, _, numbers, _ in kept
-        ],
-        "quads": [pair_corners(annotation.numbers) for annotation in kept] if is_oriented else [],
+        "boxes": [[min(n[::2]), min(n[1::2]), max(n[::2]), max(n[1::2])] for n in numbers],
+        "quads": [pair_corners(n) for n in numbers] if any(len(n) == 8 for n in numbers) else [],
         "phrases": [add_article(name) for name in names],
         "concepts": names,
-        "difficult": [bool(flag) for *_, flag in kept] if any(flag is not None for *_, flag in kept) else [],
-        "unboxed": sorted({spell_concept(name) for name in unboxed}),
+        "difficult": [bool(flag) for flag in flags] if any(flag is not None for flag in flags) else [],
+        "unboxed": sorted(set(unboxed)),
     }
 
 
-def has_words(name: str) -> bool:
-    """Say whether a name of an annotation file leaves a concept.
+@lru_cache(maxsize=10_000)
+def is_concept(name: str) -> bool:
+    r"""Return whether a name of an annotation file has a letter or digit, and no control characters.
 
     Example:
-        >>> has_words("storage_tank"), has_words(" _ ")
-        (True, False)
+        >>> is_concept("storage_tank"), is_concept(" _ "), is_concept("a\x00b")
+        (True, False, False)
     """
-    return bool(spell_concept(name))
+    kinds = {unicodedata.category(character) for character in spell_concept(name)}
+    return any(kind[0] in "LN" for kind in kinds) and not kinds & {"Cc", "Cs"}
+
+
+def _identify(concept: str, numbers: list[float]) -> tuple:
+    """Return a key that is equal for equal regions, whichever corner of a quad comes first."""
+    return (concept, frozenset(map(tuple, pair_corners(numbers))))
+
+
+def _check_regions(
+    annotations: list[Annotation], size: tuple[int, int], report: SkipReport
+) -> list[Annotation]:
+    """Return the annotations that are regions of an image of this size."""
+    usable = []
+    for annotation in annotations:
+        if fault := _find_fault(annotation.numbers, size):
+            report.refuse("bad region", f"{annotation.place} = {annotation.numbers} {fault}")
+        else:
+            usable.append(annotation)
+    return _check_each(usable, size, report)
+
+
+def _find_fault(numbers: list[float], size: tuple[int, int]) -> str | None:
+    """Say what makes numbers useless as a region although they may be four or eight numbers in order."""
+    if not all(math.isfinite(number) for number in numbers):
+        return "is not finite. Give pixels, or remove the annotation."
+    if max(map(abs, numbers)) > MAX_COORDINATE:
+        return f"has a coordinate beyond {MAX_COORDINATE:g} pixels. Correct it, or remove the annotation."
+    if 0 <= min(numbers) <= max(numbers) <= 1 < max(size) and set(numbers) - {0, 1}:
+        return "lies within the first pixel. Give pixels, not fractions of the image."
+    for axis, length in enumerate(size):
+        low, high = min(numbers[axis::2]), max(numbers[axis::2])
+        visible = min(high, length) - max(low, 0)
+        if 0 < visible < MIN_SIDE:
+            return f"covers only {visible:g} pixels along {'xy'[axis]}. Correct it, or remove the annotation."
+    return None
 
 
 def _check_each(annotations: list[Annotation], size: tuple[int, int], report: SkipReport) -> list[Annotation]:
-    """Give those that are regions of an image of this size; halving finds the wrong ones among many."""
+    """Return the regions of an image of this size. Halving finds the wrong ones quickly among many."""
     is_alone = len(annotations) == 1
     try:
         for length in (4, 8):
@@ -141,7 +191,7 @@ def _check(numbers: list[list[float]], size: tuple[int, int], name: str) -> None
 
 
 def pair_corners(numbers: list[float]) -> list[list[float]]:
-    """Write xyxy, or eight numbers, as four corners.
+    """Write a box (xyxy), or eight numbers, as four corners.
 
     Example:
         >>> pair_corners([0, 0, 2, 1])
@@ -153,8 +203,38 @@ def pair_corners(numbers: list[float]) -> list[list[float]]:
     return [list(corner) for corner in zip(numbers[::2], numbers[1::2], strict=True)]
 
 
+def turn_box(x: float, y: float, width: float, height: float, angle: float) -> list[float]:
+    """Turn a box about its center, clockwise as seen in the image.
+
+    Args:
+        x: Center.
+        y: Center, downward.
+        width: Width before turning.
+        height: Height before turning.
+        angle: In radians.
+
+    Returns:
+        Four corners, as eight numbers.
+    """
+    along = (width / 2 * math.cos(angle), width / 2 * math.sin(angle))
+    across = (-height / 2 * math.sin(angle), height / 2 * math.cos(angle))
+    signs = ((-1, -1), (1, -1), (1, 1), (-1, 1))
+    corners = [(x + i * along[0] + j * across[0], y + i * along[1] + j * across[1]) for i, j in signs]
+    return [number for corner in corners for number in corner]
+
+
+def bound_points(numbers: list[float]) -> list[float]:
+    """Return the box around points.
+
+    Example:
+        >>> bound_points([3, 1, 5, 2, 4, 7])
+        [3, 1, 5, 7]
+    """
+    return [min(numbers[::2]), min(numbers[1::2]), max(numbers[::2]), max(numbers[1::2])]
+
+
 def try_read_size(image: Path, report: SkipReport) -> tuple[int, int] | None:
-    """Read an image's width and height; None if it cannot be read and `report` skips errors."""
+    """Read an image's width and height; None if it cannot be read and the report skips errors."""
     try:
         return read_size(image)
     except ValueError as error:
@@ -162,140 +242,27 @@ def try_read_size(image: Path, report: SkipReport) -> tuple[int, int] | None:
         return None
 
 
-def list_files(source: str | Path, suffix: str) -> list[Path]:
-    """Give a file, or the files of a folder that have a suffix, by name.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    source = Path(source)
-    found = sorted(source.glob(f"*{suffix}")) if source.is_dir() else [source]
-    if not found:
-        raise ValueError(f"{source} holds no {suffix} files. Give a file, or the folder that they lie in.")
-    return found
-
-
-def list_images(folder: str | Path) -> list[Path]:
-    """List the image files below a folder, by path.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    found = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    if not found:
-        raise ValueError(f"{folder} holds no images ({' '.join(sorted(IMAGE_SUFFIXES))}). Give their folder.")
-    return found
-
-
-def index_images(folder: str | Path) -> dict[str, list[Path]]:
-    """Find images by their names without suffix."""
-    index: dict[str, list[Path]] = {}
-    for path in list_images(folder):
-        index.setdefault(path.stem, []).append(path)
-    return index
-
-
-def find_image(index: dict[str, list[Path]], stem: str, annotations: Path, report: SkipReport) -> Path | None:
-    """Find the one image of a file of annotations; None if it was left out.
-
-    Raises:
-        ValueError: if there is none, or more than one.
-    """
-    found = index.get(stem, [])
-    if len(found) == 1:
-        return found[0]
-    if found:
-        names = [str(path) for path in found]
-        report.refuse("ambiguous image", f"{annotations} fits the images {names}. Leave one of them there.")
-    else:
-        message = (
-            f"{annotations} has no image {stem!r} among the {len(index)} images. Give the folder it lies in."
-        )
-        report.refuse("no image", message)
-    return None
-
-
-def read_text(path: Path) -> str:
-    """Read UTF-8, also with a byte order mark, also gzipped.
-
-    Raises:
-        ValueError: if the file is missing, cut, corrupt or in another encoding.
-    """
-    try:
-        content = path.read_bytes()
-        content = gzip.decompress(content) if path.suffix == ".gz" else content
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} cannot be read ({error}). Give a whole file.") from error
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise ValueError(f"{path} line {line} is not UTF-8 ({error}). Save the file as UTF-8.") from error
-
-
-def read_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Read the lines of a text that are not empty, each with its place."""
-    for i, line in enumerate(read_text(path).splitlines(), start=1):
-        if line.strip():
-            yield f"{path} line {i}", line.strip()
-
-
-def list_lines(path: Path, report: SkipReport) -> list[tuple[str, str]] | None:
-    """List the lines of a file of annotations as `read_lines` does; None if the file was left out."""
-    try:
-        return list(read_lines(path))
-    except ValueError as error:
-        report.refuse("bad file", str(error), error)
-        return None
-
-
-def parse_json(path: Path, text: str, what: str):
-    """Parse JSON.
-
-    Raises:
-        ValueError: if it is none; `what` says what should be given.
-    """
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:  # also numbers of too many digits, lists too deep
-        raise ValueError(f"{path} cannot be read as JSON ({error}). Give {what}.") from error
-
-
-def parse_numbers(fields: list[str]) -> list[float] | None:
-    """Read finite numbers; None if one of the fields is none.
-
-    Example:
-        >>> parse_numbers(["1", "2.5"]), parse_numbers(["1", "ship"]), parse_numbers(["nan"])
-        ([1.0, 2.5], None, None)
-    """
-    try:
-        numbers = [float(field) for field in fields]
-    except ValueError:
-        return None
-    return numbers if all(map(math.isfinite, numbers)) else None
-
-
 def finish_rows(rows: list[dict | None], source: str | Path, report: SkipReport) -> list[dict]:
-    """Drop the images that were left out or come again, and say what was found.
+    """Return the rows that were not skipped, each image once, and log their number.
 
     Raises:
-        ValueError: if nothing was, or an image comes twice.
+        ValueError: If there is none, or an image comes twice.
     """
-    by_source = {}
+    by_image: dict[str, dict] = {}
     for row in filter(None, rows):
-        if row["source"] in by_source:
+        if row["image"] in by_image:
             message = f"{source} has the image {row['source']} twice. Give every image one entry."
             report.refuse("repeated image", message)
         else:
-            by_source[row["source"]] = row
-    rows = list(by_source.values())
+            by_image[row["image"]] = row
+    rows = list(by_image.values())
     if not rows:
-        message = f"{source} has no images that can be used; left out: {report.count_kinds()}."
+        message = f"{source} has no images that can be used; skipped: {report.count_kinds()}."
         first = f" The first: {report.entries[0]['message']}" if report.entries else ""
         raise ValueError(message + first)
     num_regions = sum(len(row["boxes"]) for row in rows)
     concepts = {concept for row in rows for concept in row["concepts"]}
     logger.info(f"{source}: {len(rows)} images, {num_regions} regions of {len(concepts)} concepts")
     if report.entries:
-        logger.warning(f"{source}: left out {report.count_kinds()}. The report lists each with its place.")
+        logger.warning(f"{source}: skipped {report.count_kinds()}. The report lists each with its place.")
     return rows

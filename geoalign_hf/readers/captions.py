@@ -1,16 +1,13 @@
-"""Caption files in the form of RSICD and RSITMD to plain rows, or to the captions alone.
+"""Reads caption files (RSICD, RSITMD, NWPU-Captions, or JSON lines) into rows, or into captions alone."""
 
-What enters is a file of images with sentences; what leaves are rows with `captions` and no regions.
-"""
-
-import os
 from collections import Counter
 from pathlib import Path
 
-from .base import finish_rows, make_row, parse_json, read_lines, read_text
+from .base import finish_rows, make_row
+from .files import ImageFinder, parse_json, read_lines, read_text
 from .skipped import SkipReport
 
-CAPTION_FILE = "a caption file in the form of RSICD"
+EXPECTED = "a caption file in the form of RSICD or NWPU-Captions"
 
 
 def read_captions(
@@ -19,22 +16,23 @@ def read_captions(
     caption_split: str | None = None,
     report: SkipReport | None = None,
 ) -> list[dict]:
-    """Read a caption file in the form of RSICD and RSITMD (Karpathy's): images with sentences, no regions.
+    """Read a caption file: images with sentences and without regions.
 
     Args:
-        annotations: a file as `list_captions` takes it.
-        images: the folder of the images.
-        caption_split: take this split alone; None takes all.
-        report: takes up what is left out, and says whether a wrong entry or image stops the reading.
+        annotations: A file; see `list_captions` for its forms.
+        images: Folder of the images; see `files.ImageFinder` for how a name is found in it.
+        caption_split: The split to read; None reads all.
+        report: Collects what is skipped, and decides whether an error stops the reading.
 
     Returns:
-        One row per image, in the file's order.
+        One row per image, in the order of the file.
 
     Raises:
-        ValueError: if the file has another form, repeats an image, or has no such split.
+        ValueError: If the file has another form, repeats an image, or has no such split.
     """
     report = report or SkipReport()
-    rows, entries = [], _list_entries(Path(annotations), report)
+    rows: list[dict | None] = []
+    entries = _list_entries(Path(annotations), report)
     names = Counter(entry["filename"] for _, entry in entries)
     if repeated := sorted(name for name, count in names.items() if count > 1):
         raise ValueError(f"{annotations} repeats the images {repeated[:5]}. Give every image one entry.")
@@ -43,62 +41,88 @@ def read_captions(
         raise ValueError(
             f"{annotations} has no split {caption_split!r}; it has {splits}. Choose one of them."
         )
+    finder = ImageFinder(images, names)
     for place, entry in entries:
-        image = Path(images) / entry["filename"]
         if caption_split is not None and entry.get("split") != caption_split:
             continue
-        if not os.path.isfile(image):  # Path.is_file raises at names that are too long
-            report.refuse("no image", f"{place} is missing at {image}. Give the folder it lies in.")
-        elif row := make_row(image, place, [], report):
-            rows.append(row | {"captions": entry["captions"], "source": entry["filename"]})
+        image = finder.find(entry["filename"], place, report)
+        source = image.relative_to(images).as_posix() if image else ""
+        if image and (row := make_row(image, source, place, [], report)):
+            rows.append(row | {"captions": entry["captions"]})
     return finish_rows(rows, annotations, report)
 
 
 def list_captions(annotations: str | Path) -> list[dict]:
-    """Read the captions of a file, whether or not its images are there.
+    """Read the captions of a file without looking for its images.
 
     Args:
-        annotations: a JSON file with `images`, each with `filename`, `sentences` (each with `raw`) and maybe
-            `split`; or JSON lines (`.jsonl`, `.jsonl.gz`) with `filename`, `captions` and maybe `split`.
+        annotations: A JSON file with `images`, each with `filename`, `sentences` (each with `raw`) and an
+            optional `split` (RSICD); a JSON file with a list for each class, of entries with `filename`,
+            `raw`, `raw_1`, ... and `split` (NWPU-Captions); or JSON lines (`.jsonl`, `.jsonl.gz`) with
+            `filename`, `captions` and an optional `split`.
 
     Returns:
-        Dictionaries with `filename`, `captions`, and `split` where it is stated.
+        Dictionaries with `filename`, `captions`, and `split`, which may be None.
 
     Raises:
-        ValueError: if the file has another form.
+        ValueError: If the file has another form.
     """
     return [entry for _, entry in _list_entries(Path(annotations), SkipReport())]
 
 
 def _list_entries(path: Path, report: SkipReport) -> list[tuple[str, dict]]:
-    """List the entries of a file, each with its place, without those that were left out."""
-    if ".jsonl" in path.suffixes:
-        entries = []
-        for place, line in read_lines(path):
-            try:
-                entries.append((place, parse_json(place, line, CAPTION_FILE)))
-            except ValueError as error:
-                report.refuse("bad entry", str(error), error)
-    else:
-        content = parse_json(path, read_text(path), CAPTION_FILE)
-        entries = content.get("images") if isinstance(content, dict) else None
-        if isinstance(entries, list):
-            entries = [(f"{path}: images[{i}]", entry) for i, entry in enumerate(entries)]
-    if not isinstance(entries, list) or not entries:
-        raise ValueError(f"{path} has no list of `images`. Give {CAPTION_FILE}.")
+    """List the valid entries of a file, each with its place."""
+    entries = _list_lines(path, report) if ".jsonl" in path.suffixes else _list_objects(path)
     found = []
     for place, entry in entries:
         entry = entry if isinstance(entry, dict) else {}
         sentences = entry.get("sentences", entry.get("captions"))
-        if not isinstance(sentences, list) or not isinstance(entry.get("filename"), str):
+        if sentences is None:
+            sentences = [entry[key] for key in sorted(entry) if key == "raw" or key.startswith("raw_")]
+            sentences = sentences or None
+        split = entry.get("split")
+        is_named = isinstance(entry.get("filename"), str) and (split is None or isinstance(split, str))
+        if not isinstance(sentences, list) or not is_named:
             message = f"{place} has {sorted(entry)}; it needs a `filename` and a list of `sentences`."
-            report.refuse("bad entry", f"{message} Give {CAPTION_FILE}.")
+            report.refuse("bad entry", f"{message} Give {EXPECTED}.")
             continue
-        words = [sentence.get("raw") if isinstance(sentence, dict) else sentence for sentence in sentences]
-        if all(isinstance(caption, str) and caption.strip() for caption in words):
-            known = {"filename": entry["filename"], "split": entry.get("split"), "captions": words}
-            found.append((place, known))
+        captions = [sentence.get("raw") if isinstance(sentence, dict) else sentence for sentence in sentences]
+        if all(_is_text(caption) for caption in captions):
+            captions = [caption.strip() for caption in captions]
+            found.append((place, {"filename": entry["filename"], "split": split, "captions": captions}))
         else:
-            message = f"{place} has a sentence without words. Give each its `raw` words."
-            report.refuse("bad entry", message)
+            report.refuse("bad entry", f"{place} has a sentence without words. Give each its `raw` words.")
     return found
+
+
+def _list_lines(path: Path, report: SkipReport) -> list[tuple[str, object]]:
+    entries = []
+    for place, line in read_lines(path):
+        try:
+            entries.append((place, parse_json(place, line, EXPECTED)))
+        except ValueError as error:
+            report.refuse("bad entry", str(error), error)
+    return entries
+
+
+def _list_objects(path: Path) -> list[tuple[str, object]]:
+    content = parse_json(path, read_text(path), EXPECTED)
+    lists = content if isinstance(content, dict) else {}
+    if "images" in lists:
+        lists = {"images": lists["images"]}
+    if (
+        not lists
+        or not all(isinstance(entries, list) for entries in lists.values())
+        or not any(lists.values())
+    ):
+        raise ValueError(f"{path} has no list of `images`, and no list for each class. Give {EXPECTED}.")
+    return [
+        (f"{path}: {key}[{i}]", entry) for key, entries in lists.items() for i, entry in enumerate(entries)
+    ]
+
+
+def _is_text(caption: object) -> bool:
+    """Return whether a caption has words and can be written as UTF-8."""
+    if not isinstance(caption, str) or not caption.strip():
+        return False
+    return not any("\ud800" <= character <= "\udfff" for character in caption)

@@ -1,124 +1,203 @@
 """Reads COCO detection files into rows."""
 
-import math
-import os
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
-from .base import Annotation, finish_rows, has_words, list_files, make_row, parse_json, read_text
+from .base import Annotation, finish_rows, is_concept, make_row, try_read_size
+from .coco_regions import DIFFICULT_FLAGS, GROUP_FLAGS, find_flag, parse_region, to_float
+from .files import ImageFinder, list_files, parse_json, read_text
 from .skipped import SkipReport
+
+# The fields that an entry must have, and their types.
+FIELDS = {
+    "images": {"id": (int, str), "file_name": (str,)},
+    "annotations": {"image_id": (int, str), "category_id": (int, str)},
+    "categories": {"id": (int, str), "name": (str,)},
+}
+OPTIONAL_FIELDS = {
+    "images": {"width": (int, float, type(None)), "height": (int, float, type(None))},
+    "annotations": {"id": (int, str)},
+    "categories": {},
+}
+Entries = list[tuple[str, dict[str, Any]]]  # each with its place
 
 
 def read_coco(
-    annotations: str | Path, images: str | Path | None = None, report: SkipReport | None = None
+    annotations: str | Path,
+    images: str | Path | None = None,
+    drop_difficult: bool = False,
+    report: SkipReport | None = None,
 ) -> list[dict]:
-    """Read COCO detection files: boxes with categories. Crowds, which are no single region, are left out.
+    """Read COCO detection files: boxes with categories.
+
+    Crowds, groups and ignored annotations are no single regions; their concepts become `unboxed`. See
+    `coco_regions.parse_region` for boxes that are turned, relative or given by a segmentation.
 
     Args:
-        annotations: a JSON file with `images`, `annotations` and `categories`, or a folder of such files.
-        images: the folder that `file_name` is relative to, or the one that the files lie in; by default the
-            folder of the annotations.
-        report: takes up what is left out, and says whether a wrong file, box or image stops the reading.
+        annotations: A JSON file with `images`, `annotations` and `categories`, or a folder of such files.
+        images: Folder that `file_name` is relative to; by default the folder of the annotation file.
+        drop_difficult: Skip annotations that are marked as difficult or occluded.
+        report: Collects what is skipped, and decides whether an error stops the reading.
 
     Returns:
-        One row per image, in the file's order.
+        One row per image, in the order of the file.
 
     Raises:
-        ValueError: if a file is no COCO file, names an image or category that does not exist, or holds a
-            box that is none.
+        ValueError: If a file is not a COCO file, names an unknown image or category, or has a wrong box.
     """
     report = report or SkipReport()
-    rows = []
-    for path in list_files(annotations, ".json"):
+    rows: list[dict | None] = []
+    for path in list_files(annotations, [".json", ".json.gz"]):
         try:
-            coco = _read_coco(path)
+            coco = _read_file(path)
         except ValueError as error:
             report.refuse("bad file", str(error), error)
             continue
-        categories = {}
-        for i, category in enumerate(coco["categories"]):
-            if has_words(category["name"]):
-                categories[category["id"]] = category["name"]
-            else:
-                message = f"{path}: categories[{i}] has the name {category['name']!r}, which holds no words."
-                report.refuse("unknown concept", f"{message} Name it or drop it.")
-        regions = {entry["id"]: [] for entry in coco["images"]}
-        crowds = {entry["id"]: [] for entry in coco["images"]}
-        for annotation in coco["annotations"]:
-            place = f"{path}: annotation {annotation['id']}"
-            image_id, category_id = annotation["image_id"], annotation["category_id"]
-            if image_id not in regions:
-                message = f"{place} names the image {image_id}, which is not in the file."
-                report.refuse("unknown image", f"{message} Add it or drop the box.")
-                continue
-            if category_id not in categories:
-                message = f"{place} names the category {category_id}; the file has {list(categories)}."
-                report.refuse("unknown concept", f"{message} Add it or drop the box.")
-                continue
-            bbox = annotation["bbox"]
-            if annotation.get("iscrowd"):
-                crowds[image_id].append(categories[category_id])
-                report.skip("crowd", f"{place} is a crowd, which is no single region.")
-            elif not (isinstance(bbox, list) and [type(n) in (int, float) for n in bbox] == [True] * 4):
-                message = f"{place}: bbox is {bbox!r}; a COCO box is four numbers, x, y, width and height."
-                report.refuse("bad region", message)
-            else:
-                x, y, width, height = map(_to_float, bbox)
-                corners = [x, y, x + width, y + height]
-                place = f"{place}: bbox {bbox} as xyxy"
-                regions[image_id].append(Annotation(place, categories[category_id], corners))
+        of_file = {key: _check_entries(path, key, coco[key], report) for key in FIELDS}
+        categories = _list_categories(of_file["categories"], report)
+        grouped = _group_by_image(of_file, categories, report)
         folder = Path(images or path.parent)
-        for entry in coco["images"]:
-            place, image = f"{path}: image {entry['id']}", folder / entry["file_name"]
-            # os.path, for Path.is_file raises at names that are too long.
-            image = image if os.path.isfile(image) else folder / image.name
-            if not os.path.isfile(image):
-                report.refuse("no image", f"{place} is missing at {image}. Give the folder it lies in.")
+        finder = ImageFinder(folder, [entry["file_name"] for _, entry in of_file["images"]])
+        for place, entry in of_file["images"]:
+            place = f"{path}: image {entry['id']!r}"
+            image = finder.find(entry["file_name"], place, report)
+            size = try_read_size(image, report) if image else None
+            if image is None or size is None:
                 continue
-            size = (_to_float(entry["width"]), _to_float(entry["height"]))
-            row = make_row(image, place, regions[entry["id"]], report, size, crowds[entry["id"]])
-            rows += [row | {"source": entry["file_name"]}] if row else []
+            regions, unboxed = _list_regions(grouped[entry["id"]], categories, size, report)
+            unboxed += [
+                categories[category_id]
+                for category_id in _list_ids(entry.get("not_exhaustive_category_ids"))  # LVIS
+                if category_id in categories
+            ]
+            source = image.relative_to(folder).as_posix()
+            rows.append(
+                make_row(
+                    image,
+                    source,
+                    place,
+                    regions,
+                    report,
+                    _state_size(entry),
+                    tuple(unboxed),
+                    drop_difficult=drop_difficult,
+                )
+            )
     return finish_rows(rows, annotations, report)
 
 
-def _read_coco(path: Path) -> dict:
+def _read_file(path: Path) -> dict[str, list]:
+    """Read the three lists of a COCO file.
+
+    Raises:
+        ValueError: If it has other contents.
+    """
     coco = parse_json(path, read_text(path), "a COCO annotation file")
-    expected = {
-        "images": {"id": (int, str), "file_name": str, "width": (int, float), "height": (int, float)},
-        "annotations": {"id": (int, str), "image_id": (int, str), "category_id": (int, str), "bbox": object},
-        "categories": {"id": (int, str), "name": str},
-    }
-    if not isinstance(coco, dict) or expected.keys() - coco.keys():
+    if not isinstance(coco, dict) or FIELDS.keys() - coco.keys():
         found = sorted(coco) if isinstance(coco, dict) else type(coco).__name__
-        raise ValueError(
-            f"{path} has {found}, but a COCO file has {sorted(expected)}. Give a detection file."
-        )
-    for key, fields in expected.items():
+        raise ValueError(f"{path} has {found}; a COCO file has {sorted(FIELDS)}. Give a detection file.")
+    for key in FIELDS:
         if not isinstance(coco[key], list):
             raise ValueError(f"{path}: {key} is {coco[key]!r:.50}, not a list. Give a detection file.")
-        for i, entry in enumerate(coco[key]):
-            place = f"{path}: {key}[{i}]"
-            if not isinstance(entry, dict):
-                raise ValueError(f"{place} is {entry!r:.50}; it needs {sorted(fields)}. Mend the file.")
-            if missing := sorted(fields.keys() - entry.keys()):
-                raise ValueError(f"{place} lacks {missing}; it has {sorted(entry)}.")
-            for field, kind in fields.items():
-                # To Python True is a number, too.
-                if not isinstance(entry[field], kind) or (
-                    kind is not object and isinstance(entry[field], bool)
-                ):
-                    found = f"{place}: {field} is {entry[field]!r:.50}, a {type(entry[field]).__name__}."
-                    raise ValueError(f"{found} Ids are numbers or strings, sizes numbers, names strings.")
-        ids = Counter(entry["id"] for entry in coco[key])
-        if repeated := [key_id for key_id, count in ids.items() if count > 1]:
-            raise ValueError(
-                f"{path}: {key} repeats the ids {repeated[:5]}. Give every entry an id of its own."
-            )
     return coco
 
 
-def _to_float(number: int | float) -> float:
-    try:
-        return float(number)
-    except OverflowError:  # an integer of hundreds of digits
-        return math.inf
+def _check_entries(path: Path, key: str, entries: list, report: SkipReport) -> Entries:
+    """Return the valid entries of one list, each with its place."""
+    valid: Entries = []
+    for i, entry in enumerate(entries):
+        place = f"{path}: {key}[{i}]"
+        if fault := _find_fault(key, entry):
+            report.refuse("bad entry", f"{place} {fault} Correct or remove it.")
+        else:
+            valid.append((place, entry))
+    ids = Counter(entry["id"] for _, entry in valid if "id" in entry)
+    for place, entry in valid:
+        if ids[entry.get("id")] > 1:
+            message = f"{place} has the id {entry['id']!r}, as {ids[entry['id']] - 1} other {key} have."
+            report.refuse("repeated id", f"{message} Give every entry its own id.")
+    return [(place, entry) for place, entry in valid if ids[entry.get("id")] <= 1]
+
+
+def _find_fault(key: str, entry: object) -> str | None:
+    if not isinstance(entry, dict):
+        return f"is {entry!r:.50}; it needs {sorted(FIELDS[key])}."
+    if missing := sorted(FIELDS[key].keys() - entry.keys()):
+        return f"lacks {missing}; it has {sorted(entry)}."
+    for field, kinds in (FIELDS[key] | OPTIONAL_FIELDS[key]).items():
+        if field not in entry:
+            continue
+        value = entry[field]
+        if not isinstance(value, kinds) or isinstance(value, bool):  # to Python True is a number, too
+            found = f"has the {field} {value!r:.50}, a {type(value).__name__}."
+            return f"{found} Ids are numbers or strings, sizes numbers, names strings."
+    return None
+
+
+def _list_categories(entries: Entries, report: SkipReport) -> dict[int | str, str]:
+    categories = {}
+    for place, category in entries:
+        if is_concept(category["name"]):
+            categories[category["id"]] = category["name"]
+        else:
+            message = f"{place} has the name {category['name']!r}, which holds no words."
+            report.refuse("unknown concept", f"{message} Name it or remove it.")
+    return categories
+
+
+def _group_by_image(
+    of_file: dict[str, Entries], categories: dict[int | str, str], report: SkipReport
+) -> dict[int | str, Entries]:
+    """Collect the annotations of each image; refuse those of unknown images and categories."""
+    grouped: dict[int | str, Entries] = {entry["id"]: [] for _, entry in of_file["images"]}
+    for place, annotation in of_file["annotations"]:
+        if "id" in annotation:
+            place = f"{place.rpartition(': ')[0]}: annotation {annotation['id']!r}"
+        if annotation["image_id"] not in grouped:
+            message = f"{place} names the image {annotation['image_id']!r}, which is not in the file."
+            report.refuse("unknown image", f"{message} Add it, or remove the annotation.")
+        elif annotation["category_id"] not in categories:
+            message = (
+                f"{place} names the category {annotation['category_id']!r}; the file has {list(categories)}."
+            )
+            report.refuse("unknown concept", f"{message} Add it, or remove the annotation.")
+        else:
+            grouped[annotation["image_id"]].append((place, annotation))
+    return grouped
+
+
+def _list_regions(
+    entries: Entries, categories: dict[int | str, str], size: tuple[int, int], report: SkipReport
+) -> tuple[list[Annotation], list[str]]:
+    """Return the regions of one image, and the concepts that it shows without a region."""
+    regions, unboxed = [], []
+    for place, annotation in entries:
+        name = categories[annotation["category_id"]]
+        try:
+            group = find_flag(annotation, GROUP_FLAGS)
+            if group:
+                kind = "ignored" if group.lower() == "ignore" else "crowd"
+                report.skip(kind, f"{place} has the flag {group}, so it is no single region.")
+                unboxed.append(name)
+                continue
+            is_difficult = bool(find_flag(annotation, DIFFICULT_FLAGS)) or None
+            numbers = parse_region(annotation, size)
+        except ValueError as error:
+            report.refuse("bad region", f"{place} {error}", error)
+            unboxed.append(name)
+            continue
+        bbox = f"bbox {annotation['bbox']}" if annotation.get("bbox") else "segmentation"
+        form = "xyxy" if len(numbers) == 4 else "quad"
+        regions.append(Annotation(f"{place}: {bbox} as {form}", name, numbers, is_difficult))
+    return regions, unboxed
+
+
+def _state_size(entry: dict[str, Any]) -> tuple[float, float] | None:
+    """Return the stated width and height; None if one of them is missing or 0."""
+    width, height = (to_float(entry.get(name) or 0) for name in ("width", "height"))
+    return (width, height) if width and height else None
+
+
+def _list_ids(value: object) -> list:
+    return [item for item in value if isinstance(item, (int, str))] if isinstance(value, list) else []

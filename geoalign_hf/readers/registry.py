@@ -32,7 +32,9 @@ class AnnotationFormat(NamedTuple):
 
 
 FORMATS = {
-    "coco": AnnotationFormat("COCO detection file, or a folder of them", read_coco, (".json",), required=()),
+    "coco": AnnotationFormat(
+        "COCO detection file, or a folder of them", read_coco, (".json", ".json.gz"), ("drop_difficult",), ()
+    ),
     "dota": AnnotationFormat(
         "Folder of DOTA text files", read_dota, (".txt",), ("concepts", "drop_difficult")
     ),
@@ -48,7 +50,7 @@ FORMATS = {
     "captions": AnnotationFormat(
         "Caption file in the form of RSICD or NWPU-Captions",
         read_captions,
-        (".json", ".jsonl"),
+        (".json", ".jsonl", ".json.gz", ".jsonl.gz"),
         ("caption_split",),
     ),
 }

@@ -1,24 +1,26 @@
-"""Reads Pascal VOC XML files into rows."""
+"""Reads xml files into rows: Pascal VOC, DIOR-R, roLabelImg, LabelMe, HRSC2016 and FAIR1M."""
 
 import math
+import re
+from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
-from .base import Annotation, find_image, finish_rows, index_images, list_files, make_row, parse_numbers
+from .base import Annotation, bound_points, finish_rows, make_row, turn_box
+from .files import list_files, pair_images, parse_flag, parse_numbers, read_bytes
 from .skipped import SkipReport
 
-VOC_BOXES = (  # where the numbers of an object stand: Pascal VOC, DIOR-R, roLabelImg
-    ("bndbox", ("xmin", "ymin", "xmax", "ymax")),
-    (
-        "robndbox",
-        tuple(
-            f"{axis}_{corner}"
-            for corner in ("left_top", "right_top", "right_bottom", "left_bottom")
-            for axis in "xy"
-        ),
-    ),
-    ("robndbox", ("cx", "cy", "w", "h", "angle")),
-)  # fmt: skip
+EDGES = ("xmin", "ymin", "xmax", "ymax")
+TURNED = ("cx", "cy", "w", "h", "angle")
+CORNERS = tuple(
+    f"{axis}_{corner}" for corner in ("left_top", "right_top", "right_bottom", "left_bottom") for axis in "xy"
+)
+POINT = re.compile(r"[xy]\d+")  # of a polygon: x1, y1, x2, ...
+HRSC_EDGES = tuple(f"box_{name}" for name in EDGES)
+HRSC_TURNED = ("mbox_cx", "mbox_cy", "mbox_w", "mbox_h", "mbox_ang")
+# Elements of the root that may have content in a file without objects.
+ROOT_FIELDS = {"source", "owner", "size", "object", "objects", "research", "annotator", "imagesize"}
+SHAPES = ("robndbox", "bndbox", "points", "polygon")  # an oriented box says more than the one around it
 
 
 def read_voc(
@@ -29,64 +31,237 @@ def read_voc(
     counts_from_one: bool = False,
     report: SkipReport | None = None,
 ) -> list[dict]:
-    """Read Pascal VOC xml files: `bndbox`, and the oriented `robndbox` of DIOR-R and of roLabelImg.
+    """Read xml files with the root `annotation` (Pascal VOC and relatives) or `HRSC_Image` (HRSC2016).
+
+    An object has a name and one shape: `bndbox`, `robndbox` (DIOR-R: corners; roLabelImg: center, size and
+    angle in radians), `points` (FAIR1M) or `polygon` (LabelMe, Roboflow). Where a `robndbox` stands beside a
+    `bndbox`, the oriented one is taken. Objects of HRSC2016 are ships. Namespaces and upper case are ignored.
 
     Args:
-        annotations: a file, or a folder of files.
-        images: the folder of the images; the one of `a.xml` is `a` with any suffix of an image.
-        drop_difficult: leave out what is flagged.
-        concepts: the names that are allowed, as they stand there; None allows all.
-        counts_from_one: a `bndbox` counts pixels from 1 to the last, as Pascal VOC itself does, so that its
-            first pixel is xmin = xmax = 1; else its numbers are edges.
-        report: takes up what is left out, and says whether a wrong object or image stops the reading.
+        annotations: A file, or a folder of files.
+        images: Folder of the images; see `files.pair_images` for which image belongs to a file.
+        drop_difficult: Skip objects that are marked as difficult.
+        concepts: Names that are allowed; None allows all.
+        counts_from_one: Whether a `bndbox` counts pixels from 1 to the last, as Pascal VOC does, so that its
+            first pixel is xmin = xmax = 1. Otherwise its numbers are edges.
+        report: Collects what is skipped, and decides whether an error stops the reading.
 
     Returns:
-        One row per file, by name; with `quads` if any of its objects is oriented.
+        One row per file, sorted by path; with `quads` if any of its objects is oriented.
 
     Raises:
-        ValueError: if a file is no whole xml, an object has no name and box, or an image is missing.
+        ValueError: If a file has another form, an object has no name and shape, or an image is missing.
     """
     report = report or SkipReport()
-    rows, index = [], index_images(images)
-    for path in list_files(annotations, ".xml"):
+    rows: list[dict | None] = []
+    pairs, _ = pair_images(list_files(annotations, [".xml"]), annotations, images, report)
+    for path, image in pairs.items():
         try:
-            root = ElementTree.fromstring(path.read_bytes())
-        except (OSError, ElementTree.ParseError, LookupError, ValueError) as error:
-            message = f"{path} cannot be read as xml ({error}). Give whole Pascal VOC files."
-            report.refuse("bad file", message, error)
+            root = _parse_xml(path)
+            nodes, parse_object = _list_objects(root, counts_from_one)
+            size = _parse_size(root)
+        except ValueError as error:
+            report.refuse("bad file", f"{path} {error}", error)
+            continue
+        if _find_flag(root, "annotated") is False:  # HRSC2016 has 610 images that nobody annotated
+            report.skip("not annotated", f"{path} says that its image was not annotated.")
             continue
         regions = []
-        for i, node in enumerate(root.findall("object"), start=1):
-            place, name = f"{path}: object {i}", (node.findtext("name") or "").strip()
-            numbers = _parse_voc_box(node, counts_from_one)
-            if name and numbers:
-                is_difficult = (node.findtext("difficult") or "0").strip() == "1"
-                kind = "box" if len(numbers) == 4 else "quad"
-                regions.append(Annotation(f"{place}: {kind}", name, numbers, is_difficult))
-            else:
-                found = [child.tag for child in node]
-                message = f"{place} has {found}; it needs a name, and a bndbox or robndbox made of numbers."
-                report.refuse("bad region", f"{message} Mend or drop it.")
-        size = parse_numbers([root.findtext(f"size/{name}") or "0" for name in ("width", "height")])
-        size = size if size and all(size) else None  # some tools write 0 for what they do not know
-        if image := find_image(index, path.stem, path, report):
-            rows.append(make_row(image, str(path), regions, report, size, (), concepts, drop_difficult))
+        for i, node in enumerate(nodes, start=1):
+            place = f"{path}: object {i}"
+            try:
+                if _find_flag(node, "deleted"):
+                    report.skip("deleted", f"{place} is marked as deleted.")
+                else:
+                    name, numbers = parse_object(node)
+                    for part in node.findall("part"):
+                        report.skip(
+                            "part", f"{place} has the part {part.findtext('name')!r}, which is not read."
+                        )
+                    kind = "box" if len(numbers) == 4 else "quad"
+                    flag = bool(_find_flag(node, "difficult"))
+                    regions.append(Annotation(f"{place}: {kind}", name, numbers, flag))
+            except ValueError as error:
+                report.refuse("bad region", f"{place} {error} Correct or remove it.", error)
+        source = image.relative_to(images).as_posix()
+        row = make_row(image, source, str(path), regions, report, size, (), concepts, drop_difficult)
+        rows.append(row)
     return finish_rows(rows, annotations, report)
 
 
-def _parse_voc_box(node: ElementTree.Element, counts_from_one: bool) -> list[float] | None:
-    for tag, names in VOC_BOXES:
-        numbers = parse_numbers([node.findtext(f"{tag}/{name}") or "" for name in names])
-        if numbers is None:
-            continue
-        if tag == "bndbox" and counts_from_one:
-            return [numbers[0] - 1, numbers[1] - 1, *numbers[2:]]
-        if len(numbers) == 5:
-            x, y, width, height, angle = numbers
-            along = (width / 2 * math.cos(angle), width / 2 * math.sin(angle))
-            across = (-height / 2 * math.sin(angle), height / 2 * math.cos(angle))
-            signs = ((-1, -1), (1, -1), (1, 1), (-1, 1))
-            corners = [(x + i * along[0] + j * across[0], y + i * along[1] + j * across[1]) for i, j in signs]
-            return [number for corner in corners for number in corner]
-        return numbers
+def _parse_xml(path: Path) -> ElementTree.Element:
+    """Parse a file, with tags in lower case and without namespaces.
+
+    Raises:
+        ValueError: If the file is not XML, or declares entities, which can multiply without end.
+    """
+    content = read_bytes(path)
+    try:
+        if b"<!ENTITY" in content:
+            raise ValueError("it declares entities")
+        root = ElementTree.fromstring(content)
+    except (ElementTree.ParseError, LookupError, ValueError) as error:
+        raise ValueError(f"cannot be read as xml ({error}). Give complete Pascal VOC files.") from error
+    for node in root.iter():
+        node.tag = str(node.tag).rpartition("}")[2].lower()
+    return root
+
+
+def _list_objects(root: ElementTree.Element, counts_from_one: bool) -> tuple[list, Callable]:
+    """Return the objects of a file, and the function that reads one.
+
+    Raises:
+        ValueError: If the file has another root, or objects where they are not expected.
+    """
+    if root.tag == "hrsc_image":
+        return _collect(root, "hrsc_object", ("hrsc_objects",)), _parse_hrsc_object
+    if root.tag != "annotation":
+        raise ValueError(
+            f"has the root <{root.tag}>; expected <annotation> (Pascal VOC, FAIR1M) or <HRSC_Image>. "
+            "Convert the file, or leave it out."
+        )
+    nodes = _collect(root, "object", (".", "objects"))
+    # A list of objects under another name would be read as an image without any.
+    strange = [child.tag for child in root if len(child) and child.tag not in ROOT_FIELDS]
+    if not nodes and strange:
+        raise ValueError(f"has no <object>, but <{strange[0]}> with content. Convert the file to Pascal VOC.")
+    return nodes, lambda node: _parse_object(node, counts_from_one)
+
+
+def _collect(root: ElementTree.Element, tag: str, parents: tuple[str, ...]) -> list[ElementTree.Element]:
+    found = [node for parent in parents for node in root.findall(f"{parent}/{tag}")]
+    if (total := sum(1 for _ in root.iter(tag))) != len(found):
+        raise ValueError(
+            f"has {total} elements <{tag}>, of which {total - len(found)} lie at an unknown place."
+        )
+    return found
+
+
+def _find_text(node: ElementTree.Element, path: str) -> str | None:
+    """Return the text at a path, None if there is none.
+
+    Raises:
+        ValueError: If there are several.
+    """
+    found = node.findall(path)
+    if len(found) > 1:
+        raise ValueError(f"has {len(found)} elements <{path}>; expected one.")
+    return (found[0].text or "").strip() if found else None
+
+
+def _find_flag(node: ElementTree.Element, name: str) -> bool | None:
+    text = _find_text(node, name)
+    if not text:
+        return None
+    flag = parse_flag(text)
+    if flag is None:
+        raise ValueError(f"has <{name}> {text!r}; a flag is 0, 1, true or false.")
+    return flag
+
+
+def _parse_size(root: ElementTree.Element) -> tuple[float, float] | None:
+    """Return the stated width and height; None if they are missing or 0, as some tools write them."""
+    for names in (("size/width", "size/height"), ("img_sizewidth", "img_sizeheight")):
+        texts = [_find_text(root, name) or "0" for name in names]
+        numbers = parse_numbers(texts)
+        if numbers is None or min(numbers) < 0:
+            raise ValueError(f"states the size {texts}; expected two numbers of pixels. Correct it.")
+        if all(numbers):
+            return numbers[0], numbers[1]
     return None
+
+
+def _parse_object(node: ElementTree.Element, counts_from_one: bool) -> tuple[str, list[float]]:
+    """Return the name and the numbers (four or eight) of an object.
+
+    Raises:
+        ValueError: If it has no name, several, no shape, or one that cannot be read.
+    """
+    names = [_find_text(node, path) for path in ("name", "possibleresult/name")]
+    names = [name for name in names if name]
+    shapes = {tag: node.findall(tag) for tag in SHAPES}
+    if len(names) != 1 or not any(shapes.values()):
+        found = [child.tag for child in node]
+        raise ValueError(f"has {found}; it needs one name, and one of {list(SHAPES)}.")
+    unit = _find_text(node, "coordinate")  # FAIR1M
+    if unit not in (None, "", "pixel"):
+        raise ValueError(f"has coordinates of the kind {unit!r}; expected 'pixel'.")
+    tag = next(tag for tag in SHAPES if shapes[tag])
+    if len(shapes[tag]) > 1:
+        raise ValueError(f"has {len(shapes[tag])} elements <{tag}>; expected one.")
+    numbers = _parse_shape(shapes[tag][0])
+    if counts_from_one and tag == "bndbox" and len(numbers) == 4:
+        numbers = [numbers[0] - 1, numbers[1] - 1, *numbers[2:]]
+    return names[0], numbers
+
+
+def _parse_shape(shape: ElementTree.Element) -> list[float]:
+    """Return four or eight numbers of a `bndbox`, `robndbox`, `points` or `polygon`, whatever its fields are.
+
+    Raises:
+        ValueError: If its fields are not those of a box, a turned box or a polygon, or are not numbers.
+    """
+    children = [child for child in shape if child.tag != "username"]  # LabelMe: who drew it
+    if any(child.tag in ("point", "pt") for child in children):
+        points = [_list_coordinates(child) for child in children]
+        if any(len(point) != 2 for point in points):
+            raise ValueError(f"has a <{shape.tag}> of {points}; expected points x, y.")
+        return _simplify(_to_numbers(shape.tag, [text for point in points for text in point]))
+    fields = {child.tag: (child.text or "").strip() for child in children}
+    if len(fields) != len(children):
+        raise ValueError(f"has a <{shape.tag}> with repeated fields: {[child.tag for child in children]}.")
+    if fields.keys() == set(EDGES):
+        return _to_numbers(shape.tag, [fields[name] for name in EDGES])
+    if fields.keys() == set(CORNERS):
+        return _to_numbers(shape.tag, [fields[name] for name in CORNERS])
+    if fields.keys() == set(TURNED):
+        return _turn(_to_numbers(shape.tag, [fields[name] for name in TURNED]))
+    if all(map(POINT.fullmatch, fields)):
+        order = sorted(fields, key=lambda name: (int(name[1:]), name[0]))
+        if [name[0] for name in order] == ["x", "y"] * (len(order) // 2) and len(order) >= 6:
+            return _simplify(_to_numbers(shape.tag, [fields[name] for name in order]))
+    raise ValueError(
+        f"has a <{shape.tag}> of {sorted(fields)}; expected {list(EDGES)}, corners or {list(TURNED)}."
+    )
+
+
+def _list_coordinates(point: ElementTree.Element) -> list[str]:
+    if len(point):
+        return [(child.text or "").strip() for tag in ("x", "y") for child in point.findall(tag)]
+    return [text.strip() for text in (point.text or "").split(",")]
+
+
+def _to_numbers(tag: str, texts: list[str]) -> list[float]:
+    numbers = parse_numbers(texts)
+    if numbers is None:
+        raise ValueError(f"has a <{tag}> with {texts}; expected numbers.")
+    return numbers
+
+
+def _turn(numbers: list[float]) -> list[float]:
+    _, _, width, height, angle = numbers
+    if width <= 0 or height <= 0:
+        raise ValueError(f"has a turned box of {width:g} x {height:g} pixels; expected more than 0.")
+    if abs(angle) > 2 * math.pi:
+        raise ValueError(f"has the angle {angle:g}; expected radians, from 0 to 6.28.")
+    return turn_box(*numbers)
+
+
+def _simplify(numbers: list[float]) -> list[float]:
+    """Return four points as a quad, others as the box around them. A repeated first point is dropped."""
+    if len(numbers) > 8 and numbers[:2] == numbers[-2:]:
+        numbers = numbers[:-2]
+    if len(numbers) < 6:
+        raise ValueError(f"has a shape of {len(numbers) // 2} points; expected three or more.")
+    return numbers if len(numbers) == 8 else bound_points(numbers)
+
+
+def _parse_hrsc_object(node: ElementTree.Element) -> tuple[str, list[float]]:
+    texts = {name: _find_text(node, name) for name in (*HRSC_EDGES, *HRSC_TURNED)}
+    for names in (HRSC_TURNED, HRSC_EDGES):
+        if any(texts[name] is not None for name in names):
+            numbers = _to_numbers("hrsc_object", [texts[name] or "" for name in names])
+            return "ship", _turn(numbers) if names == HRSC_TURNED else numbers
+    raise ValueError(
+        f"has {[child.tag for child in node]}; it needs {list(HRSC_TURNED)} or {list(HRSC_EDGES)}."
+    )

@@ -4,20 +4,13 @@ from pathlib import Path
 
 import yaml
 
-from .base import (
-    Annotation,
-    find_image,
-    finish_rows,
-    has_words,
-    index_images,
-    list_files,
-    list_lines,
-    make_row,
-    parse_numbers,
-    read_text,
-    try_read_size,
-)
+from .base import Annotation, bound_points, finish_rows, is_concept, make_row, try_read_size
+from .files import list_files, pair_images, parse_numbers, read_text, try_read_lines
 from .skipped import SkipReport
+
+FORM = "`class x y width height`, or `class x1 y1 x2 y2 ...` with three points or more"
+NOT_LABELS = ("classes.txt", "readme")  # beginnings of text files that lie beside the labels
+OUTSIDE = 1.0  # a region may begin so many image sides outside the image; pixels are larger
 
 
 def read_yolo(
@@ -26,81 +19,122 @@ def read_yolo(
     concepts: list[str] | str | Path,
     report: SkipReport | None = None,
 ) -> list[dict]:
-    """Read YOLO text files: `class x y width height`, or `class x1 y1 ... x4 y4`, in shares of the image.
+    """Read YOLO text files, in fractions of the image.
+
+    A line is `class x y width height` (a box about its center), `class x1 y1 ... x4 y4` (an oriented box), or
+    `class x1 y1 x2 y2 ...` with another number of points (a segment, of which the box around it is taken).
 
     Args:
-        annotations: a file, or a folder of files.
-        images: the folder of the images; one without a file in the folder of annotations has no regions.
-        concepts: the names by number, or the file that holds them: `data.yaml`, or text, one name a line.
-        report: takes up what is left out, and says whether a wrong line or image stops the reading.
+        annotations: A file, or a folder of files.
+        images: Folder of the images; see `files.pair_images` for which image belongs to a file. An image
+            without a file has no regions, if another image of its folder has a file.
+        concepts: Names by number, or the file that lists them: `data.yaml`, or text with one name a line.
+        report: Collects what is skipped, and decides whether an error stops the reading.
 
     Returns:
-        One row per image, by name; with `quads` if any of its lines is oriented.
+        One row per image, sorted by path; with `quads` if any of its lines is oriented.
 
     Raises:
-        ValueError: if a line is none of these forms or its class has no name, or an image is missing.
+        ValueError: If a line has another form, its class has no name, or an image is missing.
     """
     report = report or SkipReport()
     names = concepts if isinstance(concepts, list) else read_names(Path(concepts))
-    rows, index = [], index_images(images)
-    files = {path.stem: path for path in list_files(annotations, ".txt") if path.name != "classes.txt"}
-    for stem in sorted(files.keys() | index.keys() if Path(annotations).is_dir() else files):
-        path = files.get(stem, Path(annotations))
-        image = find_image(index, stem, path, report)
-        size = image and try_read_size(image, report)
-        if not size:
+    files = list_files(annotations, [".txt"])
+    if Path(annotations).is_dir():
+        files = [path for path in files if not path.name.lower().startswith(NOT_LABELS)]
+    pairs, unlabelled = pair_images(files, annotations, images, report)
+    labels = {image: path for path, image in pairs.items()}
+    if Path(annotations).is_dir():
+        labels |= dict.fromkeys(_list_backgrounds(unlabelled, set(pairs.values()), report))
+    rows: list[dict | None] = []
+    for image in sorted(labels):
+        path, size = labels[image], try_read_size(image, report)
+        lines = try_read_lines(path, report) if path else []
+        if size is None or lines is None:
             continue
-        lines, regions = list_lines(path, report) if stem in files else [], []
-        if lines is None:
-            continue
-        for place, line in lines:
-            fields = line.split()
-            numbers = parse_numbers(fields[1:])
-            if numbers is None or len(fields) not in (5, 9) or not fields[0].isdecimal():
-                message = f"{place} is {line!r}, not `class x y width height` or `class x1 y1 ... x4 y4`."
-                report.refuse("bad line", f"{message} Mend or drop it.")
-            elif int(fields[0]) >= len(names):
-                message = f"{place} names the class {fields[0]}; there are {len(names)} names, from 0."
-                report.refuse("unknown concept", f"{message} Add it or drop the line.")
-            else:
-                if len(numbers) == 4:
-                    x, y, width, height = numbers
-                    numbers = [x - width / 2, y - height / 2, x + width / 2, y + height / 2]
-                pixels = [number * size[i % 2] for i, number in enumerate(numbers)]
-                kind = "box" if len(numbers) == 4 else "quad"
-                regions.append(Annotation(f"{place}: {kind}", names[int(fields[0])], pixels))
-        rows.append(make_row(image, str(path), regions, report))
+        regions = [_parse_line(place, line, names, size, report) for place, line in lines]
+        source = image.relative_to(images).as_posix()
+        rows.append(make_row(image, source, str(path or image), list(filter(None, regions)), report))
     return finish_rows(rows, annotations, report)
 
 
+def _list_backgrounds(unlabelled: list[Path], labelled: set[Path], report: SkipReport) -> list[Path]:
+    """List images without regions. In a folder without any label file the labels are probably elsewhere."""
+    folders = {image.parent for image in labelled}
+    for folder in sorted({image.parent for image in unlabelled} - folders):
+        count = sum(image.parent == folder for image in unlabelled)
+        message = f"{folder} holds {count} images, none of which has a label file."
+        report.refuse("no labels", f"{message} Give the folder of their labels, or leave these images out.")
+    return [image for image in unlabelled if image.parent in folders]
+
+
+def _parse_line(
+    place: str, line: str, names: list[str], size: tuple[int, int], report: SkipReport
+) -> Annotation | None:
+    fields = line.split()
+    number, numbers = parse_numbers(fields[:1]), parse_numbers(fields[1:])
+    is_class = number is not None and number[0].is_integer() and number[0] >= 0
+    if numbers is None or not is_class or (len(numbers) != 4 and (len(numbers) < 6 or len(numbers) % 2)):
+        report.refuse("bad line", f"{place} is {line!r}, not {FORM}. Correct or remove it.")
+        return None
+    index = int(number[0])
+    if index >= len(names):
+        message = f"{place} has the class {index}, but there are {len(names)} names, counted from 0."
+        report.refuse("unknown concept", f"{message} Add the name, or remove the line.")
+        return None
+    if not -OUTSIDE <= min(numbers) <= max(numbers) <= 1 + OUTSIDE:
+        message = f"{place} is {line!r}; numbers are fractions of the image, from 0 to 1."
+        report.refuse("bad line", f"{message} Divide pixels by width and height.")
+        return None
+    if len(numbers) == 4:
+        x, y, width, height = numbers
+        numbers = [x - width / 2, y - height / 2, x + width / 2, y + height / 2]
+    elif len(numbers) != 8:
+        numbers = bound_points(numbers)
+    kind = "box" if len(numbers) == 4 else "quad"
+    return Annotation(f"{place}: {kind}", names[index], [n * size[i % 2] for i, n in enumerate(numbers)])
+
+
+class _NamesLoader(yaml.SafeLoader):
+    """Reads the names of classes as they are written, and refuses aliases, which can multiply without end."""
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError(f"it has the alias *{self.peek_event().anchor}")
+        return super().compose_node(parent, index)
+
+
+_NamesLoader.add_constructor("tag:yaml.org,2002:int", lambda _, node: str(node.value))  # not 10 for 012
+
+
 def read_names(path: Path) -> list[str]:
-    """Read concept names from the `data.yaml` of a YOLO set, or from a text of one name a line.
+    """Read concept names from the `data.yaml` of a YOLO set, or from a text with one name a line.
 
     Raises:
-        ValueError: if the file holds none, or one that has no words.
+        ValueError: If the file has no names, or a name has no words.
     """
     text = read_text(path)
-    if path.suffix not in (".yaml", ".yml"):
+    if path.suffix.lower() not in (".yaml", ".yml"):
         return _check_names(path, [line.strip() for line in text.splitlines() if line.strip()])
     try:
-        content = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(
-            f"{path} cannot be read as YAML ({error}). Give the data.yaml of a YOLO set."
-        ) from error
+        content = yaml.load(text, Loader=_NamesLoader)
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:  # TypeError: a list as a key
+        message = f"{path} cannot be read as YAML ({error})."
+        raise ValueError(f"{message} Give the data.yaml of a YOLO set, without aliases.") from error
     names = content.get("names") if isinstance(content, dict) else None
-    if isinstance(names, dict) and names.keys() == set(range(len(names))):
-        names = [names[i] for i in range(len(names))]
+    if isinstance(names, dict) and names.keys() == {str(i) for i in range(len(names))}:
+        names = [names[str(i)] for i in range(len(names))]
     if not isinstance(names, list) or not names:
-        raise ValueError(
-            f"{path} has the names {names!r}; they are a list, or numbered from 0. Mend the file."
-        )
+        message = f"{path} has the names {str(names):.200}; expected a list, or names numbered from 0."
+        raise ValueError(f"{message} Correct the file.")
     return _check_names(path, names)
 
 
 def _check_names(path: Path, names: list) -> list[str]:
     for i, name in enumerate(names):
-        if type(name) not in (str, int) or not has_words(str(name)):
-            message = f"{path}: names[{i}] is {name!r}; a name is words or a whole number."
-            raise ValueError(f"{message} Mend it; in YAML put words such as no and null in quotes.")
-    return [str(name) for name in names]
+        if not isinstance(name, str) or not is_concept(name):
+            message = f"{path}: names[{i}] is {str(name)[:200]!r}; a name is words or a whole number."
+            raise ValueError(f"{message} Correct it; in YAML put words such as no and null in quotes.")
+    if not names:
+        raise ValueError(f"{path} holds no names. Write one name a line.")
+    return names

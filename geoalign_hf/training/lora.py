@@ -1,39 +1,55 @@
-"""What of a model is trained: LoRA adapters on its towers, by PEFT, or all but frozen towers.
+"""Prepares a model for training of a part of its weights: LoRA adapters (PEFT), or frozen towers.
 
-In comes a model, out comes the same one adapted, which trains, evaluates and saves as any other does.
+The prepared model is trained, evaluated and saved like any other.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers.hf_argparser import HfArg
 
 TOWERS = ("vision", "text")
-LAYERS = r"(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])"  # of a block
-
-
-def _option(default, what: str):
-    return field(default=default, metadata={"help": what})
+LAYERS = r"(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])"  # the linear layers of a block
 
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """What is trained. Every field says in its help what it is.
+    """The weights that are trained: LoRA adapters on some towers, or everything but some frozen towers.
+
+    The help text of each field describes it.
 
     Raises:
-        ValueError: if a tower is unknown, a number is too low, or towers are frozen beside adapters.
+        ValueError: if a tower is unknown, a number is too low, or `lora` and `freeze` are both set.
     """
 
-    lora: str = _option("", "towers that get LoRA adapters: vision, text or vision,text; all else is frozen")
-    lora_rank: int = _option(16, "of each adapter")
-    lora_alpha: float = _option(32, "what an adapter adds is multiplied by lora_alpha / lora_rank")
-    lora_dropout: float = _option(0.0, "share of an adapter's inputs that is dropped in training")
-    lora_blocks: int | None = _option(None, "the last blocks of each tower that get adapters; default: all")
-    train_projections: bool = _option(False, "with LoRA: also train and save both projections")
-    train_scales: bool = _option(True, "with LoRA: also train and save both logit scales")
-    freeze: str = _option("", "without LoRA: towers that are not trained: vision, text or vision,text")
+    lora: str = HfArg(
+        default="",
+        help="Towers that get LoRA adapters: vision, text or vision,text. Everything else is frozen.",
+    )
+    lora_rank: int = HfArg(default=16, help="Rank of each adapter.")
+    lora_alpha: float = HfArg(
+        default=32, help="Numerator of the factor lora_alpha / lora_rank on an adapter's output."
+    )
+    lora_dropout: float = HfArg(
+        default=0.0, help="Fraction of an adapter's inputs that is dropped in training."
+    )
+    lora_blocks: int | None = HfArg(
+        default=None, help="Number of last blocks of each tower that get adapters. The default is all."
+    )
+    train_projections: bool = HfArg(
+        default=False,
+        help="Training of both projections beside the LoRA adapters, with which they are saved.",
+    )
+    train_scales: bool = HfArg(
+        default=True,
+        help="Training of both logit scales beside the LoRA adapters, with which they are saved.",
+    )
+    freeze: str = HfArg(
+        default="", help="Towers that are not trained, without LoRA: vision, text or vision,text."
+    )
 
     def __post_init__(self):
         for name in ("lora", "freeze"):
@@ -43,20 +59,20 @@ class AdapterConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {low}.")
         if self.lora and self.freeze:
             raise ValueError(
-                f"lora is {self.lora!r} and freeze is {self.freeze!r}, but beside LoRA adapters all is "
-                "frozen as it is. Leave out freeze."
+                f"lora is {self.lora!r} and freeze is {self.freeze!r}, but with LoRA adapters all other "
+                "weights are frozen anyway. Leave out freeze."
             )
 
 
 def split_towers(towers: str, name: str = "lora") -> list[str]:
-    """Split the names of towers.
+    """Split a list of towers into their names.
 
     Args:
-        towers: `vision`, `text`, both with a comma between them, or nothing.
-        name: of the option that they are of, for the message.
+        towers: `vision`, `text`, `vision,text`, or an empty string.
+        name: name of the option, for the message.
 
     Raises:
-        ValueError: if one is unknown or named twice.
+        ValueError: if a tower is unknown or named twice.
 
     Example:
         >>> split_towers("vision,text")
@@ -69,24 +85,24 @@ def split_towers(towers: str, name: str = "lora") -> list[str]:
 
 
 def adapt_model(model: torch.nn.Module, config: AdapterConfig) -> torch.nn.Module:
-    """Give a model LoRA adapters, or freeze its towers, or leave it to be trained as a whole.
+    """Add LoRA adapters to a model or freeze some of its towers, as the configuration says.
 
     Args:
         model: a `GeoAlignCLIPModel`, changed in place.
-        config: what is asked for.
+        config: the weights that are to be trained.
 
     Returns:
-        the model, with adapters as a `PeftModel` round it.
+        The model; with adapters it is wrapped by a `PeftModel`.
 
     Raises:
-        ValueError: if the model has adapters, or fewer blocks than should get them, or projections that are
-            to be trained are quantised.
+        ValueError: if the model already has adapters, a tower has fewer than `lora_blocks` blocks, or the
+            projections are to be trained but are quantized.
     """
     if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
         raise ValueError(
-            "the model has adapters already. To start from them, merge them: "
-            "PeftModel.from_pretrained(base, adapter).merge_and_unload(); to train them further, pass "
-            "PeftModel.from_pretrained(base, adapter, is_trainable=True) to train()."
+            "the model already has adapters. To start from them, merge them by "
+            "PeftModel.from_pretrained(base, adapter).merge_and_unload(). To train them further, pass "
+            "PeftModel.from_pretrained(base, adapter, is_trainable=True) to the trainer."
         )
     for tower in split_towers(config.freeze, "freeze"):
         getattr(model, f"{tower}_model").requires_grad_(False)
@@ -94,17 +110,17 @@ def adapt_model(model: torch.nn.Module, config: AdapterConfig) -> torch.nn.Modul
 
 
 def add_lora(model: torch.nn.Module, config: AdapterConfig) -> PeftModel:
-    """Wrap a model with fresh LoRA adapters, which change nothing until they are trained."""
+    """Wrap a model with fresh LoRA adapters. Its outputs do not change until they are trained."""
     if config.train_projections and not model.visual_projection.weight.is_floating_point():
         raise ValueError(
-            f"train_projections is set, but they are quantised to {model.visual_projection.weight.dtype}. "
-            "Load the model with "
+            f"train_projections is set, but the projections are quantized to "
+            f"{model.visual_projection.weight.dtype}. Load the model with "
             'BitsAndBytesConfig(llm_int8_skip_modules=["visual_projection", "text_projection"]).'
         )
     adapted = get_peft_model(
         model,
         LoraConfig(
-            task_type="FEATURE_EXTRACTION",  # so that AutoPeftModel finds the class of the model
+            task_type="FEATURE_EXTRACTION",  # AutoPeftModel finds the class of the model by it
             r=config.lora_rank,
             lora_alpha=config.lora_alpha,
             lora_dropout=config.lora_dropout,
@@ -117,18 +133,18 @@ def add_lora(model: torch.nn.Module, config: AdapterConfig) -> PeftModel:
         ),
     )
     base = model.name_or_path
-    if base and Path(base).is_dir():  # to be found again from another working directory
+    if base and Path(base).is_dir():  # the adapter must find it from any working directory
         adapted.peft_config["default"].base_model_name_or_path = str(Path(base).resolve())
     return adapted
 
 
 def match_layers(tower: str, depth: int, num_blocks: int | None = None) -> str:
-    r"""Spell which linear layers of a tower get adapters, as PEFT's `target_modules` takes it.
+    r"""Write the regular expression for PEFT's `target_modules` that matches the linear layers of a tower.
 
     Args:
         tower: `vision` or `text`.
-        depth: its blocks.
-        num_blocks: the last of them that get adapters; None: all.
+        depth: number of blocks of the tower.
+        num_blocks: number of last blocks that get adapters; None takes all.
 
     Raises:
         ValueError: if the tower has fewer blocks.
@@ -139,22 +155,24 @@ def match_layers(tower: str, depth: int, num_blocks: int | None = None) -> str:
     """
     num_blocks = num_blocks or depth
     if num_blocks > depth:
-        raise ValueError(f"lora_blocks is {num_blocks}, but the {tower} tower has {depth} blocks. Lower it.")
+        raise ValueError(
+            f"lora_blocks is {num_blocks}, but the {tower} tower has {depth} blocks. Lower lora_blocks."
+        )
     blocks = "|".join(map(str, range(depth - num_blocks, depth)))
     return rf"{tower}_model\.encoder\.layers\.({blocks})\.{LAYERS}"
 
 
 def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
-    """Count the numbers that are trained, and all."""
+    """Count the parameters that are trained, and all parameters."""
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     return sum(size for size, is_trained in sizes if is_trained), sum(size for size, _ in sizes)
 
 
-def describe_share(model: torch.nn.Module) -> str:
-    """Say how much of a model is trained.
+def describe_trained(model: torch.nn.Module) -> str:
+    """Write how many parameters of a model are trained.
 
     Example:
-        >>> describe_share(torch.nn.Linear(3, 1).requires_grad_(False))
+        >>> describe_trained(torch.nn.Linear(3, 1).requires_grad_(False))
         '0 of 4 parameters are trained (0.00 %)'
     """
     trained, total = count_parameters(model)

@@ -1,6 +1,10 @@
 """Laws of words: articles, plurals, numbers."""
 
+import re
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from geoalign_hf.captioning.grammar import (
     CONTEXT,
@@ -10,6 +14,7 @@ from geoalign_hf.captioning.grammar import (
     join_words,
     pluralize,
     spell_concept,
+    write_number,
 )
 
 
@@ -17,14 +22,14 @@ from geoalign_hf.captioning.grammar import (
     ("concepts", "words"),
     [
         (["ship"], "a ship"),
-        (["oil tank", "oil tank"], "2 oil tanks"),
-        (["ship", "bridge", "ship"], "2 ships and a bridge"),
+        (["oil tank", "oil tank"], "two oil tanks"),
+        (["ship", "bridge", "ship"], "two ships and a bridge"),
         (["bridge", "airport", "ship"], "an airport, a bridge and a ship"),
         (["bus", "bus", "bus", "ferry", "ferry", "quay", "quay", "bench", "bench"],
-         "3 buses, 2 benches, 2 ferries and 2 quays"),
+         "three buses, two benches, two ferries and two quays"),
     ],
 )  # fmt: skip
-def test_concepts_are_counted_the_commonest_first(concepts, words):
+def test_concepts_are_counted_the_most_frequent_first(concepts, words):
     assert count_concepts(concepts) == words
 
 
@@ -57,10 +62,26 @@ def test_a_noun_has_its_plural(noun, plural):
     assert pluralize(noun) == plural
 
 
-def test_numbers_are_words_up_to_twenty():
-    assert [count_noun("ship", number) for number in (1, 2, 20, 21)] == [
-        "a ship", "two ships", "twenty ships", "21 ships"
-    ]  # fmt: skip
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(2, "two"), (20, "twenty"), (21, "twenty-one"), (90, "ninety"), (100, "one hundred"),
+     (101, "one hundred and one"), (110, "one hundred and ten"), (999, "nine hundred and ninety-nine"),
+     (1000, "one thousand"), (1001, "one thousand and one"), (1100, "one thousand one hundred"),
+     (123_456, "one hundred and twenty-three thousand four hundred and fifty-six")],
+)  # fmt: skip
+def test_numbers_are_words(number, words):
+    assert count_noun("ship", number) == f"{words} ships"
+
+
+def test_every_number_has_words_of_its_own_and_no_digits():
+    words = [write_number(number) for number in range(3000)]
+    assert len(set(words)) == 3000 and not any(map(re.compile(r"\d|  |^ | $").search, words))
+
+
+@settings(deadline=None)
+@given(st.text())
+def test_spelling_a_concept_twice_changes_nothing(name):
+    assert spell_concept(spell_concept(name)) == spell_concept(name)
 
 
 def test_names_of_files_become_nouns():

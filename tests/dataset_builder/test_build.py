@@ -1,6 +1,7 @@
-"""Laws of the build: the same bytes every time, nothing lost or doubled, all that is left out told."""
+"""The build writes the same bytes every time, loses and doubles nothing, and reports what it skips."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -16,9 +17,13 @@ from huggingface_hub import DatasetCard
 from PIL import Image
 from toy_rows import draw_rows
 
+from geoalign_hf.captioning.balance import find_change, list_contrasts
 from geoalign_hf.data.loading import load_rows
 from geoalign_hf.data.schema import FEATURES
 from geoalign_hf.dataset_builder.build import BuildConfig, build
+from geoalign_hf.dataset_builder.plan import plan_shards, read_shard_rows
+from geoalign_hf.readers.coco import read_coco
+from geoalign_hf.storage import lock_folder
 
 
 def write_coco(folder: Path, rows: list[dict]) -> Path:
@@ -128,7 +133,7 @@ def test_the_statistics_are_those_of_the_rows(built):
     )
     assert statistics["negative_kinds"] == kinds and statistics["num_hard_negatives"] == kinds.total()
     assert statistics["num_phrases"] == len({phrase for row in rows for phrase in row["phrases"]})
-    assert statistics["left_out"] == {}
+    assert statistics["skipped"] == {}
 
 
 def test_the_card_carries_counts_and_licence(built):
@@ -136,28 +141,55 @@ def test_the_card_carries_counts_and_licence(built):
     card = DatasetCard.load(Path(config.output, "README.md"))
     assert card.data.license == "other" and card.data.license_name == "toy terms"
     assert card.data.license_link == "https://example.org" and card.data.pretty_name == "toy"
-    assert f"14 rows with\n{statistics['num_regions']} regions" in card.text
+    assert f"14 rows with {statistics['num_regions']} regions" in card.text
     for name, number in statistics["concepts"].items():
         assert f"| {name} | {number} |" in card.text
     assert "toy terms (https://example.org)" in card.text
     assert Image.open(Path(config.output, "contact_sheet.png")).width == 1200
+    assert not Path(config.output, "contact_sheet_2.png").exists()  # three rows fit on one page
 
 
-def test_a_build_that_is_done_is_not_done_again(built):
+def test_a_complete_build_is_not_repeated(built):
     config, statistics = built
     before = {path: path.stat().st_mtime_ns for path in Path(config.output).rglob("*.parquet")}
     assert build(config) == statistics
     assert {path: path.stat().st_mtime_ns for path in Path(config.output).rglob("*.parquet")} == before
 
 
-def test_another_seed_gives_other_words_for_the_same_boxes(built, tmp_path):
+def test_another_seed_gives_other_text_for_the_same_boxes(built, tmp_path):
     config, _ = built
     build(replace(config, output=str(tmp_path / "rows"), seed=1))
     first, second = (load_dataset(path, split="train") for path in (config.output, str(tmp_path / "rows")))
     assert first["boxes"][:] == second["boxes"][:] and first["phrases"][:] != second["phrases"][:]
 
 
-def test_large_pictures_become_tiles_that_name_their_window(config, drawn):
+def count_contrasts(rows, key) -> Counter:
+    contrasts = list_contrasts(rows.remove_columns("image").to_list())
+    return Counter((contrast.kind, *key(contrast)) for contrast in contrasts)
+
+
+@pytest.mark.parametrize(
+    ("split", "negatives", "key"),
+    [("train", "matched", lambda c: find_change(c.right, c.wrong)), ("test", "balanced", lambda c: c[-2:])],
+)
+def test_by_default_hard_negatives_are_exchanged_equally_often(config, split, negatives, key):
+    statistics = build(replace(config, split=split, images_per_shard=14))
+    pairs = count_contrasts(load_rows(config.output, split), key)
+    assert pairs and all(pairs[kind, wrong, right] == n for (kind, right, wrong), n in pairs.items())
+    assert statistics["negatives"] == negatives
+    kept = sum(counts["kept"] for counts in statistics["negative_balance"].values())
+    assert kept == pairs.total() == statistics["num_hard_negatives"]
+    assert split == "train" or statistics["text_only_baseline"]["accuracy"] == 0.5
+
+
+def test_images_in_false_colours_get_no_words_of_colour(config):
+    build(replace(config, false_colour=True))
+    for row in load_rows(config.output).remove_columns("image"):
+        texts = [*row["captions"], row["description"], *row["phrases"], *sum(row["hard_negatives"], [])]
+        assert not re.search(r"\b(white|red|green|blue|yellow)\b", " ".join(texts))
+
+
+def test_large_images_become_tiles_that_name_their_window(config, drawn):
     build(replace(config, tile=128, overlap=32))
     rows = load_rows(config.output)
     assert {len(row["window"]) for row in rows} == {4}
@@ -165,11 +197,11 @@ def test_large_pictures_become_tiles_that_name_their_window(config, drawn):
         source = drawn[int(Path(row["source"]).stem)]["image"]
         assert row["image"].tobytes() == source.crop(row["window"]).tobytes()
     report = [json.loads(line) for line in Path(config.output, "report.jsonl").read_text().splitlines()]
-    num_empty = sum(entry["kind"] == "no words" for entry in report)
+    num_empty = sum(entry["kind"] == "no text" for entry in report)
     assert num_empty and len(rows) + num_empty > 14
 
 
-def test_a_model_words_the_rows_and_its_raw_answers_stay(drawn, tiny_pipeline, tmp_path):
+def test_a_model_writes_the_text_and_its_raw_answers_are_kept(drawn, tiny_pipeline, tmp_path):
     (tmp_path / "source").mkdir()
     coco = write_coco(tmp_path / "source", [row for row in drawn if len(row["boxes"]) == 1][:1])
     tiny_pipeline.model.save_pretrained(tmp_path / "model")
@@ -182,8 +214,8 @@ def test_a_model_words_the_rows_and_its_raw_answers_stay(drawn, tiny_pipeline, t
     last = {entry["granularity"]: entry["answer"] for entry in answers}
     (row,) = load_rows(output)
     assert (row["captions"][0] == last["caption"]) == (last["caption"] is not None)
-    assert statistics["left_out"].get("no usable answer", 0) == list(last.values()).count(None)
-    assert f"by the model {tmp_path / 'model'}" in (output / "README.md").read_text()
+    assert statistics["skipped"].get("no usable answer", 0) == list(last.values()).count(None)
+    assert f"The model {tmp_path / 'model'} wrote" in (output / "README.md").read_text()
 
 
 # Processes and kills
@@ -201,14 +233,14 @@ def test_the_command_makes_the_same_bytes_in_other_processes_and_prints_what_it_
     statistics = built[1]
     assert re.fullmatch(
         rf"{re.escape(config.output)}: 14 rows, {statistics['num_regions']} regions of 5 concepts, "
-        rf"{statistics['num_hard_negatives']} hard negatives; left out: nothing; \d+ s\n",
+        rf"{statistics['num_hard_negatives']} hard negatives; skipped: nothing; \d+ s\n",
         result.stdout,
     )
     assert "14 images," in result.stderr
 
 
-def test_what_a_killed_build_left_is_taken_up(built, config, coco):
-    """A shard that is there stays; half a shard, and a shard that is not there, are made."""
+def test_an_interrupted_build_continues_and_removes_no_file_of_the_user(built, config, coco):
+    """A finished shard is kept. A half-written shard and a missing shard are built."""
     alone = replace(built[0], output=config.output, coco=str(coco))
     build(alone)
     output = Path(config.output)
@@ -216,19 +248,21 @@ def test_what_a_killed_build_left_is_taken_up(built, config, coco):
     shards = sorted((output / "data").iterdir())
     (output / ".build").mkdir()
     for i in range(4):
-        (output / ".build" / f"{i:05d}.json").write_text('{"left_out": [], "overlaps": []}')
+        (output / ".build" / f"{i:05d}.json").write_text('{"skipped": [], "overlaps": [], "balance": {}}')
     shards[1].unlink()
-    (output / "data" / f"{shards[1].name}.99.partial").write_bytes(shards[0].read_bytes()[:100])
+    (output / "data" / f".{shards[1].name}.partial").write_bytes(shards[0].read_bytes()[:100])
+    (output / "notes.partial").write_text("the user's own")
     kept = shards[0].stat().st_mtime_ns
     build(alone)
     assert read_shards(config.output) == read_shards(built[0].output)
+    assert (output / "notes.partial").read_text() == "the user's own"
     assert shards[0].stat().st_mtime_ns == kept
     assert not (output / ".build").exists()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [1, 2])
-def test_a_build_killed_ten_times_is_that_of_one_that_never_was(num_workers, tmp_path):
+def test_a_build_killed_ten_times_equals_one_that_was_never_killed(num_workers, tmp_path):
     (tmp_path / "source").mkdir()
     coco = write_coco(tmp_path / "source", draw_rows(60, seed=2))
     whole = BuildConfig(output=str(tmp_path / "whole"), coco=str(coco), images_per_shard=2)
@@ -253,7 +287,7 @@ def test_a_build_killed_ten_times_is_that_of_one_that_never_was(num_workers, tmp
     assert not list(tmp_path.rglob("*.partial"))
 
 
-# What is left out
+# What is skipped
 
 
 def test_a_corrupt_image_stops_the_build_by_name(config, coco):
@@ -263,45 +297,44 @@ def test_a_corrupt_image_stops_the_build_by_name(config, coco):
         build(config)
 
 
-def test_a_corrupt_image_is_left_out_and_told_where_that_is_asked_for(config, coco):
+def test_a_corrupt_image_can_be_skipped_and_is_reported(config, coco):
     path = coco.parent / "5.png"
     path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(ValueError, match="'5.png' cannot be decoded"):
         build(config)  # and then goes on
     statistics = build(replace(config, on_error="skip"))
-    assert statistics["num_rows"] == 13 and statistics["left_out"] == {"bad image": 1}
+    assert statistics["num_rows"] == 13 and statistics["skipped"] == {"bad image": 1}
     (entry,) = [json.loads(line) for line in Path(config.output, "report.jsonl").read_text().splitlines()]
     assert entry["kind"] == "bad image" and "'5.png'" in entry["message"]
 
 
-def test_a_build_of_no_rows_says_what_was_left_out(config, coco):
+def test_a_build_without_rows_says_what_was_skipped(config, coco):
     """A corrupt image has a whole header, so that only its decoding fails."""
     for path in coco.parent.glob("*.png"):
         path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(
         ValueError,
-        match=rf"^{re.escape(config.output)}: no row is left of 14 images; left out: {{'bad image': 14}} "
-        r"\(the first: the image of row '0\.png' cannot be decoded .*\)\. Mend the sources or the settings, "
-        r"then delete the folder or give another --output\.$",
+        match=rf"^{re.escape(config.output)}: no row remains of 14 images; skipped: {{'bad image': 14}} "
+        r"\(the first: the image of row '0\.png' cannot be decoded .*--output",
     ):
         build(replace(config, on_error="skip"))
     assert not Path(config.output, "README.md").exists()
 
 
-def test_images_of_an_evaluation_set_are_left_out(config, drawn, tmp_path):
+def test_images_of_an_evaluation_set_are_skipped(config, drawn, tmp_path):
     (tmp_path / "eval").mkdir()
     drawn[3]["image"].transpose(Image.Transpose.ROTATE_90).save(tmp_path / "eval" / "a.jpg", quality=60)
     config = replace(config, eval_images=[str(tmp_path / "eval")])
     statistics = build(config)
-    assert statistics["num_rows"] == 13 and statistics["left_out"] == {"evaluated on": 1}
+    assert statistics["num_rows"] == 13 and statistics["skipped"] == {"in an evaluation set": 1}
     assert "3.png" not in list(load_rows(config.output)["source"])
-    assert json.loads(Path(config.output, "leakage.json").read_text())[0]["row"] == "3.png"
+    assert json.loads(Path(config.output, "leakage.jsonl").read_text())["row"] == "3.png"
     assert f"| {tmp_path / 'eval'} | 1 | 0 | 0 | 1 | 0 |" in Path(config.output, "README.md").read_text()
     kept = build(replace(config, leaks="keep", output=str(tmp_path / "kept")))
-    assert kept["num_rows"] == 14 and len(json.loads((tmp_path / "kept" / "leakage.json").read_text())) == 1
+    assert kept["num_rows"] == 14 and len((tmp_path / "kept" / "leakage.jsonl").read_text().splitlines()) == 1
 
 
-def test_captions_of_an_evaluation_set_are_left_out_of_their_rows(drawn, tmp_path):
+def test_captions_of_an_evaluation_set_are_removed_from_their_rows(drawn, tmp_path):
     for i in (0, 1):
         drawn[i]["image"].save(tmp_path / f"{i}.png")
     sentences = [["a quiet place .", "many boats"], ["A quiet place"]]
@@ -317,10 +350,48 @@ def test_captions_of_an_evaluation_set_are_left_out_of_their_rows(drawn, tmp_pat
     )  # fmt: skip
     statistics = build(config)
     assert list(load_rows(config.output)["captions"]) == [["many boats"]]
-    assert statistics["left_out"] == {"evaluated on": 2, "no words": 1}
+    assert statistics["skipped"] == {"in an evaluation set": 2, "no text": 1}
 
 
 # What does not fit
+
+
+def test_a_second_build_in_the_same_folder_is_refused_with_the_process_that_holds_it(config):
+    with lock_folder(config.output), pytest.raises(RuntimeError, match=rf"{config.output}.*{os.getpid()}"):
+        build(config)
+    build(config)
+
+
+def test_a_built_test_set_is_what_evaluation_reads_by_default(config, drawn, tmp_path):
+    build(replace(config, split="test"))
+    assert [path.name[:5] for path in Path(config.output, "data").iterdir()] == ["test-"] * 4
+    for default in ("train", "test"):
+        assert len(load_rows(config.output, default_split=default)) == 14
+    (Path(config.output, "data") / "other-00000-of-00001.parquet").write_bytes(
+        next(Path(config.output, "data").iterdir()).read_bytes()
+    )
+    assert len(load_rows(config.output, default_split="test")) == 14
+    with pytest.raises(ValueError, match=r"no split 'train'.*'test'"):
+        load_rows(config.output)
+
+
+def test_shards_are_limited_in_bytes_and_large_images_have_their_own(coco, tmp_path):
+    rows = read_coco(coco)
+    sizes = [Path(row["image"]).stat().st_size for row in rows]
+    plan = plan_shards(rows, tmp_path / "plan", 100, max(sizes) - 1)
+    shards = [list(read_shard_rows(tmp_path / "plan", index)) for index in range(plan.num_shards)]
+    assert [row for shard in shards for _, row in shard] == rows
+    assert [number for shard in shards for number, _ in shard] == list(range(len(rows)))
+    for shard in shards:
+        assert len(shard) == 1 or sum(sizes[number] for number, _ in shard) < max(sizes)
+
+
+def test_pillows_limit_is_lifted_only_for_scenes_that_are_cut_into_tiles(config, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 9000)
+    with pytest.raises(ValueError, match="'0.png' cannot be decoded"):
+        build(config)
+    assert build(replace(config, output=f"{config.output}2", tile=128, overlap=32))["num_rows"]
+    assert Image.MAX_IMAGE_PIXELS == 9000
 
 
 def test_a_folder_of_another_build_is_refused(config):
@@ -349,8 +420,8 @@ def test_a_folder_of_something_else_is_refused(config, tmp_path):
         ({"coco": None, "voc": "x"}, "--voc is given without --images. Give both."),
         ({"coco": None, "yolo": "x", "images": "x"},
          "--yolo is given without --concepts. Give both."),
-        ({"drop_difficult": True},
-         "--drop_difficult has no effect on --coco; it goes with ['dota', 'voc']. Omit it."),
+        ({"counts_from_one": True},
+         "--counts_from_one has no effect on --coco; it goes with ['voc']. Omit it."),
         ({"tile": 100}, "overlap is 128, but tiles have 100 pixels a side. Choose 0 <= overlap < side."),
         ({"leaks": "ignore"}, "--leaks is 'ignore'. Choose skip or keep."),
         ({"num_workers": 0}, "--num_workers is 0. Give 1 or more."),

@@ -1,4 +1,4 @@
-"""Laws of the leakage check: copies are found however they were saved or turned, other images are not."""
+"""Laws of the leakage check: copies are found however they were saved or oriented, other images are not."""
 
 import io
 import json
@@ -15,8 +15,8 @@ from geoalign_hf.dataset_builder.leakage import (
     collect_set,
     collect_sets,
     find_overlaps,
-    hash_look,
-    list_turns,
+    hash_appearance,
+    list_orientations,
     write_table,
 )
 
@@ -43,23 +43,23 @@ def test_the_same_pixels_are_the_same_image_whatever_their_file(images, evaluati
         assert evaluation.find_image(image.convert("RGBA")) == ("same image", f"{i}.png")
 
 
-def test_a_copy_is_found_resized_compressed_turned_and_mirrored(images, evaluation):
+def test_a_copy_is_found_resized_compressed_rotated_and_mirrored(images, evaluation):
     for i, image in enumerate(images[:30]):
-        turned = list_turns(image)[i % 8]
-        assert evaluation.find_image(save_again(turned, 0.6, 40)) == ("similar image", f"{i}.png")
+        oriented = list_orientations(image)[i % 8]
+        assert evaluation.find_image(save_again(oriented, 0.6, 40)) == ("similar image", f"{i}.png")
 
 
 def test_other_images_are_not_found(images, evaluation):
     assert [evaluation.find_image(image) for image in images[30:]] == [None] * 30
 
 
-def test_an_image_may_lie_in_eight_ways():
+def test_an_image_has_eight_orientations():
     image = Image.fromarray(np.arange(12, dtype=np.uint8).reshape(3, 4) * 20)
-    assert len({(turned.size, turned.tobytes()) for turned in list_turns(image)}) == 8
+    assert len({(oriented.size, oriented.tobytes()) for oriented in list_orientations(image)}) == 8
 
 
-def test_a_flat_image_looks_like_no_other():
-    assert hash_look(Image.new("RGB", (50, 50), (30, 60, 90))) is None
+def test_an_image_without_contrast_is_similar_to_no_other():
+    assert hash_appearance(Image.new("RGB", (50, 50), (30, 60, 90))) is None
     flat = collect_set("flat", [("a.png", Image.new("RGB", (50, 50)))])
     assert flat.find_image(Image.new("RGB", (50, 50))) == ("same image", "a.png")
     assert flat.find_image(Image.new("RGB", (50, 51))) is None
@@ -106,7 +106,7 @@ def test_the_command_prints_the_table_and_writes_the_list(images, tmp_path):
         sys.executable,
         "-m",
         "geoalign_hf.dataset_builder.leakage",
-        "--rows",
+        "--dataset",
         tmp_path / "rows",
         "--output",
         "found.json",

@@ -1,4 +1,4 @@
-"""Laws of concepts: their words, and the bank."""
+"""Laws of concept embeddings: templates, and the bank."""
 
 import json
 from inspect import signature
@@ -69,7 +69,7 @@ def test_a_bank_is_built_without_gradients_and_in_float32(model, processor):
     assert bank.embeds.dtype == torch.float32 and not bank.embeds.requires_grad
 
 
-def test_saved_and_loaded_a_bank_has_equal_bits(bank, tmp_path):
+def test_a_loaded_bank_equals_the_saved_one(bank, tmp_path):
     odd = ConceptBank(
         ["Schiff, größer", 'a "quoted" 船', "", *CONCEPTS[:2]], bank.embeds, ("{} {{}}", "ü {}")
     )
@@ -112,7 +112,7 @@ def test_an_empty_name_is_refused(model, processor):
         ConceptBank.build(model, processor, ["ship", " "])
 
 
-def test_a_template_without_its_place_is_refused(model, processor):
+def test_a_template_without_braces_is_refused(model, processor):
     with refuses("templates[1] = 'a ship'", "{}"):
         ConceptBank.build(model, processor, ["ship"], ("a {}", "a ship"))
 
@@ -120,13 +120,13 @@ def test_a_template_without_its_place_is_refused(model, processor):
 # Words
 
 
-def test_every_set_holds_different_templates_with_one_place_each():
+def test_every_set_has_different_templates_with_one_pair_of_braces_each():
     for name, templates in TEMPLATE_SETS.items():
         assert len(set(templates)) == len(templates), name
         assert all(template.count("{}") == 1 and template.format("x") for template in templates), name
 
 
-def test_the_sets_are_those_that_their_names_promise():
+def test_the_template_sets_have_the_documented_content():
     assert TEMPLATE_SETS["geoalign"] == CONCEPT_TEMPLATES
     assert TEMPLATE_SETS["clip"] == ("This is a photo of {}.",)
     assert TEMPLATE_SETS["skyscript"] == ("a satellite photo of {}.", "a satellite image of {}")
@@ -134,12 +134,12 @@ def test_the_sets_are_those_that_their_names_promise():
     assert {"a satellite photo of a {}.", "{} in an aerial image."} < set(TEMPLATE_SETS["overhead"])
 
 
-def test_the_default_of_transformers_pipeline_is_the_set_called_clip():
+def test_the_set_clip_is_the_default_of_the_pipeline_of_transformers():
     preprocess = signature(ZeroShotImageClassificationPipeline.preprocess)
     assert (preprocess.parameters["hypothesis_template"].default,) == TEMPLATE_SETS["clip"]
 
 
-def test_templates_are_chosen_by_name_or_given():
+def test_templates_are_resolved_by_name_or_passed_through():
     assert resolve_templates("skyscript") == TEMPLATE_SETS["skyscript"]
     assert resolve_templates(["a {}"]) == ("a {}",)
 

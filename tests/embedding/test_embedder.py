@@ -1,4 +1,4 @@
-"""Laws of embedding for the evaluation: any CLIP, any source of regions, the same vectors by every way."""
+"""Laws of the Embedder: any CLIP and any region source give the vectors that the model gives itself."""
 
 from types import SimpleNamespace
 
@@ -32,7 +32,7 @@ def stock(built):
 # Any model
 
 
-def test_a_stock_clip_with_our_weights_embeds_as_ours_does(built, stock, toy_rows):
+def test_a_stock_clip_with_the_same_weights_gives_the_same_embeddings(built, stock, toy_rows):
     squares = [row["image"].resize((96, 96)) for row in toy_rows]  # of which it crops nothing
     texts = ["a small red ship", "a road"]
     ours, theirs = Embedder(*built), Embedder(*stock)
@@ -43,7 +43,7 @@ def test_a_stock_clip_with_our_weights_embeds_as_ours_does(built, stock, toy_row
     assert theirs.describe()["dense_mode"] is None
 
 
-def test_an_adapter_that_has_learnt_nothing_changes_no_embedding(model, built, rows, processor):
+def test_a_fresh_adapter_changes_no_embedding(model, built, rows, processor):
     adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj", "v_proj"], r=2))
     one, other = Embedder(*built), Embedder(adapted, processor)
     torch.testing.assert_close(one.embed_regions(rows), other.embed_regions(rows), atol=1e-6, rtol=0)
@@ -55,7 +55,7 @@ def test_an_adapter_that_has_learnt_nothing_changes_no_embedding(model, built, r
         torch.testing.assert_close(ours, theirs)
 
 
-def test_a_stock_clip_embeds_crops_of_regions_and_refuses_what_it_cannot_do(stock, rows):
+def test_a_stock_clip_embeds_regions_as_crops_only(stock, rows):
     embedder = Embedder(*stock)
     embeds = embedder.embed_regions(rows, "crop")
     assert embeds.shape == (sum(map(len, rows["boxes"])), 32)
@@ -67,12 +67,12 @@ def test_a_stock_clip_embeds_crops_of_regions_and_refuses_what_it_cannot_do(stoc
         next(embedder.embed_patches(rows["image"]))
 
 
-def test_what_embeds_nothing_is_refused(processor):
+def test_a_model_without_embedding_methods_is_refused(processor):
     with refuses("Linear has neither embed_images nor get_image_features", kind=TypeError):
         Embedder(torch.nn.Linear(2, 2), processor)
 
 
-def test_a_model_in_half_precision_embeds_nearly_as_in_full(model, built, rows, processor):
+def test_half_precision_gives_nearly_the_same_embeddings(model, built, rows, processor):
     half = Embedder(model.to(torch.bfloat16), processor)
     for ours, halved in (
         (Embedder(*built).embed_regions(rows), half.embed_regions(rows)),
@@ -94,7 +94,7 @@ def test_embeddings_do_not_depend_on_the_batch(built, rows, batch_size):
         torch.testing.assert_close(embedder.embed_images(rows["image"]), model.embed_images(**pixels))
 
 
-def test_paths_and_pictures_embed_alike(built, toy_rows, tmp_path):
+def test_a_path_and_its_image_give_the_same_embedding(built, toy_rows, tmp_path):
     toy_rows[0]["image"].save(tmp_path / "a.png")
     embedder = Embedder(*built)
     assert torch.equal(
@@ -111,7 +111,7 @@ def test_texts_come_back_in_their_order_and_equal_ones_get_equal_bits(built):
         torch.testing.assert_close(embedder.embed_text([text])[0], embed, atol=1e-6, rtol=0)
 
 
-def test_texts_that_are_too_long_are_cut_and_counted(built):
+def test_texts_that_are_too_long_are_truncated_and_counted(built):
     embedder = Embedder(*built)
     long = "ship " * 200
     cut = embedder.embed_text([long, long + "road", "a ship"])
@@ -127,7 +127,7 @@ def test_concepts_embed_as_in_the_concept_bank(built):
     torch.testing.assert_close(embeds, bank.embeds, atol=1e-6, rtol=0)
 
 
-def test_a_concept_named_twice_and_a_template_without_its_place_are_refused(built):
+def test_a_repeated_concept_and_a_template_without_braces_are_refused(built):
     with refuses("['ship']", "more than once"):
         Embedder(*built).embed_concepts(["ship", "road", "ship"], ("a {}",))
     with refuses("templates[1] = 'a ship'", "{}"):
@@ -135,7 +135,7 @@ def test_a_concept_named_twice_and_a_template_without_its_place_are_refused(buil
 
 
 @pytest.mark.parametrize("image_size", [64, 96])
-def test_images_are_prepared_at_the_size_that_is_asked_for(built, stock, rows, image_size):
+def test_images_are_prepared_at_the_given_size(built, stock, rows, image_size):
     for model, processor in (built, stock):
         embedder = Embedder(model, processor, image_size)
         assert embedder._prepare([rows[0]["image"]])["pixel_values"].shape[-2:] == (image_size, image_size)
@@ -170,7 +170,7 @@ def test_a_crop_is_the_window_embedded_as_an_image(built, toy_rows, rows):
     )
 
 
-def test_both_ranks_as_the_mean_of_the_scores_of_image_and_crop(built, rows):
+def test_the_source_both_ranks_as_the_mean_of_image_and_crop_scores(built, rows):
     embedder = Embedder(*built)
     concepts = embedder.embed_concepts(["ship", "road", "airplane", "storage tank"], ("a {}", "one {}"))
     image, crop, both = (
@@ -186,7 +186,7 @@ def test_a_box_partly_outside_its_image_is_embedded_by_every_source(built):
         assert Embedder(*built).embed_regions(rows, source).shape == (1, 32)
 
 
-def test_the_mean_over_several_views_is_taken_of_unit_vectors_and_normalised(built, rows):
+def test_several_views_give_the_renormalised_mean_of_their_embeddings(built, rows):
     embedder = Embedder(*built)
     parts = [embedder.embed_regions(rows, "window", context) for context in (1.5, 2.0, 4.0)]
     expected = normalize(torch.stack(parts).mean(dim=0), dim=-1)
@@ -239,6 +239,35 @@ def test_sizes_below_one_are_refused(built):
             Embedder(*built, **options)
 
 
+@pytest.mark.parametrize("source", ["image", "window", "crop", "both"])
+@pytest.mark.parametrize(
+    "box",
+    [[300, 10, 320, 20], [-9, 0, -1, 5], [5, 5, 5, 9], [5, 5, 9, float("nan")], [1, 2, 3], [0, 90, 9, 80]],
+)
+def test_a_box_that_is_not_a_box_of_its_image_is_refused_by_every_source(built, source, box):
+    row = {"image": Image.new("RGB", (100, 80)), "boxes": [[0, 0, 9, 9], box]}
+    embedder = Embedder(*built)
+    for embed in (embedder.embed_regions, embedder.embed_rows):
+        with refuses("rows[1]['boxes'][1]"):
+            embed([row | {"boxes": []}, row], source)
+
+
+def test_a_model_of_nan_embeds_nothing(model, processor, rows):
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(float("nan"))
+    embedder = Embedder(model, processor)
+    for embed in (
+        lambda: embedder.embed_images([rows[0]["image"]]),
+        lambda: embedder.embed_text(["a ship"]),
+        lambda: embedder.embed_concepts("ship"),
+        lambda: embedder.embed_regions(rows),
+        lambda: embedder.embed_rows([rows[0]]),
+    ):
+        with refuses("NaN", "number 0"):
+            embed()
+
+
 def test_views_hold_one_image_or_one_window_each():
     row = {"image": Image.new("RGB", (300, 200)), "boxes": [[100, 60, 120, 70], [10, 10, 110, 60]]}
     empty = row | {"boxes": []}
@@ -249,7 +278,7 @@ def test_views_hold_one_image_or_one_window_each():
     assert second["image"].size == (300, 200) and second["boxes"] == [[10, 10, 110, 60]]
 
 
-def test_the_usual_context_depends_on_the_source():
+def test_the_default_context_depends_on_the_source():
     usual = {source: resolve_context(source, None) for source in ("image", "window", "crop", "both")}
     assert usual == {"image": None, "window": 3.0, "crop": 1.5, "both": 1.5}
     assert resolve_context("crop", 1.0) == 1.0 and resolve_context("image", 2.0) is None
@@ -290,7 +319,9 @@ def test_windows_are_those_worked_out_by_hand():
 
 
 @pytest.mark.parametrize("was_training", [True, False])
-def test_the_model_is_in_evaluation_mode_and_then_as_it_was(model, processor, rows, was_training):
+def test_the_model_is_in_evaluation_mode_during_a_call_and_restored_afterwards(
+    model, processor, rows, was_training
+):
     model.train(was_training)
     modes = []
     for tower in (model.vision_model, model.text_model):
@@ -303,7 +334,7 @@ def test_the_model_is_in_evaluation_mode_and_then_as_it_was(model, processor, ro
     assert len(modes) == 4 and not any(modes) and model.training == was_training
 
 
-def test_a_failing_forward_leaves_the_model_as_it_was(model, processor):
+def test_the_mode_of_the_model_is_restored_after_an_error(model, processor):
     model.train()
     model.embed_text = lambda **inputs: SimpleNamespace()["nothing"]
     with pytest.raises(TypeError):

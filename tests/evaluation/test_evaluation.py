@@ -1,4 +1,4 @@
-"""Laws of the evaluation: scores worked out by hand on painted answers, true protocols, saved embeddings."""
+"""Laws of the evaluators: scores worked out by hand on painted answers, protocols, saved embeddings."""
 
 import json
 
@@ -22,7 +22,7 @@ from geoalign_hf.evaluation.drift import EmbeddingDriftEvaluator
 from geoalign_hf.evaluation.evaluator import Evaluator
 from geoalign_hf.evaluation.hard_negatives import HardNegativeEvaluator
 from geoalign_hf.evaluation.localization import LocalizationEvaluator
-from geoalign_hf.evaluation.metrics.scores import score_regions
+from geoalign_hf.evaluation.metrics.classification import score_regions
 from geoalign_hf.evaluation.results import write_metrics
 from geoalign_hf.evaluation.retrieval import CaptionRetrievalEvaluator, PhraseRetrievalEvaluator
 from geoalign_hf.model.processing_geoalign_clip import CONCEPT_TEMPLATES
@@ -82,14 +82,22 @@ def test_every_evaluator_gives_its_primary_metric_and_its_protocol_by_either_cal
             evaluator(built[0])
 
 
-def test_texts_that_were_cut_are_counted_by_evaluation_and_not_by_embedder(built, toy_rows):
+def test_a_model_of_nan_gets_no_scores(model, processor, rows):
+    with torch.no_grad():
+        model.visual_projection.weight[0, 0] = float("nan")
+    for evaluator in build_evaluators(rows):
+        with refuses("NaN"):
+            evaluator(model, processor)
+
+
+def test_truncated_texts_are_counted_per_evaluation_even_with_a_shared_embedder(built, toy_rows):
     embedder = Embedder(*built)
     long = build_rows([row | {"captions": ["ship " * 100]} for row in toy_rows])
     for evaluator, num_cut in ((CaptionRetrievalEvaluator(long), 1), (PhraseRetrievalEvaluator(long), 0)):
         assert evaluator(embedder)["protocol"]["num_cut_texts"] == num_cut
 
 
-def test_options_are_checked_before_a_model_is_there(rows):
+def test_options_are_checked_when_the_evaluator_is_built(rows):
     for options, facts in (
         ({"region_source": "roi"}, ["'roi'", "window"]),
         ({"context": 0.5}, ["0.5"]),
@@ -98,6 +106,8 @@ def test_options_are_checked_before_a_model_is_there(rows):
     ):
         with refuses(*facts):
             PhraseRetrievalEvaluator(rows, **options)
+    with refuses("names is the string 'ab'"):
+        SceneClassificationEvaluator(list(rows["image"])[:2], "ab")
     with refuses("captions"):
         CaptionRetrievalEvaluator(rows.remove_columns("captions"))
     with refuses("arrays_path", "start"):
@@ -125,7 +135,7 @@ def test_painted_regions_score_as_worked_out_by_hand(painter, region_source):
     }
 
 
-def test_a_crop_sees_the_middle_of_its_box(painter):
+def test_a_crop_is_centered_on_its_box(painter):
     row = paint_row((300, 200), [((100, 50, 150, 100), "green", "green"), ((10, 10, 40, 40), "red", "blue")])
     scores = RegionClassificationEvaluator(build_rows([row]), list(COLOURS), region_source="crop", context=1)(
         *painter
@@ -134,7 +144,7 @@ def test_a_crop_sees_the_middle_of_its_box(painter):
     assert scores["confusion"] == [[0, 0, 1], [0, 1, 0], [0, 0, 0]]
 
 
-def test_concepts_left_out_are_those_of_the_rows_by_alphabet(model, processor, rows):
+def test_the_default_concepts_are_those_of_the_rows_in_alphabetical_order(model, processor, rows):
     scores = RegionClassificationEvaluator(rows)(model, processor)
     concepts = ["airplane", "road", "ship", "storage tank", "tennis court"]
     assert scores["protocol"]["concepts"] == concepts
@@ -190,7 +200,7 @@ def test_the_protocol_says_how_the_scores_were_made(model, processor, rows, regi
     }
 
 
-def test_a_set_of_templates_is_named_or_given(model, processor, rows):
+def test_a_template_set_given_by_name_equals_its_templates(model, processor, rows):
     by_name = RegionClassificationEvaluator(rows, templates="skyscript")(model, processor)
     given = RegionClassificationEvaluator(rows, templates=TEMPLATE_SETS["skyscript"])(model, processor)
     assert by_name == given
@@ -213,14 +223,14 @@ def test_images_are_encoded_at_the_size_that_the_protocol_names(
     assert scores["protocol"]["image_size"] == size and sizes == {(size, size)}
 
 
-def test_a_refusal_leaves_the_model_as_it_was(model, processor, rows):
+def test_a_refusal_does_not_change_the_mode_of_the_model(model, processor, rows):
     model.train()
     with refuses("the rows hold the concepts"):
         RegionClassificationEvaluator(rows, ["ship"])(model, processor)
     assert model.training
 
 
-def test_a_concept_that_is_not_among_those_asked_for_is_refused(painter):
+def test_rows_with_a_concept_that_is_not_a_choice_are_refused(painter):
     with refuses("['blue', 'green']", "['red']"):
         RegionClassificationEvaluator(paint_rows(), ["red"])(*painter)
 
@@ -254,7 +264,7 @@ def test_painted_scenes_score_as_worked_out_by_hand(painter):
     assert protocol["renamed"] == {"Blue_sea": "blue sea", "Green": "green", "Red": "red"}
 
 
-def test_a_renamed_concept_is_asked_for_by_its_other_name(painter):
+def test_a_renamed_concept_is_embedded_by_its_other_name(painter):
     images = [paint((64, 64), ((0, 0, 64, 64), colour)) for colour in ("red", "blue")]
     scores = SceneClassificationEvaluator(
         images, ["Mars", "Ocean"], renamed={"Mars": "red", "Ocean": "blue"}
@@ -262,7 +272,7 @@ def test_a_renamed_concept_is_asked_for_by_its_other_name(painter):
     assert scores["top1_micro"] == 1.0 and scores["protocol"]["concepts"] == ["red", "blue"]
 
 
-def test_scenes_and_names_in_different_numbers_and_unknown_names_are_refused(painter):
+def test_different_numbers_of_images_and_names_and_unknown_names_are_refused(painter):
     image = paint((64, 64))
     with refuses("1 images", "2 names"):
         SceneClassificationEvaluator([image], ["red", "blue"])(*painter)
@@ -305,7 +315,7 @@ def test_painted_hard_negatives_score_as_worked_out_by_hand(painter):
     }
 
 
-def test_what_words_alone_would_score_is_told_beside_it(model, processor, rows, tmp_path):
+def test_the_blind_accuracy_is_that_of_the_mean_region(model, processor, rows, tmp_path):
     scores = HardNegativeEvaluator(rows, arrays_path=tmp_path / "embeds.npz")(model, processor)
     saved = np.load(tmp_path / "embeds.npz")
     mean = saved["regions"].mean(axis=0)
@@ -317,7 +327,7 @@ def test_what_words_alone_would_score_is_told_beside_it(model, processor, rows, 
     assert scores["blind_accuracy"] == pytest.approx(np.mean(right))
 
 
-def test_without_kinds_all_are_unknown(painter):
+def test_negatives_without_kinds_have_the_kind_unknown(painter):
     rows = paint_negatives()
     assert HardNegativeEvaluator(rows)(*painter)["num_per_kind"] == {"unknown": 3}
     assert HardNegativeEvaluator(rows.remove_columns("negative_kinds"))(*painter) == HardNegativeEvaluator(
@@ -325,7 +335,7 @@ def test_without_kinds_all_are_unknown(painter):
     )(*painter)
 
 
-def test_hard_negatives_score_as_a_plain_loop_says(model, processor, toy_rows, rows):
+def test_hard_negatives_score_as_in_a_plain_loop(model, processor, toy_rows, rows):
     right, num_negatives = [], 0
     for row in toy_rows:
         batch = processor(images=row["image"], boxes=[row["boxes"]], return_tensors="pt")
@@ -375,10 +385,10 @@ def test_no_questions_are_refused(painter):
         StatementChoiceEvaluator([])(*painter)
 
 
-# Guards
+# Drift and coherence
 
 
-def test_a_model_has_not_moved_from_itself_but_from_another(model, built, processor, rows):
+def test_drift_is_zero_for_the_same_model_and_full_for_mirrored_embeddings(model, built, processor, rows):
     same = EmbeddingDriftEvaluator(rows["image"], ["a ship"], start=built[0])(model, processor)
     for kind in ("image", "text"):
         assert same[f"{kind}_lowest_cosine_to_start"] == pytest.approx(1, abs=1e-6)
@@ -409,7 +419,7 @@ def test_no_images_are_refused(built):
 # Files
 
 
-def test_scores_can_be_made_again_from_the_saved_embeddings(built, rows, tmp_path):
+def test_scores_can_be_recomputed_from_the_saved_embeddings(built, rows, tmp_path):
     scores = RegionClassificationEvaluator(rows, arrays_path=tmp_path / "deep" / "regions.npz")(*built)
     saved = np.load(tmp_path / "deep" / "regions.npz")
     best = (saved["regions"] @ saved["concepts"].T).argmax(axis=1)
@@ -423,7 +433,7 @@ def test_scores_can_be_made_again_from_the_saved_embeddings(built, rows, tmp_pat
     assert scores["accuracy"] == pytest.approx(np.mean(right))
 
 
-def test_metrics_come_back_from_their_file(built, rows, tmp_path):
+def test_metrics_survive_a_round_trip_through_their_file(built, rows, tmp_path):
     metrics = {
         "regions": RegionClassificationEvaluator(rows)(*built),
         "phrases": HardNegativeEvaluator(rows)(*built),
@@ -432,7 +442,7 @@ def test_metrics_come_back_from_their_file(built, rows, tmp_path):
     assert json.loads((tmp_path / "new" / "metrics.json").read_text()) == metrics
 
 
-def test_a_result_without_protocol_and_a_number_that_is_none_are_not_written(tmp_path):
+def test_a_result_without_protocol_and_nan_are_not_written(tmp_path):
     with refuses("['b']", "no protocol"):
         write_metrics(tmp_path / "metrics.json", {"a": {"protocol": {}}, "b": {"top1_micro": 1.0}})
     with refuses("Out of range float values"):

@@ -1,4 +1,4 @@
-"""Laws of the pictures: what they show is what went in."""
+"""Laws of the figures: they show the data that they were drawn from."""
 
 import numpy as np
 from PIL import Image
@@ -11,24 +11,24 @@ def read(path) -> np.ndarray:
 
 
 def count_blue(pixels: np.ndarray) -> int:
-    """Pixels of the full blue of the map that marks a share of 1."""
+    """Count the pixels with the blue that marks the fraction 1."""
     return int((np.abs(pixels - (8, 48, 107)).max(axis=-1) < 6).sum())
 
 
-def test_a_concept_that_is_always_right_is_dark_and_one_that_never_occurs_is_not(tmp_path):
+def test_a_concept_that_is_always_correct_is_dark_and_one_that_never_occurs_is_light(tmp_path):
     draw_confusion([[5, 0], [0, 7]], ["ship", "bridge"], tmp_path / "new" / "both.png")
     draw_confusion([[5, 0], [0, 0]], ["ship", "bridge"], tmp_path / "one.png")
     both, one = count_blue(read(tmp_path / "new" / "both.png")), count_blue(read(tmp_path / "one.png"))
     assert one > 1000 and 1.8 < both / one < 2.2
 
 
-def test_a_larger_table_gets_a_larger_picture(tmp_path):
+def test_more_concepts_make_a_larger_figure(tmp_path):
     for C in (3, 40):
         draw_confusion(np.eye(C, dtype=int).tolist(), [f"c{c}" for c in range(C)], tmp_path / f"{C}.png")
     assert Image.open(tmp_path / "40.png").width > 2 * Image.open(tmp_path / "3.png").width
 
 
-def test_the_map_lies_over_its_picture(tmp_path):
+def test_the_map_is_drawn_over_its_picture(tmp_path):
     image = Image.new("RGB", (400, 200), "white")
     values = np.zeros((20, 40))
     values[:, 20:] = 1

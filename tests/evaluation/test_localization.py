@@ -1,4 +1,4 @@
-"""Laws of localisation: tiles that cover, maps that are means, painted places that are found."""
+"""Laws of localisation: tiles cover the picture, maps are means over tiles, painted places are found."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from refusals import refuses
 from geoalign_hf.data.tiling import list_tiles
 from geoalign_hf.embedding.embedder import Embedder
 from geoalign_hf.evaluation.localization import LocalizationEvaluator, build_score_maps
-from geoalign_hf.evaluation.metrics.score_maps import polygons_to_truth, score_localization
+from geoalign_hf.evaluation.metrics.localization import polygons_to_truth, score_localization
 
 SIZE = (1400, 1000)
 SQUARE = [[800, 400], [1250, 400], [1250, 850], [800, 850]]  # larger than half of the median's square
@@ -69,7 +69,7 @@ def test_a_cell_holds_the_mean_cosine_of_the_tiles_over_it(painter, stride):
     np.testing.assert_allclose(scores, sums / counts, atol=1e-5)
 
 
-def test_a_dense_map_over_one_tile_is_the_models_own(model, processor, toy_rows):
+def test_a_dense_map_of_one_tile_is_the_dense_map_of_the_model(model, processor, toy_rows):
     image, embedder = toy_rows[0]["image"].resize((64, 64)), Embedder(model, processor)
     scores = build_score_maps(embedder, image, ["a ship"], "dense", tile_sides=(64,), stride=16)
     with torch.no_grad():
@@ -94,13 +94,13 @@ def test_maps_do_not_depend_on_the_batch(model, processor, toy_rows, map_source,
 
 
 @pytest.mark.parametrize("map_source", ["tile", "dense"])
-def test_what_is_painted_is_found_where_it_is(painter, picture, map_source):
+def test_a_painted_place_is_found_where_it_is(painter, picture, map_source):
     sides = (200, 400) if map_source == "tile" else None
     there = {"image": picture, "phrase": "a red roof", "polygons": [SQUARE]}
     elsewhere = there | {"polygons": [[[40, 600], [440, 600], [440, 960], [40, 960]]]}
     scores = LocalizationEvaluator([there, elsewhere], map_source, tile_sides=sides)(*painter)
     found, missed = scores["queries"]
-    even = 1 - np.exp(-0.707)  # rsu of a map that says nothing
+    even = 1 - np.exp(-0.707)  # rsu of an even map
     assert found["rsu"] > 0.9 and found["ras"] < 0.1 and found["rda"] == 1.0 and found["rmi"] > 0.9
     assert missed["rsu"] < even and missed["ras"] == 1.0 and missed["rda"] == 0.0
     assert missed["rmi"] == pytest.approx(0.4 * missed["rsu"])
@@ -109,7 +109,7 @@ def test_what_is_painted_is_found_where_it_is(painter, picture, map_source):
     assert (scores["num_queries"], scores["num_images"]) == (2, 1)
 
 
-def test_queries_of_one_image_are_answered_from_the_same_tiles(painter, picture, tmp_path):
+def test_queries_of_one_image_score_the_same_together_and_apart(painter, picture, tmp_path):
     picture.save(tmp_path / "a.png")
     queries = [
         {"image": tmp_path / "a.png", "phrase": phrase, "polygons": [SQUARE]} for phrase in ("red", "green")
@@ -119,7 +119,7 @@ def test_queries_of_one_image_are_answered_from_the_same_tiles(painter, picture,
     assert together["queries"] == apart and together["num_images"] == 1
 
 
-def test_figures_can_be_made_again_from_the_saved_maps(painter, picture, tmp_path):
+def test_scores_can_be_recomputed_from_the_saved_maps(painter, picture, tmp_path):
     queries = [{"image": picture, "phrase": phrase, "polygons": [SQUARE]} for phrase in ("red", "green")]
     scores = LocalizationEvaluator(queries, tile_sides=(400,), arrays_path=tmp_path / "maps.npz")(*painter)
     saved = np.load(tmp_path / "maps.npz")
@@ -132,8 +132,8 @@ def test_figures_can_be_made_again_from_the_saved_maps(painter, picture, tmp_pat
 def test_the_protocol_says_how_the_map_was_made(painter, picture):
     query = {"image": picture, "phrase": "red", "polygons": [SQUARE]}
     protocol = LocalizationEvaluator([query], through_jpeg=True)(*painter)["protocol"]
-    told = {name: protocol[name] for name in ("task", "map_source", "tile_sides", "stride", "through_jpeg")}
-    assert told == {
+    shown = {name: protocol[name] for name in ("task", "map_source", "tile_sides", "stride", "through_jpeg")}
+    assert shown == {
         "task": "semantic localisation",
         "map_source": "tile",
         "tile_sides": [256, 512, 768],

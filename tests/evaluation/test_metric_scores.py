@@ -1,9 +1,8 @@
-"""Laws of the metrics: hand-worked scores, and scikit-learn's word on random ones."""
-
-import re
+"""Laws of the metrics: scores worked out by hand, and random ones compared with scikit-learn."""
 
 import numpy as np
 import pytest
+from refusals import refuses
 from sklearn.metrics import (
     accuracy_score,
     balanced_accuracy_score,
@@ -12,28 +11,20 @@ from sklearn.metrics import (
     top_k_accuracy_score,
 )
 
-from geoalign_hf.evaluation.metrics.scores import (
+from geoalign_hf.evaluation.metrics.choice import score_choices, score_hard_negatives
+from geoalign_hf.evaluation.metrics.classification import (
     count_confusions,
-    measure_coherence,
-    measure_drift,
     rank_concepts,
-    rank_own,
-    score_choices,
     score_concepts,
-    score_hard_negatives,
-    score_ranks,
     score_regions,
-    score_retrieval,
 )
+from geoalign_hf.evaluation.metrics.drift import measure_coherence, measure_drift
+from geoalign_hf.evaluation.metrics.retrieval import rank_own, score_ranks, score_retrieval
 
 CONCEPTS = ["ship", "bridge", "harbor"]
 
 
-def refuses(message: str):
-    return pytest.raises(ValueError, match=f"^{re.escape(message)}$")
-
-
-def test_scores_are_what_is_worked_out_by_hand():
+def test_region_scores_equal_those_worked_out_by_hand():
     references = np.array([0, 0, 0, 0, 1, 1])  # no harbor occurs
     predictions = np.array([0, 0, 0, 2, 0, 1])
     areas = np.array([10.0, 1023.9, 1024.0, 9215.9, 9216.0, 1e6])
@@ -48,7 +39,7 @@ def test_scores_are_what_is_worked_out_by_hand():
     }
 
 
-def test_a_size_that_does_not_occur_has_no_score_but_a_count_of_zero():
+def test_a_size_that_does_not_occur_has_no_score_and_the_count_zero():
     scores = score_regions(np.array([0]), np.array([0]), CONCEPTS, np.array([2000.0]))
     assert scores["by_size"] == {"medium": 1.0}
     assert scores["num_by_size"] == {"small": 0, "medium": 1, "large": 0}
@@ -77,12 +68,12 @@ def test_micro_is_accuracy_and_macro_is_balanced_accuracy_of_scikit_learn(seed):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_shares_by_concept_and_by_size_average_to_the_whole(seed):
+def test_accuracies_by_concept_and_by_size_average_to_the_overall_accuracy(seed):
     rng = np.random.default_rng(seed)
     references, predictions = rng.integers(0, 3, (2, 100))
     scores = score_regions(predictions, references, CONCEPTS, rng.uniform(1, 20000, 100))
-    for shares, counts in (("per_concept", "num_per_concept"), ("by_size", "num_by_size")):
-        total = sum(share * scores[counts][name] for name, share in scores[shares].items())
+    for accuracies, counts in (("per_concept", "num_per_concept"), ("by_size", "num_by_size")):
+        total = sum(accuracy * scores[counts][name] for name, accuracy in scores[accuracies].items())
         assert sum(scores[counts].values()) == 100
         assert total / 100 == pytest.approx(scores["top1_micro"])
 
@@ -101,7 +92,7 @@ def test_lists_score_as_arrays_do():
     assert score_regions([0, 1], [0, 0], CONCEPTS, [5.0, 5000.0]) == arrays
 
 
-def test_the_best_five_of_more_than_five_concepts_are_scored_as_by_hand():
+def test_top_five_accuracies_equal_those_worked_out_by_hand():
     predictions = np.array([[0, 1, 2, 3, 4], [1, 0, 2, 3, 4], [4, 3, 2, 1, 0]])
     scores = score_concepts(predictions, np.array([0, 0, 5]), list("abcdef"))
     assert scores["top1_micro"] == 1 / 3 and scores["top1_macro"] == 1 / 4
@@ -123,30 +114,29 @@ def test_top_five_and_confusions_are_those_of_scikit_learn(seed):
     assert (count_confusions(ranked, references, 12) == expected).all()
 
 
-def test_of_five_concepts_or_fewer_only_the_best_one_is_given():
+def test_with_five_concepts_or_fewer_only_the_best_one_is_ranked():
     assert rank_concepts(np.eye(5)).tolist() == [[0], [1], [2], [3], [4]]
     assert rank_concepts(np.eye(6)).shape == (6, 5)
 
 
-# Places and recalls
+# Ranks and recalls
 
 
-def test_places_are_those_worked_out_by_hand():
+def test_ranks_equal_those_worked_out_by_hand():
     scores = np.array([[0.9, 0.5, 0.1], [0.9, 0.5, 0.1], [0.2, 0.2, 0.2], [0.1, 0.9, 0.5]])
-    is_own = np.array([[1, 0, 0], [0, 0, 1], [0, 1, 0], [1, 0, 1]])
-    # The last has two of its own, of which the better one counts, and the other one is no rival.
-    assert rank_own(scores, is_own).tolist() == [1, 3, 3, 2]
+    # The last query has two own candidates. The better one counts, and the other does not compete.
+    assert rank_own(scores, [[0], [2], [1], [0, 2]]).tolist() == [1, 3, 3, 2]
 
 
-def test_what_ties_within_rounding_comes_before_ours():
+def test_a_candidate_that_ties_within_rounding_ranks_before_the_own_one():
     third = np.float32(1) / 3
     scores = np.array([[third, np.nextafter(third, np.float32(0))]])
-    assert rank_own(scores, np.array([[True, False]])).tolist() == [2]
-    assert rank_own(np.array([[0.5, 0.4999]]), np.array([[True, False]])).tolist() == [1]
+    assert rank_own(scores, [[0]]).tolist() == [2]
+    assert rank_own(np.array([[0.5, 0.4999]]), [[0]]).tolist() == [1]
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_places_are_those_of_a_sort_that_puts_ours_last_among_equals(seed):
+def test_ranks_are_those_of_a_sort_that_puts_own_candidates_last_among_equals(seed):
     rng = np.random.default_rng(seed)
     scores = rng.integers(0, 6, (40, 15)) / 5.0  # full of ties
     is_own = rng.random((40, 15)) < 0.2
@@ -156,13 +146,14 @@ def test_places_are_those_of_a_sort_that_puts_ours_last_among_equals(seed):
         order = sorted(range(15), key=lambda i: (-values[i], own[i]))
         first = next(place for place, i in enumerate(order) if own[i])
         expected.append(1 + first)
-    assert rank_own(scores, is_own).tolist() == expected
+    own = [np.flatnonzero(of_query).tolist() for of_query in is_own]
+    assert rank_own(scores, own).tolist() == expected
 
 
-def test_a_model_that_embeds_everything_alike_finds_nothing():
-    is_own = np.repeat(np.eye(20, dtype=bool), 5, axis=1)
+def test_a_model_with_one_embedding_for_everything_has_zero_recall():
+    five, one = [list(range(5 * i, 5 * i + 5)) for i in range(20)], [[i // 5] for i in range(100)]
     scores = score_retrieval(
-        {"a": rank_own(np.ones((20, 100)), is_own), "b": rank_own(np.ones((100, 20)), is_own.T)}
+        {"a": rank_own(np.ones((20, 100)), five), "b": rank_own(np.ones((100, 20)), one)}
     )
     assert set(scores.values()) == {0.0}
 
@@ -170,13 +161,13 @@ def test_a_model_that_embeds_everything_alike_finds_nothing():
 @pytest.mark.parametrize("seed", range(3))
 def test_recall_at_k_with_one_own_candidate_is_top_k_accuracy_of_scikit_learn(seed):
     scores, own = np.random.default_rng(seed).normal(size=(60, 60)), np.arange(60)
-    ranks = rank_own(scores, np.eye(60, dtype=bool))
+    ranks = rank_own(scores, own[:, None].tolist())
     for k in (1, 5, 10):
         expected = top_k_accuracy_score(own, scores, k=k, labels=own)
         assert score_ranks(ranks)[f"recall_at_{k}"] == pytest.approx(expected)
 
 
-def test_mean_recall_is_the_mean_of_the_six():
+def test_mean_recall_is_the_mean_over_two_directions_and_three_k():
     scores = score_retrieval(
         {"image_to_text": np.array([1, 6, 11]), "text_to_image": np.array([2, 2])}, (1, 5, 10, 100)
     )
@@ -192,13 +183,13 @@ def test_mean_recall_is_the_mean_of_the_six():
         "text_to_image_recall_at_100": 1.0,
         "text_to_image_mean_recall": pytest.approx(2 / 3),
         "mean_recall": pytest.approx((1 / 3 + 1 / 3 + 2 / 3 + 0 + 1 + 1) / 6),
-    }  # recall at 100 takes no part
+    }  # recall at 100 is not part of the mean
 
 
 # Hard negatives and choices
 
 
-def test_hard_negatives_are_scored_as_by_hand():
+def test_hard_negative_scores_equal_those_worked_out_by_hand():
     positives = np.array([0.5, 0.5, 0.5, 0.9])
     negatives = [np.array([0.1, 0.6]), np.array([0.4]), np.array([0.5]), np.array([])]
     kinds = [["size", "colour"], ["colour"], ["colour"], []]
@@ -216,7 +207,7 @@ def test_hard_negatives_are_scored_as_by_hand():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_hard_negatives_score_as_a_plain_loop_and_at_chance_where_nothing_is_known(seed):
+def test_random_hard_negative_scores_equal_a_plain_loop_and_are_at_chance(seed):
     rng = np.random.default_rng(seed)
     positives = rng.normal(size=3000)
     negatives = [rng.normal(size=rng.integers(1, 6)) for _ in positives]
@@ -230,12 +221,12 @@ def test_hard_negatives_score_as_a_plain_loop_and_at_chance_where_nothing_is_kno
                 right[kind].append(positive > max(of_kind))
     assert scores["per_kind"] == {kind: pytest.approx(np.mean(wins)) for kind, wins in right.items()}
     assert scores["accuracy"] == pytest.approx(scores["chance"], abs=0.03)
-    total = sum(share * scores["num_by_number"][name] for name, share in scores["by_number"].items())
+    total = sum(value * scores["num_by_number"][name] for name, value in scores["by_number"].items())
     assert total / 3000 == pytest.approx(scores["accuracy"])
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_choices_with_equally_many_options_score_as_accuracy_of_scikit_learn(seed):
+def test_choice_scores_with_equal_numbers_of_options_are_accuracies_of_scikit_learn(seed):
     rng = np.random.default_rng(seed)
     scores, answers = rng.normal(size=(200, 4)), rng.integers(0, 4, 200)
     subjects = rng.choice(["caption", "scene"], 200).tolist()
@@ -249,16 +240,16 @@ def test_choices_with_equally_many_options_score_as_accuracy_of_scikit_learn(see
         assert result["num_per_subject"][subject] == chosen.sum()
 
 
-def test_a_choice_that_ties_is_wrong_and_without_subjects_there_are_no_scores_by_them():
+def test_a_tied_choice_is_wrong_and_without_subjects_there_are_no_scores_by_subject():
     assert score_choices([[0.5, 0.5], [0.6, 0.5]], [0, 0]) == {
         "accuracy": 0.5, "chance": 0.5, "num_questions": 2
     }  # fmt: skip
 
 
-# Guards
+# Drift and coherence
 
 
-def test_coherence_is_what_a_plain_loop_over_patches_says():
+def test_coherence_equals_a_plain_loop_over_patches():
     rng = np.random.default_rng(0)
     patches = rng.normal(size=(2, 5, 3, 4))
     patches /= np.linalg.norm(patches, axis=1, keepdims=True)
@@ -300,72 +291,61 @@ def test_drift_is_the_mean_and_the_lowest_cosine():
 
 
 def test_no_regions_are_refused():
-    with refuses("there are no regions to score. Give at least one."):
+    with refuses("references", "empty"):
         score_regions(np.array([]), np.array([]), CONCEPTS)
 
 
 def test_different_numbers_of_predictions_and_references_are_refused():
-    with refuses("there are 2 predictions, but 3 references. Give one of both for each of the regions."):
+    with refuses("'predictions': 2", "'references': 3"):
         score_regions(np.array([0, 1]), np.array([0, 1, 1]), CONCEPTS)
 
 
-def test_another_number_of_areas_is_refused():
-    with refuses("there are 3 areas, but 2 regions. Give one each."):
+def test_a_wrong_number_of_areas_is_refused():
+    with refuses("'areas': 3", "'references': 2"):
         score_regions(np.array([0, 1]), np.array([0, 1]), CONCEPTS, np.array([1.0, 2.0, 3.0]))
 
 
 @pytest.mark.parametrize("reference", [3, -100])
-def test_a_reference_that_is_no_concept_is_refused(reference):
-    with refuses(f"references[1] is {reference}, which is no index into the 3 concepts. Give 0 to 2."):
+def test_a_reference_that_is_not_an_index_is_refused(reference):
+    with refuses(f"references[1] is {reference}", "0 to 2"):
         score_regions(np.array([0, 1]), np.array([0, reference]), CONCEPTS)
 
 
 def test_a_query_without_a_candidate_of_its_own_is_refused():
-    with refuses("query 1 has no candidate of its own, so nothing can be found. Leave it out."):
-        rank_own(np.eye(2), np.array([[True, False], [False, False]]))
+    with refuses("query 1 has no candidate"):
+        rank_own(np.eye(2), [[0], []])
 
 
-def test_scores_that_are_no_numbers_are_refused():
-    with refuses("scores[1] holds values that are no numbers. Look for NaN in the embeddings."):
-        rank_own(np.array([[1.0, 0.0], [np.nan, 0.0]]), np.eye(2, dtype=bool))
+def test_nan_scores_are_refused():
+    with refuses("scores[1, 0] is nan"):
+        rank_own(np.array([[1.0, 0.0], [np.nan, 0.0]]), [[0], [1]])
 
 
 def test_no_queries_are_refused():
-    with refuses("there are no queries to score. Give at least one."):
+    with refuses("ranks is empty"):
         score_ranks(np.array([]))
 
 
-def test_negatives_that_do_not_fit_are_refused():
-    message = (
-        "there are 2 positives, negatives for {} regions and kinds for {}, or a region has more of one. "
-        "Give one positive per region, one kind per negative."
-    )
-    with refuses(message.format(1, 1)):
+def test_negatives_of_other_lengths_are_refused():
+    with refuses("'positives': 2", "'negatives': 1"):
         score_hard_negatives([0.5, 0.5], [[0.1]])
-    with refuses(message.format(2, 2)):
+    with refuses("'negatives[1]': 1", "'kinds[1]': 0"):
         score_hard_negatives([0.5, 0.5], [[0.1], [0.2]], [["colour"], []])
-    with refuses("no region has a hard negative. Give rows that have hard_negatives."):
+    with refuses("No region has a hard negative"):
         score_hard_negatives([0.5], [[]])
 
 
-def test_questions_that_cannot_be_answered_are_refused():
-    with refuses("there are 1 questions, 2 answers and no subjects. Give one of each per question."):
+def test_questions_without_a_correct_option_are_refused():
+    with refuses("'scores': 1", "'answers': 2"):
         score_choices([[0.1, 0.2]], [0, 1])
-    message = (
-        "question 0 has {} options, and its answer is number {} of them. "
-        "Give two or more options, and count them from 0."
-    )
-    with refuses(message.format(1, 0)):
+    with refuses("Question 0", "1 options"):
         score_choices([[0.1]], [0])
-    with refuses(message.format(2, 2)):
+    with refuses("Question 0", "2 options", "answer 2"):
         score_choices([[0.1, 0.2]], [2])
 
 
-def test_maps_without_neighbours_and_embeddings_of_different_things_are_refused():
-    with refuses("the dense map has 1 x 4 patches; neighbours need 2 x 2. Give larger images."):
+def test_grids_of_one_row_and_embeddings_of_other_shapes_are_refused():
+    with refuses("1 x 4 patches", "2 x 2"):
         measure_coherence(np.ones((1, 3, 1, 4)))
-    with refuses(
-        "embeddings of shape (2, 3) cannot be compared with (4, 3) of the start. "
-        "Give the same things in the same order, and models of one width."
-    ):
+    with refuses("(2, 3)", "(4, 3)"):
         measure_drift(np.ones((2, 3)), np.ones((4, 3)))

@@ -1,4 +1,4 @@
-"""Laws of retrieval: hand-worked recalls on painted pictures, both protocols, exactness in chunks."""
+"""Laws of retrieval: recalls worked out by hand on painted pictures, both protocols, exact ranks."""
 
 import tracemalloc
 
@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 
 from geoalign_hf.data.schema import build_rows
 from geoalign_hf.embedding.embedder import Embedder
-from geoalign_hf.evaluation.metrics.scores import rank_own
+from geoalign_hf.evaluation.metrics.retrieval import rank_own
 from geoalign_hf.evaluation.retrieval import (
     CaptionRetrievalEvaluator,
     PhraseRetrievalEvaluator,
@@ -75,7 +75,7 @@ def test_painted_captions_are_found_as_worked_out_by_hand(painter):
     assert protocol["num_rows_without_captions"] == 1
 
 
-def test_a_repeated_caption_is_a_rival_in_one_protocol_and_the_same_in_the_other(painter):
+def test_a_repeated_caption_competes_in_the_protocol_all_and_counts_once_in_unique(painter):
     rows = build_rows(
         [caption_row("red", ["a red field"]), caption_row("red", ["a red field"], mark=(63, 63))]
     )
@@ -172,7 +172,7 @@ def test_painted_phrases_are_found_as_worked_out_by_hand(painter):
 
 
 @pytest.mark.parametrize("source", ["image", "crop"])
-def test_phrases_are_found_as_plain_loops_say(model, processor, rows, source):
+def test_phrase_retrieval_scores_equal_plain_loops(model, processor, rows, source):
     embedder = Embedder(model, processor)
     regions = embedder.embed_regions(rows, source)
     phrases = [phrase for of_row in rows["phrases"] for phrase in of_row]
@@ -203,20 +203,18 @@ def test_rows_without_regions_are_refused(painter):
         PhraseRetrievalEvaluator(build_rows([paint_row((10, 10), [])]))(*painter)
 
 
-# Chunks
+# Blocks
 
 
 @pytest.mark.parametrize("chunk", [1, 50, 333, 10**6])
-def test_places_do_not_depend_on_the_chunk(chunk):
+def test_ranks_do_not_depend_on_the_block_size(chunk):
     generator = torch.Generator().manual_seed(0)
     queries = normalize(torch.randn(40, 8, generator=generator), dim=-1)
     candidates = normalize(torch.randn(30, 8, generator=generator), dim=-1)
     candidates[10:20] = candidates[:10]  # ties
     own = [[i % 30, (3 * i) % 30] for i in range(40)]
-    is_own = np.zeros((40, 30), dtype=bool)
-    for i, mine in enumerate(own):
-        is_own[i, mine] = True
-    expected = rank_own((queries.double() @ candidates.double().T).numpy(), is_own)
+    own = [sorted(set(mine)) for mine in own]
+    expected = rank_own((queries.double() @ candidates.double().T).numpy(), own)
     assert rank_in_blocks(queries, candidates, own, chunk).tolist() == expected.tolist()
 
 
@@ -228,7 +226,7 @@ def test_memory_does_not_grow_with_the_number_of_queries():
         rank_in_blocks(queries, candidates, own, block_size=50_000)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        return peak - 8 * num_queries  # the places themselves
+        return peak - 8 * num_queries  # the ranks themselves
 
     assert measure(20_000) < 2 * measure(1_000)
 

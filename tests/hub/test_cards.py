@@ -1,7 +1,10 @@
-"""Laws of the model card: every number on it was measured, and it says what the model is."""
+"""A model card shows measured numbers only, and describes the model."""
 
+import configparser
 import json
 import re
+import shutil
+from pathlib import Path
 
 import pytest
 from huggingface_hub import DatasetCard, DatasetCardData, ModelCard
@@ -14,7 +17,15 @@ from geoalign_hf.evaluation.classification import (
 from geoalign_hf.evaluation.drift import EmbeddingDriftEvaluator
 from geoalign_hf.evaluation.hard_negatives import HardNegativeEvaluator
 from geoalign_hf.evaluation.retrieval import CaptionRetrievalEvaluator, PhraseRetrievalEvaluator
-from geoalign_hf.hub.cards import describe_dataset, list_numbers, list_protocol, list_tables, write_card
+from geoalign_hf.hub.cards import (
+    describe_dataset,
+    list_numbers,
+    list_protocol,
+    list_tables,
+    sort_results,
+    write_card,
+)
+from geoalign_hf.model.requirements_geoalign_clip import REQUIRED_TRANSFORMERS
 
 SETTINGS = {
     "training": {"learning_rate": 0.0005, "num_epochs": 3},
@@ -111,15 +122,15 @@ def test_results_are_of_the_kinds_that_the_hub_knows(metrics, tmp_path):
 def test_every_row_of_a_table_is_a_score_that_was_measured(text, metrics):
     results = split_sections(text)["Results"]
     expected = []
-    for scores in metrics.values():
+    for scores in sort_results(metrics).values():
         expected += [f"| {name} | {value:.4f} |" for name, value in list_numbers(scores).items()]
         for table in list_tables(scores).values():
             for name, (share, count) in table.items():
                 expected.append(f"| {name.replace('|', '/')} | {share:.4f} | {count} |")
     found = [line for line in results.splitlines() if re.search(r"\d \|$", line)]
     assert found == expected
-    assert results.count("| concept | share | number |\n| --- | --- | --- |\n") == 3
-    assert results.count("| kind | share | number |") == results.count("| subject | share | number |") == 1
+    assert results.count("| concept | score | number |\n| --- | --- | --- |\n") == 3
+    assert results.count("| kind | score | number |") == results.count("| subject | score | number |") == 1
 
 
 def test_every_protocol_is_told_whole(text, metrics):
@@ -140,7 +151,7 @@ def test_a_table_stands_apart_from_the_words_around_it(text):
     # Markdown takes a table only after an empty line, and the words after one only after another.
     lines = text.splitlines()
     for i, line in enumerate(lines):
-        if line.startswith("| ") and line.endswith(("| value |", "| share | number |")):  # a head
+        if line.startswith("| ") and line.endswith(("| value |", "| score | number |")):  # a head
             assert lines[i - 1] == ""
         if line.startswith("| ") and not lines[i + 1].startswith("| "):
             assert lines[i + 1] == ""
@@ -172,8 +183,8 @@ def test_nothing_on_the_card_is_left_to_be_filled_in(metrics, tmp_path, is_empty
 def test_without_metrics_and_settings_the_card_says_so_and_has_no_results(tmp_path):
     card = write_card(tmp_path, {})
     sections = split_sections(card.text)
-    assert sections["Results"].strip() == "None were measured."
-    assert sections["Training"].strip() == "Settings were not recorded."
+    assert sections["Results"].strip() == "The model was not evaluated."
+    assert sections["Training"].strip() == "The settings were not recorded."
     assert ModelCard.load(tmp_path / "README.md").data.eval_results is None
     assert "model-index" not in card.content.split("---")[1]
 
@@ -199,16 +210,62 @@ def test_data_licence_base_and_pictures_have_their_places(tmp_path):
     card = write_card(tmp_path, {}, about | {"data": describe_dataset(str(tmp_path / "COCO.json"))})
     assert (card.data.license, card.data.base_model) == ("cc-by-4.0", "someone/clip")
     sections = split_sections(card.text)
-    assert "Trained on COCO.json; its licence: research only." in sections["Data and licences"]
+    assert "Trained on COCO.json. Licence of the data: research only." in sections["Data and licences"]
     assert "Licence of the weights: cc-by-4.0." in sections["Data and licences"]
-    assert "Started from someone/clip." in sections["Training"]
+    assert "Training started from someone/clip." in sections["Training"]
     assert "![curves.png](curves.png)" in card.text
+
+
+def test_the_best_result_comes_first_and_the_one_before_training_is_not_in_the_model_index(metrics, tmp_path):
+    low, high = (metrics["toy, regions"] | {"top1_macro": value} for value in (0.25, 0.75))
+    card = write_card(tmp_path, {"start": low | {"top1_macro": 0.1}, "low": low, "high": high})
+    results = split_sections(card.text)["Results"]
+    assert re.findall(r"\| top1_macro \| ([\d.]+)", results) == ["0.7500", "0.2500", "0.1000"]
+    assert "**before training**" in results
+    values = [entry.metric_value for entry in card.data.eval_results if "top1_macro" in entry.metric_name]
+    assert values == [0.75, 0.25]
+
+
+def test_the_evaluation_set_is_named(metrics, tmp_path):
+    (tmp_path / "harbors.json").write_text('{"categories": [{"id": 1, "name": "ship"}]}')
+    told = describe_dataset(str(tmp_path / "harbors.json"))
+    card = write_card(tmp_path, {"final": metrics["toy, regions"]}, {"evaluation_data": told})
+    assert {entry.dataset_name for entry in card.data.eval_results} == {"harbors.json"}
+    assert "evaluated on harbors.json" in card.text
+    result = metrics["toy, regions"]
+    result = result | {"protocol": result["protocol"] | {"dataset": "VHR-10, test"}}
+    card = write_card(tmp_path, {"final": result}, {"evaluation_data": told})
+    assert {entry.dataset_name for entry in card.data.eval_results} == {"VHR-10, test"}
+
+
+def test_the_card_describes_the_weights_and_the_concepts(folder, tmp_path, model):
+    shutil.copytree(folder, tmp_path / "toy")
+    data = {"name": "toy rows", "repo_id": None, "license": None, "concepts": ["road", "ship"]}
+    text = write_card(tmp_path / "toy", {}, {"data": data}).text
+    (found,) = re.findall(r"\| parameters \| ([\d,]+) \|", text)
+    assert int(found.replace(",", "")) == pytest.approx(model.num_parameters(), abs=10)  # and a few buffers
+    assert "| image size | 64 x 64 pixels, in patches of 16;" in text
+    assert "trained on 2 concepts: road, ship." in text
+
+
+def test_the_required_version_of_transformers_is_that_of_the_package(tmp_path):
+    requirements = configparser.ConfigParser()
+    requirements.read(Path(__file__).parents[2] / "setup.cfg")
+    assert f"transformers>={REQUIRED_TRANSFORMERS}," in requirements["options"]["install_requires"]
+    assert f"transformers>={REQUIRED_TRANSFORMERS}" in write_card(tmp_path, {}).text
+
+
+def test_a_card_shows_no_local_path(metrics, tmp_path):
+    settings = {"training": {"output_dir": str(tmp_path / "harbors"), "seed": 0}}
+    card = write_card(tmp_path, metrics, settings | {"data": describe_dataset(str(tmp_path))})
+    assert "`output_dir=harbors`" in card.text
+    assert str(tmp_path) not in card.content
 
 
 def test_a_local_base_is_no_link(tmp_path):
     card = write_card(tmp_path, {}, {"base_model": str(tmp_path)})
     assert card.data.base_model is None
-    assert "Started from a local folder." in card.text and str(tmp_path) not in card.text
+    assert "Training started from a local folder." in card.text and str(tmp_path) not in card.text
 
 
 def test_the_terms_of_a_built_set_are_those_of_its_card(tmp_path):
@@ -216,7 +273,7 @@ def test_the_terms_of_a_built_set_are_those_of_its_card(tmp_path):
         tmp_path / "README.md"
     )
     told = describe_dataset(str(tmp_path))
-    assert told == {"name": tmp_path.name, "repo_id": None, "license": "ask first"}
+    assert told == {"name": tmp_path.name, "repo_id": None, "license": "ask first", "concepts": None}
     (tmp_path / "README.md").unlink()
     assert describe_dataset(str(tmp_path))["license"] is None
 

@@ -1,4 +1,4 @@
-"""Laws of pushing, to a Hub that speaks HTTP: all of it or nothing, and what is there is not sent again."""
+"""A push to a Hub that speaks HTTP is complete or absent, and sends no file twice."""
 
 import json
 import os
@@ -34,12 +34,12 @@ def list_large(hub) -> list[str]:
 def test_a_push_is_one_commit_that_holds_the_folder(hub, saved):
     (saved / "state").mkdir()
     (saved / "state" / "optimizer.bin").write_bytes(b"0" * 9000)
-    (saved / "left.partial").write_text("")
+    (saved / ".weights.partial").write_text("")
     commit = push(saved, "you/harbors")
     repository = hub.repositories["model", "you/harbors"]
     assert repository.messages == ["initial commit", "Push harbors"]
     assert repository.find("main") == commit.oid
-    names = {path.name for path in saved.iterdir()} - {"state", "left.partial"}
+    names = {path.name for path in saved.iterdir()} - {"state", ".weights.partial", ".geoalign.lock"}
     assert set(hub.list("you/harbors")) == names | {".gitattributes"}
     assert {"metrics.json", "args.json", "pipeline_geoalign_clip.py", "model.safetensors"} <= names
     for name in names - {"README.md"}:
@@ -70,7 +70,7 @@ def test_a_second_push_sends_nothing_again_and_makes_no_empty_commit(hub, saved)
     assert len(list_large(hub)) == num_sent
 
 
-def test_weights_of_an_older_push_do_not_stay_behind(hub, saved, model):
+def test_weights_of_an_older_push_are_deleted(hub, saved, model):
     push(saved, "you/harbors")
     (saved / "model.safetensors").unlink()
     model.save_pretrained(saved, max_shard_size="300KB")
@@ -81,7 +81,7 @@ def test_weights_of_an_older_push_do_not_stay_behind(hub, saved, model):
     assert found == shards | {"model.safetensors.index.json"}
 
 
-def test_files_of_other_names_stay(hub, saved):
+def test_files_with_other_names_are_kept(hub, saved):
     push(saved, "you/harbors")
     kept = {"concepts.safetensors", "v2/model.safetensors", "embeds/embeds-0.json"}
     for name in kept:
@@ -116,29 +116,26 @@ def check_refusal(hub, error, message, call) -> None:
             assert hub.list(key[1]) == [".gitattributes"]
 
 
-def test_wrong_wishes_are_refused_before_anything_is_sent(hub, saved):
+def test_options_that_do_not_fit_are_refused_before_anything_is_sent(hub, saved):
     def refuse(message, **options):
         check_refusal(hub, ValueError, message, lambda: push(saved, "you/harbors", **options))
         assert not list_large(hub)[num_sent:]
 
     num_sent = 0
     refuse(
-        "^a pull request is no place for the tag 'v1'. Merge it, then tag the merge.$",
+        "a pull request cannot be tagged.*'v1'",
         create_pr=True,
         tag="v1",
     )
-    refuse(
-        "^base_model is 'you/b', but .*harbors holds a model. Only adapters have one.$", base_model="you/b"
-    )
+    refuse("base_model is 'you/b'.*harbors holds a model", base_model="you/b")
     push(saved, "you/harbors", tag="v1")
     num_sent = len(list_large(hub))
-    refuse("^you/harbors has a tag 'v1' already. Give another, or delete it there first.$", tag="v1")
+    refuse("you/harbors already has the tag 'v1'", tag="v1")
     for revision in ("v1", hub.repositories["model", "you/harbors"].find("v1")):
-        message = f"^revision is '{revision}', a tag or commit. Give the name of a branch.$"
+        message = f"revision is '{revision}', a tag or commit"
         refuse(message, revision=revision)
     refuse(
-        "^you/harbors is there already and public, but private was asked for. Make it private in its "
-        "settings, or give another name.$",
+        "you/harbors exists and is public, but private is set",
         private=True,
     )
 
@@ -146,15 +143,11 @@ def test_wrong_wishes_are_refused_before_anything_is_sent(hub, saved):
 @pytest.mark.parametrize(
     ("token", "message"),
     [
-        ("two words", "^pushing to you/harbors needs a token, and there is none. Run `hf auth login`.$"),
-        (None, "^pushing to you/harbors needs a token, and there is none. Run `hf auth login`.$"),
-        ("hf_wrong", r"^you/harbors: the push did not end; the token is not valid. Run `hf auth login` \("),
-        (
-            "hf_reader",
-            "^you/harbors: the push did not end; the token may not write there. Give a name of your own, or "
-            r"a token with the right to write \(",
-        ),
-        ("hf_other", "^you/harbors: the push did not end; the token may not write there. Give a name of"),
+        ("two words", "you/harbors needs a token.*`hf auth login`"),
+        (None, "you/harbors needs a token.*`hf auth login`"),
+        ("hf_wrong", "^you/harbors: .*token is not valid.*`hf auth login`"),
+        ("hf_reader", "^you/harbors: .*token may not write"),
+        ("hf_other", "^you/harbors: .*token may not write"),
     ],
 )
 @pytest.mark.parametrize("is_taken", [False, True])
@@ -172,11 +165,9 @@ def test_without_the_right_token_nothing_is_pushed(
 @pytest.mark.parametrize(
     "pattern", ["POST .*create", "POST .*preupload", "POST .*batch", "PUT /large", "POST .*/commit/"]
 )
-def test_where_the_hub_or_the_network_fails_nothing_is_half_pushed_and_a_second_try_completes(
-    hub, saved, pattern, what
-):
+def test_a_push_that_fails_changes_nothing_and_a_second_push_completes_it(hub, saved, pattern, what):
     hub.faults = [Fault(pattern, what, times=99)]
-    message = r"^you/harbors: the push did not end; push again: what is there is not sent again \("
+    message = "^you/harbors: the push failed; push again"
     check_refusal(hub, RuntimeError, message, lambda: push(saved, "you/harbors"))
     hub.faults, hub.log[:] = [], []
     push(saved, "you/harbors")
@@ -186,7 +177,7 @@ def test_where_the_hub_or_the_network_fails_nothing_is_half_pushed_and_a_second_
 
 def test_after_a_lost_commit_the_large_files_are_not_sent_again(hub, saved):
     hub.faults = [Fault("POST .*/commit/", "cut")]
-    with pytest.raises(RuntimeError, match="the push did not end"):
+    with pytest.raises(RuntimeError, match="the push failed"):
         push(saved, "you/harbors")
     assert list_large(hub)
     hub.log.clear()
@@ -194,17 +185,15 @@ def test_after_a_lost_commit_the_large_files_are_not_sent_again(hub, saved):
     assert not list_large(hub)
 
 
-def test_a_fault_that_passes_and_a_slow_answer_do_no_harm(hub, saved):
+def test_a_push_survives_a_passing_fault_and_a_slow_answer(hub, saved):
     hub.faults = [Fault("PUT /large", 503), Fault("POST .*batch", "cut"), Fault("POST .*/commit/", 0.5)]
     push(saved, "you/harbors")
     assert hub.read("you/harbors", "model.safetensors") == (saved / "model.safetensors").read_bytes()
 
 
-def test_a_tag_that_could_not_be_set_is_told_beside_the_commit_that_is_there(hub, saved):
+def test_a_tag_that_could_not_be_created_is_reported_with_the_commit_that_was_pushed(hub, saved):
     hub.faults = [Fault("POST .*/tag/", 500, times=99)]
-    with pytest.raises(
-        RuntimeError, match=r"^you/harbors: the commit \w{40} is there, the tag 'v1' is not; "
-    ):
+    with pytest.raises(RuntimeError, match=r"^you/harbors: commit \w{40} was pushed, but tag 'v1' was not"):
         push(saved, "you/harbors", tag="v1")
     assert "model.safetensors" in hub.list("you/harbors")
 
@@ -220,7 +209,7 @@ def test_two_pushes_at_once_do_not_mix(hub, saved, monkeypatch):
     monkeypatch.setattr(HfApi, "create_commit", overtake)
     other = shutil.copytree(saved, saved.with_name("other"))
     (other / "args.json").write_text("{}")
-    with pytest.raises(RuntimeError, match="it was changed at the same time. Push again"):
+    with pytest.raises(RuntimeError, match="changed at the same time. Push again"):
         push(saved, "you/harbors", commit_message="the one")
     assert hub.repositories["model", "you/harbors"].messages == ["initial commit", "the other"]
 
@@ -236,35 +225,35 @@ def test_two_pushes_at_once_do_not_mix(hub, saved, monkeypatch):
         "pipeline_geoalign_clip.py",
     ],
 )
-def test_a_folder_that_lacks_something_is_not_pushed(hub, saved, name):
+def test_an_incomplete_folder_is_not_pushed(hub, saved, name):
     (saved / name).unlink()
-    with pytest.raises(ValueError, match="no whole model: it lacks|holds no model") as error:
+    with pytest.raises(ValueError, match="incomplete model|holds no model") as error:
         push(saved, "you/harbors")
     assert name in str(error.value)
     assert not hub.log
 
 
-def test_without_the_network_nothing_is_tried(hub, saved, monkeypatch):
+def test_nothing_is_sent_in_offline_mode(hub, saved, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(RuntimeError, match="needs the network, but HF_HUB_OFFLINE is set. Unset it.$"):
+    with pytest.raises(RuntimeError, match="HF_HUB_OFFLINE"):
         push(saved, "you/harbors")
     assert not hub.log
 
 
 @pytest.mark.parametrize("size", [0, 5000])
-def test_a_file_that_was_cut_is_noticed(saved, size):
+def test_a_truncated_file_is_noticed(saved, size):
     path = saved / "model.safetensors"
     path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(ValueError, match=r"model.safetensors is not whole \(.+\). Save it again.$"):
+    with pytest.raises(ValueError, match=r"model.safetensors is truncated or corrupt"):
         check_folder(saved)
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("README.md", b"\xff", "README.md is not UTF-8 text .*. Save it as UTF-8.$"),
-        ("config.json", b"{", "config.json is not valid JSON .*. Write it again.$"),
-        ("config.json", b"[]", "config.json holds a list; expected a JSON object.$"),
+        ("README.md", b"\xff", "README.md is not UTF-8 text"),
+        ("config.json", b"{", "config.json is not valid JSON"),
+        ("config.json", b"[]", "config.json holds a list"),
     ],
 )
 def test_a_text_that_cannot_be_read_is_named_before_anything_is_sent(hub, saved, name, content, message):
@@ -278,16 +267,16 @@ def test_numbers_without_a_protocol_are_not_shown(hub, folder, tmp_path):
     shutil.copytree(folder, tmp_path / "harbors")
     (tmp_path / "harbors" / "metrics.json").write_text('{"eval_loss": 0.1}')  # of another trainer
     push(tmp_path / "harbors", "you/harbors")
-    assert "None were measured." in hub.read("you/harbors", "README.md").decode()
+    assert "The model was not evaluated." in hub.read("you/harbors", "README.md").decode()
 
 
-def test_a_lost_shard_is_noticed(saved, model):
+def test_a_missing_shard_is_noticed(saved, model):
     (saved / "model.safetensors").unlink()
     model.save_pretrained(saved, max_shard_size="300KB")
     assert check_folder(saved) == "model"
     lost = sorted(saved.glob("model-*"))[1]
     lost.unlink()
-    with pytest.raises(ValueError, match=re.escape(f"is no whole model: it lacks ['{lost.name}'].")):
+    with pytest.raises(ValueError, match=re.escape(f"incomplete model: ['{lost.name}']")):
         check_folder(saved)
 
 
@@ -329,9 +318,7 @@ def run(code: str, hub, home, *arguments) -> None:
     assert result.returncode == 0, result.stderr
 
 
-def test_what_was_pushed_works_by_its_name_where_the_package_is_not_installed(
-    hub, saved, built, toy_rows, tmp_path
-):
+def test_a_pushed_model_works_by_name_without_the_package(hub, saved, built, toy_rows, tmp_path):
     from transformers import pipeline
 
     commit = push(saved, "you/harbors", private=True)
@@ -402,7 +389,7 @@ torch.save(found, sys.argv[1])
 """
 
 
-def test_an_adapter_is_pushed_with_its_base_and_loads_by_name(hub, saved, model, tmp_path):
+def test_an_adapter_names_its_base_model_and_loads_by_name(hub, saved, model, tmp_path):
     from peft import LoraConfig, get_peft_model
 
     push(saved, "you/harbors")
@@ -412,17 +399,15 @@ def test_an_adapter_is_pushed_with_its_base_and_loads_by_name(hub, saved, model,
     assert check_folder(tmp_path / "piers") == "adapter"
     assert "[More Information Needed]" in (tmp_path / "piers" / "README.md").read_text()  # PEFT's own
     for base in (None, "/no/longer/there", "../x y"):
-        with pytest.raises(
-            ValueError, match="stands on '.*', a local folder that nobody else has. Push that"
-        ):
+        with pytest.raises(ValueError, match="base model of the adapter in .*piers is '.*', a local folder"):
             push(tmp_path / "piers", "you/piers", base_model=base)
     push(tmp_path / "piers", "you/piers", base_model="you/harbors")
     card = hub.read("you/piers", "README.md").decode()
     assert 'from_pretrained("you/harbors"' in card and 'PeftModel.from_pretrained(model, "you/piers")' in card
-    assert "base_model: you/harbors" in card and "Started from you/harbors." in card
+    assert "base_model: you/harbors" in card and "Training started from you/harbors." in card
     assert str(tmp_path) not in card
     for mine, name, other in (("harbors", "you/piers", "adapter"), ("piers", "you/harbors", "model")):
-        with pytest.raises(ValueError, match=f"^{name} holds a kind of {other}, not of "):
+        with pytest.raises(ValueError, match=f"^{name} holds a {other}"):
             push(tmp_path / mine, name, base_model="you/harbors" if mine == "piers" else None)
     config = json.loads(hub.read("you/piers", "adapter_config.json"))
     assert config["base_model_name_or_path"] == "you/harbors"
@@ -486,6 +471,6 @@ def test_a_push_in_the_background_that_fails_stops_nothing_and_the_final_one_say
     background = BackgroundPush("harbors", HubConfig(push_to_hub=True))
     hub.faults = [Fault("POST .*/commit/", "cut", times=2)]
     background.start(saved)
-    with pytest.raises(RuntimeError, match="^you/harbors: the push did not end"):
+    with pytest.raises(RuntimeError, match="^you/harbors: the push failed"):
         background.finish(saved)
     assert hub.repositories["model", "you/harbors"].messages == ["initial commit"]

@@ -32,7 +32,12 @@ def test_where_the_class_is_installed_no_remote_pipeline_code_is_asked_for(tmp_p
     GeoAlignCLIPConfig().save_pretrained(tmp_path)
     path = tmp_path / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"custom_pipelines": {"task": {}}}))
-    assert not hasattr(GeoAlignCLIPConfig.from_pretrained(tmp_path), "custom_pipelines")
+    config = GeoAlignCLIPConfig.from_pretrained(tmp_path)
+    assert list(config.custom_pipelines) == ["task"]  # from which transformers infers the task
+    assert "task" not in config.custom_pipelines  # with which it would ask for trust
+    config.save_pretrained(tmp_path / "again")
+    saved = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert saved["custom_pipelines"] == {"task": {}}
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
 from transformers import CLIPConfig, CLIPModel
 
 from geoalign_hf import GeoAlignCLIPConfig, GeoAlignCLIPModel
@@ -50,6 +51,30 @@ def test_a_region_is_the_pooled_dense_map_at_unit_length(model):
         pooled = pool_regions(dense.flatten(2).mT, weigh_boxes(BOXES, (4, 4)))
         expected = torch.nn.functional.normalize(pooled, dim=-1)
         torch.testing.assert_close(model.embed_regions(draw_pixels(), BOXES), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_region_features_are_region_embeds_before_normalisation(model):
+    with torch.no_grad():
+        features = model.get_region_features(
+            draw_pixels(), BOXES, region_mask=MASK, output_hidden_states=True
+        )
+        embeds = model.embed_regions(draw_pixels(), region_boxes=BOXES, region_mask=MASK)
+        (first, *_) = model.get_region_features(draw_pixels(), BOXES, return_dict=False)
+    assert features.pooler_output.shape == (2, 2, 32)
+    assert len(features.hidden_states) == 3
+    torch.testing.assert_close(torch.nn.functional.normalize(features.pooler_output, dim=-1), embeds)
+    assert (norm(features.pooler_output[MASK]) - 1).abs().min() > 1e-3
+    torch.testing.assert_close(first, features.last_hidden_state)
+
+
+def test_the_saved_file_has_the_keys_of_the_model(model, tmp_path):
+    torch.nn.init.constant_(model.scene_scale.offset, 0.5)
+    model.save_pretrained(tmp_path)
+    saved = load_file(tmp_path / "model.safetensors")
+    assert saved.keys() == model.state_dict().keys()
+    fresh = GeoAlignCLIPModel(model.config)
+    fresh.load_state_dict(saved)
+    assert fresh.scene_scale(fresh.logit_scale).item() == model.scene_scale(model.logit_scale).item()
 
 
 def test_padding_regions_are_zeros_and_change_no_other(model):
@@ -331,6 +356,16 @@ def enable_checkpointing(model):
             "regions are given without pixel_values. Pass the images that they lie in.",
         ),
         (
+            {"return_loss": True, "input_ids": torch.zeros(2, 3, dtype=torch.long)},
+            "return_loss is CLIP's loss on whole images, in which regions take no part. "
+            "Leave the regions out, or train them with geoalign_hf.compute_losses.",
+        ),
+        (
+            {"boxes": BOXES, "input_boxes": BOXES},
+            "the model does not know the arguments ['boxes', 'input_boxes']. Prepare images, texts and "
+            "regions with GeoAlignCLIPProcessor; regions are region_boxes, region_quads or region_coverage.",
+        ),
+        (
             {"region_quads": xyxy_to_quads(BOXES)},
             "regions are given as region_boxes and region_quads. Give one form in a call.",
         ),
@@ -341,8 +376,8 @@ def enable_checkpointing(model):
         ),
         (
             {"pixel_values": torch.zeros(2, 3, 72, 64), "interpolate_pos_encoding": True},
-            "pixel_values of 72 x 64 do not divide into patches of 16 pixels, so regions would be pooled "
-            "from shifted ground. Resize to a multiple of 16.",
+            "pixel_values have 72 x 64 pixels, which are not multiples of the patch size 16. "
+            "Regions would be pooled from the wrong place. Resize to a multiple of 16.",
         ),
     ],
 )

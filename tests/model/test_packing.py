@@ -77,8 +77,8 @@ def test_rows_of_padding_alone_give_no_text_and_zero_gradients(model):
 
 def test_no_text_is_refused():
     for texts, message in (
-        ([], "there are 0 texts, 0 of them empty. Give each its tokens."),
-        ([[1, 2], []], "there are 2 texts, 1 of them empty. Give each its tokens."),
+        ([], "there are 0 texts, and 0 of them are empty. Every text needs tokens."),
+        ([[1, 2], []], "there are 2 texts, and 1 of them are empty. Every text needs tokens."),
     ):
         with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
             pack_texts(texts)
@@ -87,7 +87,7 @@ def test_no_text_is_refused():
 def test_an_attention_that_cannot_keep_texts_apart_is_refused(model):
     model.text_model.config._attn_implementation = "flash_attention_2"
     message = (
-        "packed texts need the attention sdpa or eager, but the text tower has 'flash_attention_2'. "
+        "packed texts need the attention sdpa or eager, but the text tower uses 'flash_attention_2'. "
         'Load the model with attn_implementation={"text_config": "sdpa"}.'
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):

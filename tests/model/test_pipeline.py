@@ -2,12 +2,14 @@
 
 import re
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModel, AutoProcessor, CLIPModel, CLIPProcessor, pipeline
 
 from geoalign_hf.embedding.embedder import Embedder
 from geoalign_hf.model.processing_geoalign_clip import CONCEPT_TEMPLATES
+from geoalign_hf.model.regions_geoalign_clip import xyxy_to_quads
 
 TASK = "zero-shot-region-classification"
 CONCEPTS = ["airplane", "ship", "storage tank"]
@@ -99,6 +101,64 @@ def test_templates_change_the_scores(classify, toy_rows):
     assert {entry["score"] for entry in usual} != {entry["score"] for entry in other}
 
 
+def test_labels_and_templates_go_by_the_names_of_transformers_too(classify, toy_rows):
+    row = toy_rows[0]
+    ours = classify(
+        row["image"], boxes=row["boxes"], candidate_concepts=CONCEPTS, templates=["a photo of a {}."]
+    )
+    theirs = {"candidate_labels": "airplane, ship,storage tank", "hypothesis_template": "a photo of a {}."}
+    assert classify(image=row["image"], boxes=row["boxes"], **theirs) == ours
+    assert classify(row["image"], row["boxes"], CONCEPTS, templates=["a photo of a {}."]) == ours
+
+
+def test_images_are_given_once(classify, toy_rows):
+    for images in ({}, {"images": toy_rows[0]["image"], "image": toy_rows[0]["image"]}):
+        with pytest.raises(ValueError, match="give the images once"):
+            classify(**images, boxes=[], candidate_labels=CONCEPTS)
+
+
+@pytest.mark.parametrize("view", ["image", "window"])
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_quads_and_masks_are_classified_as_the_boxes_that_they_equal(built, toy_rows, view, batch_size):
+    import copy
+
+    model, processor = copy.deepcopy(built[0]), built[1]
+    model.config.region_view = view
+    classify = pipeline(TASK, model=model, processor=processor)
+    images, boxes = [row["image"] for row in toy_rows[:3]], [row["boxes"][:2] for row in toy_rows[:3]]
+    boxes = [[[float(round(number)) for number in box] for box in part] for part in boxes]
+    quads = [xyxy_to_quads(torch.tensor(part)).tolist() for part in boxes]
+    masks = [[draw_mask(box, image.size) for box in part] for part, image in zip(boxes, images, strict=True)]
+    options = {"candidate_labels": CONCEPTS, "batch_size": batch_size}
+    by_quad = classify(images, quads=quads, **options)
+    by_mask = classify(images, masks=masks, **options)
+    for i in range(3):
+        for r in range(len(boxes[i])):
+            assert by_quad[i][r][0]["quad"] == quads[i][r]
+            assert by_mask[i][r][0]["mask"] is masks[i][r]
+            scores = {entry["label"]: entry["score"] for entry in by_quad[i][r]}
+            found = {entry["label"]: entry["score"] for entry in by_mask[i][r]}
+            assert found == pytest.approx(scores, abs=2e-3)
+
+
+def draw_mask(box: list[float], size: tuple[int, int]) -> np.ndarray:
+    mask = np.zeros(size[::-1], dtype=bool)
+    x0, y0, x1, y1 = map(int, box)
+    mask[y0:y1, x0:x1] = True
+    return mask
+
+
+def test_a_model_whose_weights_are_nan_gives_no_scores(model, processor, toy_rows):
+    torch.nn.init.constant_(model.visual_projection.weight, float("nan"))
+    classify = pipeline(TASK, model=model, processor=processor)
+    with pytest.raises(ValueError, match="not finite"):
+        classify(toy_rows[0]["image"], boxes=toy_rows[0]["boxes"], candidate_labels=CONCEPTS)
+
+
+def test_the_task_of_a_saved_model_is_inferred_as_without_the_package(folder):
+    assert pipeline(model=str(folder)).task == TASK
+
+
 def test_concepts_are_embedded_once_for_all_images_and_calls(classify, toy_rows, monkeypatch):
     calls = []
     embed_concepts = type(classify.model).embed_concepts
@@ -117,11 +177,23 @@ def test_concepts_are_embedded_once_for_all_images_and_calls(classify, toy_rows,
 @pytest.mark.parametrize(
     "inputs, message",
     [
-        ({}, "no candidate_concepts are given. Pass a list of at least one name."),
+        ({}, "no candidate_labels are given. Pass a list of at least one concept."),
         (
             {"candidate_concepts": CONCEPTS, "threshold": 1},
-            "unknown arguments ['threshold']. This pipeline takes boxes, candidate_concepts, templates, "
-            "top_k, timeout and batch_size.",
+            "unknown arguments ['threshold']. This pipeline takes boxes, quads or masks, candidate_labels, "
+            "hypothesis_template, templates, top_k, timeout and batch_size.",
+        ),
+        (
+            {"candidate_concepts": CONCEPTS, "candidate_labels": CONCEPTS},
+            "candidate_labels and candidate_concepts are the same. Give one of them.",
+        ),
+        (
+            {"candidate_labels": CONCEPTS, "templates": ["{}"], "hypothesis_template": "{}"},
+            "hypothesis_template and templates are both given. Give one of them.",
+        ),
+        (
+            {"candidate_labels": CONCEPTS, "quads": []},
+            "regions are given as boxes and quads. Give one form in a call.",
         ),
     ],
 )
@@ -141,7 +213,7 @@ def test_boxes_for_another_number_of_images_are_refused(classify, toy_rows):
 
 def test_an_image_without_boxes_is_refused(classify, toy_rows):
     message = (
-        "expected an image with its boxes, found Image. "
+        "expected an image with its boxes, quads or masks, found Image. "
         'Pass boxes=..., or images as {"image": ..., "boxes": [...]}.'
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):

@@ -1,32 +1,19 @@
 """Laws of caption files: sentences stay with their image, and a file of another form is refused."""
 
 import json
-import re
 
 import pytest
-from PIL import Image
+from refusals import refuses
 
 from geoalign_hf.data.schema import build_rows
 from geoalign_hf.readers.captions import list_captions, read_captions
 from geoalign_hf.readers.skipped import SkipReport
 
 
-def refuses(message: str):
-    return pytest.raises(ValueError, match=f"^{re.escape(message)}$")
-
-
 @pytest.fixture
-def images(tmp_path):
-    folder = tmp_path / "images"
-    folder.mkdir()
-    for name, colour in (("a.png", (255, 0, 0)), ("b.png", (0, 0, 255))):
-        Image.new("RGB", (20, 10), colour).save(folder / name)
-    return folder
-
-
-@pytest.fixture
-def karpathy(tmp_path):
-    content = {
+def content():
+    """A file in the form of RSICD."""
+    return {
         "dataset": "tiny",
         "images": [
             {
@@ -37,20 +24,24 @@ def karpathy(tmp_path):
             {"filename": "b.png", "split": "test", "sentences": [{"raw": "a blue square ."}]},
         ],
     }
+
+
+@pytest.fixture
+def path(tmp_path, content):
     (tmp_path / "dataset.json").write_text(json.dumps(content))
     return tmp_path / "dataset.json"
 
 
-def test_captions_are_read_with_their_images(karpathy, images):
-    rows = read_captions(karpathy, images)
+def test_captions_are_read_with_their_images(path, images):
+    rows = read_captions(path, images)
     assert [row["captions"] for row in rows] == [["a red square .", "red ."], ["a blue square ."]]
     assert build_rows(rows)[1]["image"].getpixel((0, 0)) == (0, 0, 255)
 
 
-def test_a_split_can_be_chosen_and_must_be_there(karpathy, images):
-    assert [row["source"] for row in read_captions(karpathy, images, "test")] == ["b.png"]
-    with refuses(f"{karpathy} has no split 'val'; it has ['test', 'train']. Choose one of them."):
-        read_captions(karpathy, images, "val")
+def test_a_split_can_be_chosen_and_must_be_there(path, images):
+    assert [row["source"] for row in read_captions(path, images, "test")] == ["b.png"]
+    with refuses(str(path), "'val'", "['test', 'train']"):
+        read_captions(path, images, "val")
 
 
 def test_json_lines_of_captions_are_read_too(tmp_path):
@@ -59,52 +50,59 @@ def test_json_lines_of_captions_are_read_too(tmp_path):
     assert list_captions(tmp_path / "c.jsonl") == lines
 
 
-def test_a_repeated_image_is_refused(karpathy, images):
-    content = json.loads(karpathy.read_text())
+def test_nwpu_captions_are_read_class_by_class(tmp_path, images, draw):
+    draw(images / "airport" / "airport_001.jpg")
+    entries = {"filename": "airport_001.jpg", "imgid": 0, "split": "val", "raw": "one .", "raw_1": "two ."}
+    content = {"airport": [entries | {"raw_2": "three .", "raw_3": "four .", "raw_4": "five ."}], "beach": []}
+    path = tmp_path / "dataset_nwpu.json"
+    path.write_text(json.dumps(content))
+    (row,) = read_captions(path, images, "val")
+    assert row["captions"] == ["one .", "two .", "three .", "four .", "five ."]
+    assert row["source"] == "airport/airport_001.jpg"
+
+
+def test_a_repeated_image_is_refused(path, images, content):
     content["images"].append(content["images"][0])
-    karpathy.write_text(json.dumps(content))
-    with refuses(f"{karpathy} repeats the images ['a.png']. Give every image one entry."):
-        read_captions(karpathy, images)
+    path.write_text(json.dumps(content))
+    with refuses(str(path), "['a.png']"):
+        read_captions(path, images)
 
 
 @pytest.mark.parametrize(
-    ("entry", "complaint"),
-    [
-        ({"filename": "c.png"}, "has ['filename']; it needs a `filename` and a list of `sentences`."),
-        (
-            {"filename": "c.png", "sentences": [{"tokens": ["a"]}]},
-            "has a sentence without words. Give each its `raw` words.",
-        ),
-    ],
-)
-def test_an_entry_without_sentences_is_refused(karpathy, images, entry, complaint):
-    content = json.loads(karpathy.read_text())
-    content["images"].append(entry)
-    karpathy.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=f"^{re.escape(f'{karpathy}: images[2] {complaint}')}"):
-        read_captions(karpathy, images)
-
-
-def test_an_entry_without_words_is_left_out_alone_where_that_is_asked_for(karpathy, images, tmp_path):
-    content = json.loads(karpathy.read_text())
-    content["images"][:0] = [{"filename": "c.png", "sentences": [" "]}, {"filename": "d.png"}]
-    karpathy.write_text(json.dumps(content))
+    "entry",
+    [{"filename": "c.png"}, {"filename": "c.png", "sentences": [{"tokens": ["a"]}]}, "c.png", None,
+     {"filename": 3, "sentences": ["a"]}, {"filename": "c.png", "sentences": [" "]},
+     {"filename": "c.png", "sentences": ["\ud800"]},
+     {"filename": "c.png", "sentences": ["a"], "split": ["x"]}],
+)  # fmt: skip
+def test_an_entry_without_a_name_or_sentences_is_refused_and_costs_only_itself(path, images, content, entry):
+    content["images"].insert(0, entry)
+    path.write_text(json.dumps(content))
+    with refuses(f"{path}: images[0]"):
+        read_captions(path, images)
     report = SkipReport(on_error="skip")
-    assert [row["source"] for row in read_captions(karpathy, images, report=report)] == ["a.png", "b.png"]
-    assert [entry["message"] for entry in report.entries] == [
-        f"{karpathy}: images[0] has a sentence without words. Give each its `raw` words.",
-        f"{karpathy}: images[1] has ['filename']; it needs a `filename` and a list of `sentences`. "
-        "Give a caption file in the form of RSICD.",
-    ]
-    path = tmp_path / "c.jsonl"
-    path.write_text('{"filename": \n{"filename": "a.png", "captions": ["one"]}\n')
-    report = SkipReport(on_error="skip")
-    assert [row["captions"] for row in read_captions(path, images, report=report)] == [["one"]]
+    assert [row["source"] for row in read_captions(path, images, report=report)] == ["a.png", "b.png"]
     assert report.count_kinds() == {"bad entry": 1}
 
 
-def test_a_file_name_too_long_for_the_disk_is_an_image_that_is_missing(karpathy, images):
-    name = "a" * 500
-    karpathy.write_text(karpathy.read_text().replace("a.png", name))
-    with refuses(f"{karpathy}: images[0] is missing at {images / name}. Give the folder it lies in."):
-        read_captions(karpathy, images)
+def test_a_line_that_is_not_json_costs_only_itself(tmp_path, images):
+    path = tmp_path / "c.jsonl"
+    path.write_text('{"filename": \n{"filename": "a.png", "captions": ["one"]}\n')
+    with refuses(f"{path} line 1", "JSON"):
+        list_captions(path)
+    report = SkipReport(on_error="skip")
+    assert [row["captions"] for row in read_captions(path, images, report=report)] == [["one"]]
+
+
+@pytest.mark.parametrize("content", [[], {}, {"images": {}}, {"images": []}, {"a": 1}, {"a": []}, 3])
+def test_a_file_of_another_form_is_refused(path, content):
+    path.write_text(json.dumps(content))
+    with refuses(str(path), "images"):
+        list_captions(path)
+
+
+@pytest.mark.parametrize("name", ["a" * 500, "../b.png", "/b.png", "c.png"])
+def test_an_image_that_is_missing_or_elsewhere_is_refused(path, images, name):
+    path.write_text(path.read_text().replace("a.png", name))
+    with refuses(f"{path}: images[0]", repr(name)):
+        read_captions(path, images)

@@ -1,1 +1,1 @@
-"""Metrics: pure functions on arrays, and the same as `evaluate.Metric`s."""
+"""Metrics: pure functions on arrays. Fractions and accuracies are in [0, 1]."""

@@ -1,0 +1,175 @@
+"""Runs one verb of `geoalign-hf`: options from dataclasses, errors of the user in one line.
+
+The function of a verb has one parameter for each of its dataclasses of options, and returns the path of what
+it wrote, or None. Its signature therefore is the command line.
+"""
+
+import logging
+import os
+import platform
+import sys
+from argparse import SUPPRESS, Action, ArgumentDefaultsHelpFormatter
+from collections.abc import Callable
+from difflib import get_close_matches
+from importlib import import_module
+from pathlib import Path
+from typing import NoReturn, get_type_hints
+
+import torch
+import transformers
+from transformers import HfArgumentParser
+
+from . import __version__
+
+PACKAGE = Path(__file__).parent
+EXTRAS = {"faiss": "search", "onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx"}
+
+
+class HelpFormatter(ArgumentDefaultsHelpFormatter):
+    """Shows each option under one name, and its default where it has one."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=32, width=110)
+
+    def _format_action_invocation(self, action: Action) -> str:
+        if not action.option_strings or action.dest == "help":
+            return super()._format_action_invocation(action)
+        name = action.option_strings[0]
+        return (
+            name if action.nargs in (0, "?") else f"{name} {self._format_args(action, action.dest.upper())}"
+        )
+
+    def _get_help_string(self, action: Action) -> str | None:
+        has_default = action.default not in (None, False, SUPPRESS, "", []) and action.nargs != 0
+        return super()._get_help_string(action) if has_default else action.help
+
+
+class OptionParser(HfArgumentParser):
+    """A parser of dataclasses whose errors are one line.
+
+    A dataclass may name fields in `_positional`; they can be given in this order without their names. Only
+    the first dataclass may do so. `_argument_group_name` is the heading of its options.
+
+    Args:
+        verb: Verb that the options belong to.
+        function: Function of that verb.
+    """
+
+    def __init__(self, verb: str, function: Callable):
+        hints = get_type_hints(function)
+        self.positional: tuple[str, ...] = ()
+        dataclasses = [hints[name] for name in hints if name != "return"]
+        if dataclasses:
+            self.positional = getattr(dataclasses[0], "_positional", ())
+        names = "".join(f" {name.upper()}" for name in self.positional)
+        super().__init__(
+            dataclasses,
+            prog=f"geoalign-hf {verb}",
+            usage=f"geoalign-hf {verb}{names} [OPTIONS]",
+            description=function.__doc__,
+            formatter_class=HelpFormatter,
+            allow_abbrev=False,
+        )
+        self.add_argument("--debug", action="store_true", help="Traceback of an error, instead of one line.")
+        for action in self._actions:
+            name = action.option_strings[0].removeprefix("--no_")
+            if action.option_strings[0] != f"--{name}" and action.nargs == 0 and action.dest == name:
+                action.help = f"Opposite of --{name}: turns it off."
+
+    def parse(self, words: list[str]) -> list:
+        """Parse the words of a command line into one object per dataclass.
+
+        Raises:
+            ValueError: If an option is unknown, lacks its value or has a wrong one.
+        """
+        num_positional = 0
+        while num_positional < min(len(self.positional), len(words)):
+            if words[num_positional].startswith("-"):
+                break
+            num_positional += 1
+        pairs = zip(self.positional, words[:num_positional], strict=False)
+        named = [word for name, value in pairs for word in (f"--{name}", value)]
+        *parsed, _, rest = self.parse_args_into_dataclasses(
+            [*named, *words[num_positional:]], return_remaining_strings=True, look_for_args_file=False
+        )
+        if rest:
+            known = [name for action in self._actions for name in action.option_strings]
+            close = get_close_matches(rest[0], known, n=1)
+            hint = f"Did you mean {close[0]}?" if close else f"See {self.prog} --help."
+            raise ValueError(f"{rest[0]} is not an option of this verb. {hint}")
+        return parsed
+
+    def error(self, message: str) -> NoReturn:
+        """Report what argparse refuses as other errors are reported."""
+        raise ValueError(f"{message}. See {self.prog} --help.")
+
+
+def run(verb: str, words: list[str]) -> int:
+    """Run a verb, and print the path of what it wrote.
+
+    Args:
+        verb: One of `geoalign_hf_cli.VERBS`.
+        words: Its options, as given on the command line.
+
+    Returns:
+        The exit code: 0, 2 for an error of the user, or 130 after Ctrl-C.
+    """
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger(__package__).setLevel(logging.INFO)
+    try:
+        function = find_function(verb)
+        written = function(*OptionParser(verb, function).parse(words))
+        if written is not None:
+            print(f"wrote {written}")
+        return 0
+    except KeyboardInterrupt:
+        print(f"geoalign-hf {verb}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of the output has read enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if "--debug" in words or not is_user_error(error):
+            raise
+        print(f"geoalign-hf {verb}: error: {describe_error(error)}", file=sys.stderr)
+        return 2
+
+
+def find_function(verb: str) -> Callable:
+    """Import the function of a verb, and nothing that other verbs need."""
+    module = import_module(f".commands.{verb.split()[0]}", __package__)
+    return getattr(module, verb.replace(" ", "_"))
+
+
+def is_user_error(error: Exception) -> bool:
+    """Return whether an error is one that the user can correct.
+
+    These are wrong values, missing files and packages, and what the package itself reports of the machine.
+    Everything else is an error of the program, whose traceback belongs into a bug report.
+    """
+    if isinstance(error, RuntimeError):
+        traceback = error.__traceback__
+        while traceback is not None and traceback.tb_next is not None:
+            traceback = traceback.tb_next
+        return traceback is not None and PACKAGE in Path(traceback.tb_frame.f_code.co_filename).parents
+    return isinstance(error, (ValueError, OSError)) or find_extra(error) is not None
+
+
+def find_extra(error: Exception) -> str | None:
+    """Return the extra of `geoalign_hf` that installs the package whose absence raised an error."""
+    return EXTRAS.get(error.name or "") if isinstance(error, ModuleNotFoundError) else None
+
+
+def describe_error(error: Exception) -> str:
+    """Write the message of an error on one line."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    if extra := find_extra(error):
+        return f"{error}. Install it: pip install 'geoalign_hf[{extra}]'"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def describe_versions() -> str:
+    """Write the versions that a bug report needs."""
+    versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
+    return f"geoalign-hf {__version__} ({versions}, Python {platform.python_version()})"

@@ -1,0 +1,75 @@
+"""`geoalign-hf embed`."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Literal
+
+from accelerate import Accelerator, InitProcessGroupKwargs
+from transformers.hf_argparser import HfArg
+from transformers.utils import logging
+
+from ..embedding.shards import EmbeddingJob, run_job
+from ..training.launch import check_processes
+from .inputs import ModelOptions
+
+EMBEDS = "outputs/embeds"
+
+
+@dataclass
+class EmbedOptions:
+    """The images, and the shards that they become."""
+
+    _positional = ("images",)
+
+    images: str = HfArg(help="Folder of images. Images in its subfolders are included.")
+    coco: str | None = HfArg(
+        default=None, help="COCO file of boxes, with file names that are relative to the folder of images."
+    )
+    region_source: Literal["image", "window", "crop", "both"] | None = HfArg(
+        default=None,
+        help="Source of the embedding of a box: the whole image, or a window or crop around the box; by "
+        "default the one that the model was trained for.",
+    )
+    shard_size: int = HfArg(
+        default=256,
+        help="Number of images per shard. Processes share the shards, so make at least one for each.",
+    )
+    dtype: Literal["float32", "float16"] = HfArg(default="float32", help="Type of the stored embeddings.")
+    on_error: Literal["stop", "skip"] = HfArg(
+        default="stop",
+        help="Reaction to an image or box that cannot be read. Skipped ones are listed in a file.",
+    )
+    output_dir: str = HfArg(default=EMBEDS, help="Folder of the shards.")
+
+
+def embed(options: EmbedOptions, model_options: ModelOptions) -> Path | None:
+    """Embed a folder of images, and boxes in them, as Parquet shards.
+
+    Start it by accelerate launch to use several GPUs. A run that was interrupted continues when the same
+    command is given again.
+    """
+    # A process that has ended waits for the others, which may take hours.
+    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=30))])
+    check_processes(accelerator.num_processes, "-m geoalign_hf embed")
+    if not accelerator.is_main_process:
+        logging.disable_progress_bar()
+    output_dir, embedder = Path(options.output_dir), model_options.load()
+    job = EmbeddingJob(  # every process makes the same list of images
+        images=Path(options.images),
+        output=output_dir,
+        coco=Path(options.coco) if options.coco else None,
+        region_source=options.region_source,
+        shard_size=options.shard_size,
+        dtype=options.dtype,
+        on_error=options.on_error,
+    )
+    num_shards, num_skipped = run_job(job, embedder, model_options.model, accelerator)
+    print(
+        f"process {accelerator.process_index} of {accelerator.num_processes}: wrote {num_shards} of "
+        f"{job.num_shards} shards, skipped {num_skipped} of its images"
+    )
+    if not accelerator.is_main_process:
+        return None
+    print(f"{len(job.rows)} images in all, skipped {len(job.report.entries)} annotations")
+    return output_dir

@@ -1,0 +1,162 @@
+"""`geoalign-hf export`."""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch.export import Dim
+from transformers import AutoModel, AutoProcessor, PreTrainedModel
+from transformers.hf_argparser import HfArg
+
+from .inputs import MODEL, check_model_exists
+
+TOLERANCE = 1e-4
+SINGLE_FILE = 2**31 - 2**24  # bytes of weights; a protobuf with its graph cannot hold 2 GiB
+
+
+@dataclass
+class ExportOptions:
+    """What is exported, and where to."""
+
+    model: str = HfArg(default=MODEL, help="Folder or Hub repository of a GeoAlignCLIP.")
+    region_form: Literal["boxes", "quads"] = HfArg(
+        default="boxes", help="Form of the regions: boxes, or oriented boxes."
+    )
+    output_dir: str = HfArg(
+        default="outputs/onnx", help="Folder of image.onnx, text.onnx, region.onnx and the processor."
+    )
+
+
+class Tower(torch.nn.Module):
+    """One method of the model as a module, whose inputs have the order of their names."""
+
+    def __init__(self, model: torch.nn.Module, method: str, names: tuple[str, ...]):
+        super().__init__()
+        self.model, self.method, self.names = model, method, names
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        """Call the method."""
+        return getattr(self.model, self.method)(**dict(zip(self.names, inputs, strict=True)))
+
+
+def export(options: ExportOptions) -> Path:
+    """Export the image, text and region towers to ONNX, and compare their outputs with the model's.
+
+    The exported towers take any number of images, texts, tokens and regions.
+    """
+    check_model_exists(options.model)
+    model = AutoModel.from_pretrained(options.model, dtype=torch.float32).eval()
+    processor = AutoProcessor.from_pretrained(options.model)
+    form, output_dir = options.region_form, Path(options.output_dir)
+    images, texts, tokens, regions = (Dim(name) for name in ("images", "texts", "tokens", "regions"))
+    region_axes, text_axes = {0: images, 1: regions}, {0: texts, 1: tokens}
+    image_axes = {"pixel_values": {0: images}}
+    output_dir.mkdir(parents=True, exist_ok=True)
+    processor.save_pretrained(output_dir)
+    torch.manual_seed(0)
+    for name, method, axes, draw in (
+        ("image", "embed_images", image_axes, lambda num, _: draw_images(model, num, 1, form)[:1]),
+        (
+            "text",
+            "embed_text",
+            {"input_ids": text_axes, "attention_mask": text_axes},
+            lambda num, more: draw_texts(processor.tokenizer, num, 4 + more),
+        ),
+        (
+            "region",
+            "embed_regions",
+            image_axes | {f"region_{form}": region_axes, "region_mask": region_axes},
+            lambda num, more: draw_images(model, num, more, form),
+        ),
+    ):
+        path = output_dir / f"{name}.onnx"
+        tower = Tower(model, method, tuple(axes)).eval()
+        export_tower(tower, axes, draw(2, 3), path)
+        print(f"{path}: differs from the model by at most {compare_tower(tower, path, draw):.1e}")
+    return output_dir
+
+
+def export_tower(tower: Tower, axes: dict[str, dict[int, Dim]], example: tuple, path: Path) -> None:
+    """Export a tower whose `axes` may have any length."""
+    num_bytes = sum(parameter.nbytes for parameter in tower.parameters())
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # torch warns of names that it chooses itself; outputs are compared below
+        torch.onnx.export(
+            tower,
+            example,
+            path,
+            input_names=list(axes),
+            output_names=[f"{path.stem}_embeds"],
+            dynamic_shapes=(tuple(axes.values()),),
+            dynamo=True,
+            external_data=num_bytes > SINGLE_FILE,
+            verbose=False,
+        )
+
+
+def compare_tower(tower: Tower, path: Path, draw: Callable[[int, int], tuple]) -> float:
+    """Compare an exported tower with the model, on inputs of other sizes than the exported ones.
+
+    Args:
+        tower: Tower of the model.
+        path: Exported file.
+        draw: Function that draws inputs, given the number of images or texts and of regions or tokens.
+
+    Returns:
+        The largest difference of an entry.
+
+    Raises:
+        ValueError: If it is above `TOLERANCE`.
+    """
+    import onnxruntime  # optional
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    largest = 0.0
+    for num, more in ((1, 1), (1, 5), (3, 1), (3, 5), (2, 3)):
+        inputs = draw(num, more)
+        arrays = {name: value.numpy() for name, value in zip(tower.names, inputs, strict=True)}
+        found = np.asarray(session.run(None, arrays)[0])
+        with torch.inference_mode():
+            expected = tower(*inputs).numpy()
+        difference = float(np.abs(found - expected).max()) if found.shape == expected.shape else np.inf
+        if not difference <= TOLERANCE:
+            raise ValueError(
+                f"{path} differs from the model by {difference:.1e} on inputs of size ({num}, {more}); "
+                f"at most {TOLERANCE} is accepted. Do not use the file; try another version of torch."
+            )
+        largest = max(largest, difference)
+    return largest
+
+
+def draw_images(model: PreTrainedModel, num_images: int, num_regions: int, form: str) -> tuple:
+    """Draw random pixel values, regions, and a mask of the regions that are real."""
+    side = model.config.vision_config.image_size
+    start = 0.5 * torch.rand(num_images, num_regions, 2)
+    stop = start + 0.1 + 0.4 * torch.rand(num_images, num_regions, 2)
+    (x0, y0), (x1, y1) = start.unbind(-1), stop.unbind(-1)
+    regions = torch.cat([start, stop], dim=-1)
+    if form == "quads":
+        middle_x, middle_y = (x0 + x1) / 2, (y0 + y1) / 2
+        corners = [middle_x, y0, x1, middle_y, middle_x, y1, x0, middle_y]
+        regions = torch.stack(corners, dim=-1).unflatten(-1, (4, 2))
+    mask = torch.rand(num_images, num_regions) < 0.7
+    mask[0] = True
+    return torch.randn(num_images, 3, side, side), regions, mask
+
+
+def draw_texts(tokenizer, num_texts: int, num_tokens: int) -> tuple:
+    """Draw random token ids with an end of text, and their mask."""
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    ids = torch.randint(0, min(bos, eos), (num_texts, num_tokens))
+    lengths = torch.randint(2, num_tokens + 1, (num_texts, 1))
+    lengths[0] = num_tokens
+    ids[:, 0] = bos
+    positions = torch.arange(num_tokens)
+    ids = ids.masked_fill(positions >= lengths - 1, eos)  # CLIP pads with the end of text, too
+    return ids, (positions < lengths).long()

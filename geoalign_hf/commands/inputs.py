@@ -1,0 +1,93 @@
+"""Options that several verbs share: the model, and the rows.
+
+Their defaults are what `geoalign-hf train` and `geoalign-hf build` write by default.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from transformers import AutoModel, AutoProcessor, ProcessorMixin
+from transformers.hf_argparser import HfArg
+
+from ..data.loading import read_rows
+from ..embedding.embedder import Embedder
+
+MODEL = "outputs/train/final"
+ROWS = "outputs/rows"
+
+
+@dataclass
+class ModelOptions:
+    """The model, and how it embeds."""
+
+    _argument_group_name = "model"
+
+    model: str = HfArg(
+        default=MODEL, help="Folder or Hub repository of a GeoAlignCLIP, a stock CLIP or an adapter."
+    )
+    image_size: int | None = HfArg(
+        default=None, help="Side in pixels that images are resized to; by default the model's own."
+    )
+    batch_size: int = HfArg(default=16, help="Number of images per forward pass.")
+
+    def load(self) -> Embedder:
+        """Load the model and its processor."""
+        model, processor = load_model(self.model)
+        return Embedder(model, processor, self.image_size, self.batch_size)
+
+
+@dataclass
+class RowOptions:
+    """The rows that are evaluated."""
+
+    _argument_group_name = "rows"
+
+    dataset: str = HfArg(
+        default=ROWS, help="Folder or Hub repository of rows, or a COCO .json file (with --images)."
+    )
+    split: str | None = HfArg(
+        default=None, help="Split of a folder or repository; by default test, or the only split."
+    )
+    images: str | None = HfArg(default=None, help="Folder of the images of a COCO file.")
+
+    def load(self) -> Dataset:
+        """Load the rows."""
+        return load_rows(self.dataset, self.images, self.split, "test")
+
+
+def check_model_exists(name: str) -> None:
+    """Check that the model exists which training writes by default.
+
+    Raises:
+        ValueError: If that model is asked for and does not exist.
+    """
+    if name == MODEL and not Path(name).exists():
+        raise ValueError(f"{name} does not exist. Train a model with geoalign-hf train, or give --model.")
+
+
+def load_model(name: str) -> tuple[torch.nn.Module, ProcessorMixin]:
+    """Load a model onto the device of this process, and its processor.
+
+    Raises:
+        ValueError: If the model that training writes by default is asked for and does not exist.
+    """
+    check_model_exists(name)
+    model = AutoModel.from_pretrained(name).to(PartialState().device)
+    return model, AutoProcessor.from_pretrained(name)
+
+
+def load_rows(source: str, images: str | None, split: str | None, default_split: str) -> Dataset:
+    """Load rows of a folder, a Hub repository, or a COCO file with its images.
+
+    Raises:
+        ValueError: If the dataset that building writes by default does not exist, or a COCO file is given
+            without its images.
+    """
+    if source == ROWS and not Path(source).exists():
+        raise ValueError(f"{source} does not exist. Build it with geoalign-hf build, or give --dataset.")
+    if source.endswith(".json") and images is None:
+        raise ValueError(f"--dataset is the COCO file {source}, but --images is not given. Give both.")
+    return read_rows(source, images, split, default_split)

@@ -1,0 +1,1 @@
+"""Large georeferenced scenes: score maps, named regions and embeddings that keep their coordinates."""

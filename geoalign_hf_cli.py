@@ -1,0 +1,73 @@
+"""The entry point of the `geoalign-hf` command: find the verb, then import what runs it.
+
+This file lies beside the package, because importing the package imports torch, which takes seconds. `--help`
+and a misspelled verb need neither.
+"""
+
+import sys
+from difflib import get_close_matches
+
+# Each verb and its help. `geoalign_hf.commands` has a function of the same name, with underscores, in the
+# module that has the name of the first word.
+VERBS = {
+    "convert": "Convert a CLIP checkpoint into a GeoAlignCLIP.",
+    "build": "Build a dataset of rows from annotated images.",
+    "evaluate regions": "Score the concepts and phrases of ground-truth boxes.",
+    "evaluate scenes": "Score zero-shot scene classification.",
+    "evaluate retrieval": "Score the retrieval of images and captions.",
+    "evaluate choice": "Score multiple-choice questions.",
+    "evaluate localization": "Draw and score maps of where phrases are true in large images.",
+    "embed": "Embed a folder of images, and boxes in them.",
+    "search": "Search embedded images by text or by example.",
+    "export": "Export a model to ONNX.",
+    "push": "Push a model, an adapter or a dataset to the Hub.",
+}
+USAGE = """usage: geoalign-hf VERB [OPTIONS]
+       geoalign-hf VERB --help      options of a verb
+       geoalign-hf --version        versions of geoalign_hf and of what it runs on
+
+{verbs}
+
+An error of the input is one line and exit code 2; --debug shows its traceback.
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a verb.
+
+    Args:
+        arguments: Words after the name of the command. None takes those of this process.
+
+    Returns:
+        The exit code: 0, 2 for an error of the user, or 130 after Ctrl-C.
+    """
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if words == ["--version"]:
+        from geoalign_hf.cli import describe_versions
+
+        print(describe_versions())
+        return 0
+    for length in (2, 1):
+        verb = " ".join(words[:length])
+        if verb in VERBS:
+            from geoalign_hf.cli import run
+
+            return run(verb, words[length:])
+    group = {verb: text for verb, text in VERBS.items() if words and verb.startswith(f"{words[0]} ")}
+    if words in ([], ["-h"], ["--help"]) or group and words[1:] in ([], ["-h"], ["--help"]):
+        print(write_usage(group or VERBS), end="")
+        return 0 if "-h" in words or "--help" in words else 2
+    verb = " ".join(words[: 2 if group else 1])
+    close = get_close_matches(verb, VERBS, n=1)
+    hint = f"Did you mean '{close[0]}'?" if close else "See geoalign-hf --help."
+    print(f"geoalign-hf: error: '{verb}' is not a verb. {hint}", file=sys.stderr)
+    return 2
+
+
+def write_usage(verbs: dict[str, str]) -> str:
+    """Write the help that lists verbs."""
+    return USAGE.format(verbs="\n".join(f"  {verb:24}{text}" for verb, text in verbs.items()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

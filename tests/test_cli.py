@@ -1,0 +1,156 @@
+"""The command `geoalign-hf`: its verbs, its help, and how it reports errors of the user."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_type_hints
+
+import pytest
+
+from geoalign_hf import __version__
+from geoalign_hf.cli import OptionParser, describe_error, find_function, is_user_error
+from geoalign_hf_cli import VERBS, main
+
+# Words that a help text would begin with if its noun were missing.
+NOT_NOUNS = {
+    "a", "also", "an", "as", "at", "by", "default", "do", "for", "give", "how", "if", "in", "likewise",
+    "make", "of", "on", "one", "only", "push", "say", "the", "this", "to", "use", "what", "when", "where",
+    "whether", "which", "who", "with", "write",
+}  # fmt: skip
+
+
+def list_options(verb: str) -> list:
+    """The options of a verb that are declared in this package, not in the classes of others."""
+    function = find_function(verb)
+    owned = {"debug"}
+    for options in get_type_hints(function).values():
+        if dataclasses.is_dataclass(options):
+            ours = [base for base in options.__mro__ if base.__module__.startswith("geoalign_hf")]
+            owned.update(name for base in ours for name in base.__dict__.get("__annotations__", {}))
+    return [action for action in OptionParser(verb, function)._actions if action.dest in owned]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_option_of_every_verb_has_a_help_text_that_begins_with_a_noun(verb):
+    if verb == "build":
+        pytest.skip("its options are being rewritten")
+    texts = {}
+    for action in list_options(verb):
+        name = action.option_strings[0]
+        assert action.help, name
+        first = action.help.split()[0].strip(",.:;").lower()
+        assert first not in NOT_NOUNS, f"{name}: {action.help}"
+        assert action.help[0].isupper() and action.help.endswith("."), f"{name}: {action.help}"
+        assert action.help not in texts, f"{name} and {texts[action.help]} have the same help"
+        texts[action.help] = name
+        if name.startswith("--no_"):
+            assert name.removeprefix("--no_") in action.help and "off" in action.help
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_help_of_every_verb_is_printed_and_says_what_the_verb_does(verb, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main([*verb.split(), "--help"])
+    printed = capsys.readouterr().out
+    assert exit.value.code == 0
+    assert printed.startswith(f"usage: geoalign-hf {verb}") and "--debug" in printed
+    assert find_function(verb).__doc__.splitlines()[0] in printed.replace("\n", " ")
+
+
+def test_the_help_lists_all_verbs_and_imports_neither_torch_nor_transformers():
+    code = "import sys, geoalign_hf_cli; code = geoalign_hf_cli.main(['--help']); "
+    code += "assert not {'torch', 'transformers', 'geoalign_hf'} & set(sys.modules); sys.exit(code)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    assert [verb for verb in VERBS if f"\n  {verb} " not in result.stdout] == []
+
+
+@pytest.mark.parametrize("words", [["evaluate"], ["evaluate", "--help"], []])
+def test_a_verb_that_is_not_complete_lists_what_can_follow(words, capsys):
+    assert main(words) == (0 if "--help" in words else 2)
+    assert "evaluate scenes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "facts"),
+    [
+        (["exprot"], ["exprot", "export"]),
+        (["evaluate", "region"], ["evaluate region", "evaluate regions"]),
+        (["push", "folder", "name", "--tga", "v1"], ["--tga", "--tag"]),
+        (["push", "folder"], ["repo_id", "geoalign-hf push --help"]),
+        (["push", "nowhere", "you/name"], ["nowhere"]),
+        (["build", "--coco", "nowhere.json", "--output", "rows"], ["nowhere.json"]),
+        (["export", "--region_form", "circles"], ["region_form", "circles", "quads"]),
+        (["export"], ["outputs/train/final", "geoalign-hf train", "--model"]),
+        (["evaluate", "regions"], ["outputs/rows", "geoalign-hf build", "--dataset"]),
+        (["evaluate", "regions", "--dataset", "boxes.json"], ["boxes.json", "--images"]),
+        (["evaluate", "scenes"], ["--folder", "--dataset"]),
+        (["search"], ["--image"]),
+    ],
+)  # fmt: skip
+def test_a_mistake_of_the_user_is_one_line_and_exit_code_2(words, facts, geoalign_refuses):
+    line = geoalign_refuses(*words)
+    for fact in facts:
+        assert fact in line
+
+
+def test_debug_shows_the_traceback():
+    with pytest.raises(ValueError, match="nowhere"):
+        main(["push", "nowhere", "you/name", "--debug"])
+
+
+def test_an_error_of_the_program_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr("geoalign_hf.commands.push.hub.push", lambda *words, **options: {}["missing"])
+    with pytest.raises(KeyError):
+        main(["push", "folder", "you/name"])
+
+
+def raise_from(code: str, file: str) -> Exception:
+    try:
+        exec(compile(code, file, "exec"))
+    except Exception as error:
+        return error
+    raise AssertionError("nothing was raised")
+
+
+def test_a_runtime_error_is_the_users_if_this_package_raised_it():
+    inside = str(Path(sys.modules["geoalign_hf"].__file__).parent / "training" / "launch.py")
+    assert is_user_error(raise_from("raise RuntimeError('no processes')", inside))
+    assert not is_user_error(raise_from("raise RuntimeError('shapes differ')", "torch/nn/functional.py"))
+
+
+def test_a_missing_optional_package_is_named_with_the_extra_that_installs_it():
+    error = raise_from("import faiss_that_is_not_there as faiss", "search.py")
+    assert not is_user_error(error)
+    error.name = "faiss"
+    assert is_user_error(error) and "geoalign_hf[search]" in describe_error(error)
+
+
+def test_ctrl_c_ends_a_verb_with_code_130(monkeypatch, capsys):
+    def interrupt(*words, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("geoalign_hf.commands.push.hub.push", interrupt)
+    assert main(["push", "folder", "you/name"]) == 130
+    assert capsys.readouterr().err == "geoalign-hf push: interrupted\n"
+
+
+def test_the_version_names_what_the_package_runs_on(capsys):
+    assert main(["--version"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"geoalign-hf {__version__} (torch ") and "transformers " in printed
+
+
+def test_the_package_runs_as_a_module():
+    command = [sys.executable, "-m", "geoalign_hf", "push", "nowhere", "you/name"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1].startswith("geoalign-hf push: error: nowhere")
+    assert "Traceback" not in result.stderr
+
+
+def test_push_prints_the_address_of_the_commit(hub, folder, geoalign):
+    printed = geoalign("push", folder, "you/harbors", "--private", "--tag", "v1")
+    assert printed.startswith(f"pushed {hub.url}/you/harbors/commit/")
+    assert hub.read("you/harbors", "model.safetensors") == (folder / "model.safetensors").read_bytes()
