@@ -23,7 +23,7 @@ SUPERSAMPLING = 3
 DARK, WHITE = (45, 50, 58), (240, 240, 236)
 COLOURS = {"white": (236, 236, 232), "black": (44, 46, 52), "red": (190, 44, 40), "blue": (38, 84, 180)}
 COLOURS |= {"green": (36, 134, 62), "yellow": (228, 190, 44)}
-SIZES = {"small": (0.58, 0.74), "": (0.9, 1.1), "large": (1.4, 1.75)}  # factors on the concept's length
+SIZES = {"small": (0.7, 0.85), "": (1.0, 1.2), "large": (1.45, 1.8)}  # factors on the concept's length
 COUNTS = ("no", "one", "two", "three", "four", "five", "six")
 PLACES = (
     ("at the upper left", "at the top", "at the upper right"),
@@ -243,31 +243,22 @@ def draw_ground(ground: Ground, width: int, height: int, rng: np.random.Generato
     canvas = Image.fromarray((tint + ground.roughness * texture[..., None]).clip(0, 255).astype(np.uint8))
     canvas = canvas.resize((width * SUPERSAMPLING, height * SUPERSAMPLING), Image.Resampling.BICUBIC)
     pen, unit = ImageDraw.Draw(canvas), min(width, height) / 192
-    for _ in range(rng.integers(0, 4)):
-        radii = unit * rng.uniform(8, 26) * rng.uniform(0.9, 1.02, size=(40, 1))
+    for _ in range(rng.integers(3, 9)):
+        radii = unit * rng.uniform(10, 45) * rng.uniform(0.95, 1.02, size=(40, 1))
         patch = outline_disk(1) * radii + rng.uniform((0, 0), (width, height))
-        fill_polygon(pen, patch, shade(tint, rng.uniform(0.84, 1.12)))
+        fill_polygon(pen, patch, shade(tint + rng.normal(size=3, scale=8), rng.uniform(0.6, 1.5)))
     for _ in range(0 if ground is GROUNDS["water"] else rng.integers(0, 9)):
         draw_bush(pen, rng.uniform((0, 0), (width, height)), unit, rng)
     return canvas
 
 
-def outline_pad(quad: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Outline a paved rectangle under a region, along its sides and narrower or wider than it."""
-    sides = (quad[1:3] - quad[:2]) / 2 * rng.uniform(0.5, 1.6, size=(2, 1))
-    return quad.mean(axis=0) + outline_bar(-1, -1, 1, 1) @ sides
-
-
-def draw_scene(canvas: Image.Image, regions: list[Region], is_land: bool, rng) -> Image.Image:
-    """Draw pads, shadows and regions on a ground, then blur, and vary contrast, brightness and noise."""
+def draw_scene(canvas: Image.Image, regions: list[Region], rng: np.random.Generator) -> Image.Image:
+    """Draw shadows and regions on a ground, then blur, and vary contrast, brightness and noise."""
     shadows, sun = Image.new("L", canvas.size), rng.uniform(0.35, 1.2)
     for region in regions:
         shift = region.shadow * np.array([np.cos(sun), np.sin(sun)])  # to the lower right
         for points, _ in region.parts if region.shadow else ():
             fill_polygon(ImageDraw.Draw(shadows), points + shift, 115)
-    for region in regions if is_land else ():
-        if rng.random() < 0.8:
-            fill_polygon(ImageDraw.Draw(canvas), outline_pad(region.quad, rng), draw_gray(rng))
     canvas.paste((12, 14, 22), mask=shadows)
     for region in regions:
         for points, fill in region.parts:
@@ -336,7 +327,7 @@ def draw_row(index: int, seed: int, size: tuple[int, int]) -> dict:
     captions, description = compose_words(ground_name, regions, width, height)
     negatives = [compose_hard_negatives(region, rng) for region in regions]
     return {
-        "image": draw_scene(canvas, regions, ground_name != "water", rng),
+        "image": draw_scene(canvas, regions, rng),
         "captions": rng.permutation(captions)[: rng.integers(1, 3)].tolist(),
         "description": description,
         "boxes": [find_box(region.parts).round(2).tolist() for region in regions],
