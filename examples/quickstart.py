@@ -24,8 +24,8 @@ from geoalign_hf.evaluation.classification import RegionClassificationEvaluator
 from geoalign_hf.hub.cards import write_card
 from geoalign_hf.losses.objective import PRESETS
 from geoalign_hf.model.processing_geoalign_clip import CONCEPT_TEMPLATES
-from geoalign_hf.training.arguments import TrainingConfig
-from geoalign_hf.training.trainer import train
+from geoalign_hf.training.arguments import GeoAlignTrainingArguments
+from geoalign_hf.training.trainer import GeoAlignTrainer
 
 
 def draw_result(image: Image.Image, regions: list[list[dict]], zoom: int = 4) -> Image.Image:
@@ -68,17 +68,27 @@ def main() -> None:
     # 3. Training, evaluation, and a card made of what came out. Many small batches, since steps are what so
     # small a model needs; one core computes, the other prepares rows.
     torch.set_num_threads(1)
-    config = TrainingConfig(
+    args = GeoAlignTrainingArguments(
         output_dir=str(arguments.output_dir),
-        num_epochs=arguments.num_epochs,
-        batch_size=4,
+        num_train_epochs=arguments.num_epochs,
+        per_device_train_batch_size=4,
         learning_rate=1e-3,
-        num_workers=1,
+        dataloader_num_workers=1,
+        save_strategy="no",
+        overwrite_output_dir=True,
     )
     # Two minutes are too few for the other terms: what they ask for comes after telling concepts apart.
     weights = replace(PRESETS["clip"], scene=0.2, region=0.1, concept=1.0)
-    augment = Augmentation(whole_share=0.4, max_context=4.0, light=0.2)
-    folder = train(model, processor, rows, weights, config, augment)
+    trainer = GeoAlignTrainer(
+        model,
+        args,
+        train_dataset=rows,
+        processing_class=processor,
+        loss_weights=weights,
+        augmentation=Augmentation(whole_share=0.4, max_context=4.0, light=0.2),
+    )
+    trainer.train()
+    folder = arguments.output_dir / "final"
     trained = evaluate(model, processor)
     for name, scores in (("untrained", untrained), ("trained", trained)):
         print(

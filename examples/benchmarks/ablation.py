@@ -37,8 +37,8 @@ from geoalign_hf.evaluation.retrieval import CaptionRetrievalEvaluator
 from geoalign_hf.losses.objective import PRESETS, LossWeights
 from geoalign_hf.model.processing_geoalign_clip import CONCEPT_TEMPLATES
 from geoalign_hf.storage import write_text
-from geoalign_hf.training.arguments import TrainingConfig
-from geoalign_hf.training.trainer import train
+from geoalign_hf.training.arguments import GeoAlignTrainingArguments
+from geoalign_hf.training.trainer import GeoAlignTrainer
 
 SCENES = ("whu_rs19", "rsscn7")
 # Each row of the table, and the terms that it has more than the one above it.
@@ -113,14 +113,21 @@ def run(
     torch.manual_seed(seed)
     model, processor = build_model(texts, options["image_size"], 16, options["width"], options["depth"])
     if weights is not None:
-        config = TrainingConfig(
-            output_dir=str(output.with_suffix("")), num_epochs=options["num_epochs"], batch_size=16,
-            learning_rate=1e-3, max_regions=12, max_crops=1, seed=seed,
+        args = GeoAlignTrainingArguments(
+            output_dir=str(output.with_suffix("")), num_train_epochs=options["num_epochs"],
+            per_device_train_batch_size=16, learning_rate=1e-3, max_regions=12, max_crops=1, seed=seed,
+            resume_from_checkpoint="last",
         )  # fmt: skip
-        folder = Path(config.output_dir) / "final"
+        folder = Path(args.output_dir) / "final"
         if not folder.exists():
-            augment = Augmentation(whole_share=0.5, light=0.2)
-            train(model, processor, rows["train"], weights, config, augment)
+            GeoAlignTrainer(
+                model,
+                args,
+                train_dataset=rows["train"],
+                processing_class=processor,
+                loss_weights=weights,
+                augmentation=Augmentation(whole_share=0.5, light=0.2),
+            ).train()
         model, processor = AutoModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
     embedder = Embedder(model, processor)
     regions = RegionClassificationEvaluator(rows["test"])(embedder)

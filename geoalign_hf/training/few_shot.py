@@ -17,9 +17,9 @@ from ..data.augmentation import Augmentation
 from ..data.schema import REGION_COLUMNS, build_rows
 from ..evaluation.metrics.classification import rank_concepts, score_concepts
 from ..losses.objective import LossWeights
-from .arguments import TrainingConfig
+from .arguments import GeoAlignTrainingArguments
 from .lora import AdapterConfig, adapt_model
-from .trainer import train
+from .trainer import GeoAlignTrainer
 
 
 @dataclass(frozen=True)
@@ -218,9 +218,9 @@ def adapt_by_lora(
         concepts: all, new and old; as hard negatives they keep their distance though no box shows them.
         config: how long and how fast.
         adapters: where they sit.
-        output_dir: as for `train`, whose `final/` is the adapter.
+        output_dir: folder of the run; its `final/` is the adapter.
         seed: of the order, the augmentation and the adapters.
-        about: for the card, see `train`.
+        about: for the card, see `GeoAlignTrainer`.
 
     Returns:
         The adapted model.
@@ -244,18 +244,28 @@ def adapt_by_lora(
     torch.manual_seed(seed)  # of the adapters' first values
     model = adapt_model(model, adapters)
     off = dict.fromkeys(asdict(LossWeights()), 0.0)
-    training = TrainingConfig(
+    training = GeoAlignTrainingArguments(
         output_dir=str(output_dir),
-        num_epochs=-(-config.num_steps // (len(rows) // batch_size)),
-        batch_size=batch_size,
+        num_train_epochs=-(-config.num_steps // (len(rows) // batch_size)),
+        per_device_train_batch_size=batch_size,
         learning_rate=config.learning_rate,
         max_negatives=len(concepts),
-        mixed_precision=config.mixed_precision,
+        bf16=config.mixed_precision == "bf16",
+        fp16=config.mixed_precision == "fp16",
+        save_strategy="no",
         seed=seed,
     )
     weights = LossWeights(**off | {"concept": 1.0, "hard_negative": 1.0})
     augment = Augmentation(min_context=1.5, max_context=8.0)  # evaluated on whole images, so views are wide
-    train(model, processor, rows, weights, training, augment, about=about)
+    GeoAlignTrainer(
+        model,
+        training,
+        train_dataset=rows,
+        processing_class=processor,
+        loss_weights=weights,
+        augmentation=augment,
+        card_settings=about,
+    ).train()
     return model
 
 
