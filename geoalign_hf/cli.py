@@ -137,8 +137,9 @@ def run(verb: str, words: list[str]) -> int:
 
 def find_function(verb: str) -> Callable:
     """Import the function of a verb, and nothing that other verbs need."""
-    module = import_module(f".commands.{verb.split()[0]}", __package__)
-    return getattr(module, verb.replace(" ", "_"))
+    name = verb.replace("-", "_")
+    module = import_module(f".commands.{name.split()[0]}", __package__)
+    return getattr(module, name.replace(" ", "_"))
 
 
 def is_user_error(error: Exception) -> bool:

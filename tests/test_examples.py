@@ -160,17 +160,8 @@ def test_linear_probe_on_folders_and_on_boxes(toy_rows, folder, coco_folder, tmp
 
 
 @pytest.mark.slow
-def test_a_built_dataset_is_trained_on_with_every_term(coco_folder, tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "geoalign_hf.dataset_builder.build",
-        "--coco",
-        coco_folder / "rows.json",
-        "--output",
-        "rows",
-    ]
-    subprocess.run(list(map(str, command)), check=True, capture_output=True, cwd=tmp_path)
+def test_a_built_dataset_is_trained_on_with_every_term(coco_folder, geoalign, tmp_path):
+    geoalign("build", "--coco", coco_folder / "rows.json", "--output_dir", "rows")
     small = [
         "--image_size",
         64,

@@ -1,6 +1,6 @@
 """Builds a dataset of rows from annotated images.
 
-    geoalign-hf build --coco train.json --output outputs/rows --num_workers 4
+    geoalign-hf build --coco train.json --output_dir outputs/rows --num_workers 4
 
 The input is annotation files of one format. The output is a folder that can be loaded and pushed as it is. It
 holds Parquet shards, a card, statistics, contact sheets and a report. The same settings give the same shards
@@ -8,7 +8,6 @@ for any number of processes. A build that was interrupted continues when the sam
 """
 
 import json
-import logging
 import shutil
 import time
 from collections import Counter
@@ -41,14 +40,18 @@ JOB_SETTINGS += ("on_error", "seed")
 NEGATIVES = ("free", "matched", "balanced")
 MOST_BASELINE_ROWS = 5000  # the text-only baseline is measured on so many rows
 # Settings that no shard depends on.
-FREE_SETTINGS = ("output", "num_workers", "sheet_rows", "on_error")
+FREE_SETTINGS = ("output_dir", "num_workers", "sheet_rows", "on_error")
 
 
 @dataclass(frozen=True)
 class BuildConfig:
     """Settings of a build. Give exactly one annotation format."""
 
-    output: str = HfArg(help="Folder of the dataset.")
+    output_dir: str = HfArg(
+        default="",
+        help="Folder of the dataset. The default is outputs/rows for the split train, and "
+        "outputs/rows_<split> for others.",
+    )
     coco: str | None = HfArg(default=None, help=f"{FORMATS['coco'].description}.")
     dota: str | None = HfArg(default=None, help=f"{FORMATS['dota'].description}.")
     voc: str | None = HfArg(default=None, help=f"{FORMATS['voc'].description}.")
@@ -115,6 +118,11 @@ class BuildConfig:
     license_name: str | None = HfArg(default=None, help="Name of the licence if --license is other.")
     license_link: str | None = HfArg(default=None, help="Address of the licence text.")
 
+    def __post_init__(self):
+        if not self.output_dir:
+            folder = "outputs/rows" if self.split == "train" else f"outputs/rows_{self.split}"
+            object.__setattr__(self, "output_dir", folder)
+
 
 def build(config: BuildConfig) -> dict:
     """Build a dataset.
@@ -131,9 +139,9 @@ def build(config: BuildConfig) -> dict:
         RuntimeError: If another process is building in the same folder.
     """
     _check_config(config)
-    output = Path(config.output)
+    output = Path(config.output_dir)
     if output.exists() and not (output / "build.json").exists() and _list_visible(output):
-        raise ValueError(f"{output} is not empty and holds no build. Give another --output.")
+        raise ValueError(f"{output} is not empty and holds no build. Give another --output_dir.")
     with lock_folder(output):
         return _build_locked(config, output)
 
@@ -178,7 +186,7 @@ def _build_locked(config: BuildConfig, output: Path) -> dict:
         first = f" (the first: {first})" if first else ""
         raise ValueError(
             f"{output}: no row remains of {plan.num_rows} images; skipped: {skipped}{first}. Correct the "
-            "sources or the settings, then delete the folder or give another --output."
+            "sources or the settings, then delete the folder or give another --output_dir."
         )
     write_json(output / "statistics.json", statistics)
     draw_pages(list(read_rows_at(job, config.sheet_rows)), output)
@@ -231,15 +239,15 @@ def _check_same_build(config: BuildConfig, plan: Plan) -> None:
     """Record the settings of a new build, or refuse a folder that was built with other settings."""
     settings = {name: value for name, value in asdict(config).items() if name not in FREE_SETTINGS}
     settings["annotations"] = plan.digest
-    path = Path(config.output) / "build.json"
+    path = Path(config.output_dir) / "build.json"
     if not path.exists():
         write_json(path, settings)
         return
     before = read_json(path)
     if changed := sorted(name for name in settings if settings[name] != before.get(name)):
         raise ValueError(
-            f"{config.output} holds a build with other settings: {changed} differ. "
-            "Give another --output, or delete the folder."
+            f"{config.output_dir} holds a build with other settings: {changed} differ. "
+            "Give another --output_dir, or delete the folder."
         )
 
 
@@ -304,22 +312,10 @@ def _write_leakage(job: Job, sets: list[EvaluationSet]) -> str | None:
 
 def run_build(config: BuildConfig) -> None:
     """Build a dataset and print what was built."""
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("geoalign_hf").setLevel(logging.INFO)
     start = time.perf_counter()
     statistics = build(config)
     print(
-        f"{config.output}: {statistics['num_rows']} rows, {statistics['num_regions']} regions of "
+        f"{statistics['num_rows']} rows, {statistics['num_regions']} regions of "
         f"{len(statistics['concepts'])} concepts, {statistics['num_hard_negatives']} hard negatives; "
         f"skipped: {statistics['skipped'] or 'nothing'}; {time.perf_counter() - start:.0f} s"
     )
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Run `build` from the command line."""
-    (config,) = transformers.HfArgumentParser(BuildConfig).parse_args_into_dataclasses(argv)
-    run_build(config)
-
-
-if __name__ == "__main__":
-    main()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from transformers.hf_argparser import HfArg, HfArgumentParser
+from transformers.hf_argparser import HfArg
 
 from ..data.loading import load_rows
 from ..readers.captions import list_captions
@@ -206,7 +206,7 @@ def write_table(overlaps: list[dict], sets: Iterable[EvaluationSet]) -> str:
 class LeakageConfig:
     """Rows to compare with evaluation sets."""
 
-    dataset: str = HfArg(help="Folder of built rows, or Hub repository.")
+    dataset: str = HfArg(default="outputs/rows", help="Folder of built rows, or Hub repository.")
     split: str | None = HfArg(
         default=None, help="Split of the rows. The default is train, or the only split."
     )
@@ -227,14 +227,3 @@ def run_leakage(config: LeakageConfig) -> None:
     if config.output:
         Path(config.output).parent.mkdir(parents=True, exist_ok=True)
         write_text(config.output, json.dumps(overlaps, indent=2))
-        print(f"{config.output}: {len(overlaps)} overlaps")
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Run the leakage check from the command line."""
-    (config,) = HfArgumentParser(LeakageConfig).parse_args_into_dataclasses(argv)
-    run_leakage(config)
-
-
-if __name__ == "__main__":
-    main()
