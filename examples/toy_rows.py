@@ -23,7 +23,7 @@ SUPERSAMPLING = 3
 DARK, WHITE = (45, 50, 58), (240, 240, 236)
 COLOURS = {"white": (236, 236, 232), "black": (44, 46, 52), "red": (190, 44, 40), "blue": (38, 84, 180)}
 COLOURS |= {"green": (36, 134, 62), "yellow": (228, 190, 44)}
-SIZES = {"small": (0.7, 0.85), "": (1.0, 1.2), "large": (1.45, 1.8)}  # factors on the concept's length
+LENGTHS = (0.7, 1.8)  # least and greatest factor on the length of a concept
 COUNTS = ("no", "one", "two", "three", "four", "five", "six")
 PLACES = (
     ("at the upper left", "at the top", "at the upper right"),
@@ -50,9 +50,8 @@ GROUNDS = {
 
 
 class Region(NamedTuple):
-    """One drawn object, in pixels of the image. `size` is "" for an object of medium size."""
+    """One drawn object, in pixels of the image."""
 
-    size: str
     colour: str
     concept: str
     parts: list[Part]
@@ -188,8 +187,7 @@ def list_colours(concept: str, ground: Ground) -> list[str]:
 def place_region(concept: str, colour: str, width: int, height: int, rng: np.random.Generator) -> Region:
     """Draw a concept at a random size, angle and place; its quad may stick out of the image."""
     draw, length, tallness = KINDS[concept]
-    size = str(rng.choice(list(SIZES), p=(0.22, 0.34, 0.44)))  # large ones find a place less often
-    length *= rng.uniform(*SIZES[size]) * min(width, height) / 192
+    length *= np.exp(rng.uniform(*np.log(LENGTHS))) * min(width, height) / 192
     angle = 0.0 if concept == "storage tank" else rng.uniform(0, 2 * np.pi)
     turn = length * np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     center = rng.uniform((0, 0), (width, height))
@@ -199,7 +197,7 @@ def place_region(concept: str, colour: str, width: int, height: int, rng: np.ran
     tones = {fill: draw_tone(fill, rng) for _, fill in parts}
     parts = [(points @ turn + center, tones[fill]) for points, fill in parts]
     noun = OTHER_WORDS[concept] if rng.random() < 0.4 else concept
-    return Region(size, colour, concept, parts, quad, length * tallness, noun)
+    return Region(colour, concept, parts, quad, length * tallness, noun)
 
 
 def place_regions(ground: Ground, width: int, height: int, rng: np.random.Generator) -> list[Region]:
@@ -269,20 +267,13 @@ def draw_scene(canvas: Image.Image, regions: list[Region], rng: np.random.Genera
     return Image.fromarray((pixels + noise).clip(0, 255).astype(np.uint8))
 
 
-def compose_phrase(size: str, colour: str, concept: str) -> str:
-    """Compose the phrase of one region: "a small red ship", or "a red ship" if its size is medium."""
-    return " ".join(filter(None, ("a", size, colour, concept)))
-
-
-def compose_hard_negatives(region: Region, rng: np.random.Generator) -> dict[str, str]:
-    """Compose one to three phrases with another size, colour or concept than the region's, by that kind."""
+def compose_hard_negatives(region: Region, rng: np.random.Generator) -> list[tuple[str, str]]:
+    """Compose one to three (kind, phrase) with another colour or concept than the region's."""
     nouns = [noun for pair in OTHER_WORDS.items() if region.concept not in pair for noun in pair]
-    choices, phrases = (("small", "large"), COLOURS, nouns), {}
-    for i in rng.permutation(3)[: rng.integers(1, 4)]:
-        words = [region.size, region.colour, region.noun]
-        words[i] = str(rng.choice([word for word in choices[i] if word != words[i]]))
-        phrases[("size", "colour", "concept")[i]] = compose_phrase(*words)
-    return phrases
+    colours = rng.permutation([colour for colour in COLOURS if colour != region.colour])
+    pairs = [("colour", f"a {colour} {region.noun}") for colour in colours[:2]]
+    pairs.append(("concept", f"a {region.colour} {rng.choice(nouns)}"))
+    return [pairs[i] for i in rng.permutation(3)[: rng.integers(1, 4)]]
 
 
 def count_nouns(noun: str, number: int) -> str:
@@ -332,10 +323,10 @@ def draw_row(index: int, seed: int, size: tuple[int, int]) -> dict:
         "description": description,
         "boxes": [find_box(region.parts).round(2).tolist() for region in regions],
         "quads": [region.quad.round(2).tolist() for region in regions],
-        "phrases": [compose_phrase(region.size, region.colour, region.noun) for region in regions],
+        "phrases": [f"a {region.colour} {region.noun}" for region in regions],
         "concepts": [region.concept for region in regions],
-        "hard_negatives": [list(phrases.values()) for phrases in negatives],
-        "negative_kinds": [list(phrases) for phrases in negatives],
+        "hard_negatives": [[phrase for _, phrase in pairs] for pairs in negatives],
+        "negative_kinds": [[kind for kind, _ in pairs] for pairs in negatives],
     }
 
 
