@@ -40,7 +40,7 @@ MAY_USE = {
     "accelerate": {"commands", "embedding", "training"},
     "geopandas": {"scenes"},
     "rasterio": {"images", "scenes"},
-    "yaml": {"dataset_builder", "readers"},
+    "yaml": {"captioning", "dataset_builder", "readers"},
 }
 
 

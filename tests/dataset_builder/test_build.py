@@ -421,9 +421,9 @@ def test_a_folder_of_something_else_is_refused(config, tmp_path):
     ("changes", "message"),
     [
         ({"coco": None}, "the sources are []. Give exactly one of ['--coco', '--dota', '--voc', '--yolo', "
-                         "'--captions']."),
+                         "'--captions', '--recipe']."),
         ({"dota": "x"}, "the sources are ['coco', 'dota']. Give exactly one of ['--coco', '--dota', '--voc', "
-                        "'--yolo', '--captions']."),
+                        "'--yolo', '--captions', '--recipe']."),
         ({"coco": None, "voc": "x"}, "--voc is given without --images. Give both."),
         ({"coco": None, "yolo": "x", "images": "x"},
          "--yolo is given without --concepts. Give both."),
