@@ -143,8 +143,8 @@ class GeoAlignTrainingArguments(TrainingArguments):
                 )
         if self.hub_strategy not in ("end", "every_save"):
             raise ValueError(
-                f"hub_strategy is {self.hub_strategy!r}; it must be 'every_save' or 'end', since the state of a "
-                "run stays on its disk."
+                f"hub_strategy is {self.hub_strategy!r}; it must be 'every_save' or 'end', since the state "
+                "of a run stays on its disk."
             )
         if self.train_sampling_strategy != "random":
             raise ValueError(
