@@ -23,7 +23,7 @@ NOT_NOUNS = {
 def list_options(verb: str) -> list:
     """The options of a verb that are declared in this package, not in the classes of others."""
     function = find_function(verb)
-    owned = {"debug"}
+    owned = {"traceback"}
     for options in get_type_hints(function).values():
         if dataclasses.is_dataclass(options):
             ours = [base for base in options.__mro__ if base.__module__.startswith("geoalign_hf")]
