@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+import PIL.Image
 from datasets import Dataset, Features, Image, IterableDataset, List, Value
 from pyarrow import Table
 from pyarrow.parquet import ParquetWriter
@@ -29,6 +30,7 @@ FEATURES = Features(
         "window": List(Value("int64")),  # part of that image, xyxy whole pixels; [] for all of it
     }
 )
+MAX_COORDINATE = 1e9  # pixels; areas of larger boxes lose their last digits
 MOST_GROUP_BYTES, MOST_GROUP_ROWS = 100_000_000, 1000  # of one row group of a Parquet file
 REQUIRED_COLUMNS = ("image", "boxes", "phrases", "concepts")
 REGION_COLUMNS = (
@@ -47,7 +49,8 @@ def build_rows(rows: Iterable[dict]) -> Dataset:
         A dataset with exactly the columns of `FEATURES`.
 
     Raises:
-        ValueError: If a row lacks a column, or its lists differ in length.
+        ValueError: If a row lacks a column, has a value of another type, or its lists differ in length. The
+            message names the place.
     """
     checked = [_check_row(i, row) for i, row in enumerate(rows)]
     if not checked:
@@ -56,14 +59,38 @@ def build_rows(rows: Iterable[dict]) -> Dataset:
 
 
 def _check_row(i: int, row: dict) -> dict:
+    """Return a row with all columns and plain lists, or raise an error that names the place.
+
+    Raises:
+        ValueError: If a column is missing, unknown, of another type or length, or a box is empty.
+    """
+    if not isinstance(row, dict):
+        raise ValueError(f"row {i} is {row!r:.50}, not a dictionary. Give the columns {list(FEATURES)}.")
     row = {name: value for name, value in row.items() if value is not None}
     if missing := [name for name in REQUIRED_COLUMNS if name not in row]:
-        raise ValueError(
-            f"row {i} lacks {missing}; it has {sorted(row)}. Give every row an image and its regions."
-        )
-    if unknown := sorted(row.keys() - FEATURES.keys()):
+        found = sorted(map(str, row))
+        raise ValueError(f"row {i} lacks {missing}; it has {found}. Give every row an image and its regions.")
+    if unknown := sorted(map(str, row.keys() - FEATURES.keys())):
         raise ValueError(f"row {i} has the unknown columns {unknown}; a row has {list(FEATURES)}.")
     row = {name: None if name in ("description", "source") else [] for name in FEATURES} | row
+    for name, feature in FEATURES.items():
+        if name != "image" and row[name] is not None:
+            try:
+                row[name] = _convert(row[name], feature)
+            except _Fault as fault:
+                place = name + "".join(f"[{k}]" for k in reversed(fault.path))
+                raise ValueError(f"row {i}: {place} is {fault.value!r:.80}; expected {fault}.") from None
+    _check_lengths(i, row)
+    for r, box in enumerate(row["boxes"]):
+        if not (box[0] < box[2] and box[1] < box[3]) or max(map(abs, box)) > MAX_COORDINATE:
+            raise ValueError(
+                f"row {i}: boxes[{r}] is {box}; expected x0 < x1 and y0 < y1, in pixels of the image. "
+                "Convert COCO boxes with xywh_to_xyxy, or remove the region."
+            )
+    return row | {"image": _check_image(i, row["image"])}
+
+
+def _check_lengths(i: int, row: dict) -> None:
     for name in REGION_COLUMNS:
         is_optional = name not in REQUIRED_COLUMNS
         if len(row[name]) != len(row["boxes"]) and not (is_optional and not row[name]):
@@ -77,8 +104,74 @@ def _check_row(i: int, row: dict) -> dict:
                 f"row {i} has {len(phrases)} hard_negatives of region {r}, but {len(kinds)} negative_kinds. "
                 "Name the kind of each, or omit the column."
             )
-    row["image"] = str(row["image"]) if isinstance(row["image"], Path) else row["image"]
-    return row
+    if len(row["window"]) not in (0, 4):
+        raise ValueError(f"row {i}: window is {row['window']}; expected four whole numbers, xyxy, or [].")
+
+
+class _Fault(ValueError):
+    """A value that does not fit its column, with what was expected and its path from the inside out."""
+
+    def __init__(self, expected: str, value: object):
+        super().__init__(expected)
+        self.value, self.path = value, []
+
+
+def _convert(value: object, feature: List | Value) -> object:
+    """Return a value as plain lists, texts and numbers of a feature.
+
+    Raises:
+        _Fault: If it does not fit the feature.
+    """
+    if hasattr(value, "tolist"):  # arrays and tensors
+        value = value.tolist()
+    if isinstance(feature, List):
+        if not isinstance(value, (list, tuple)) or feature.length not in (-1, len(value)):
+            raise _Fault("a list" if feature.length == -1 else f"a list of {feature.length}", value)
+        converted = []
+        for k, item in enumerate(value):
+            try:
+                converted.append(_convert(item, feature.feature))
+            except _Fault as fault:
+                fault.path.append(k)
+                raise
+        return converted
+    if feature.dtype == "string":
+        if not isinstance(value, str) or not _is_encodable(value):
+            raise _Fault("a text that UTF-8 can encode", value)
+    elif feature.dtype == "bool":
+        if not isinstance(value, bool):
+            raise _Fault("True or False", value)
+    elif feature.dtype == "int64":
+        if type(value) is not int or abs(value) > MAX_COORDINATE:
+            raise _Fault("a whole number of pixels", value)
+    elif type(value) not in (int, float) or not abs(value) <= 2 * MAX_COORDINATE:  # False for NaN
+        raise _Fault("a finite number of pixels", value)
+    return value
+
+
+def _is_encodable(text: str) -> bool:
+    """Return whether a text has no lone surrogates, which Parquet cannot store."""
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _check_image(i: int, image: object) -> object:
+    """Return an image as datasets takes it.
+
+    Raises:
+        ValueError: If it is neither a PIL image, nor a path, nor a dictionary of bytes and path.
+    """
+    if isinstance(image, Path):
+        return str(image)
+    is_encoded = isinstance(image, dict) and image.keys() <= {"bytes", "path"} and any(image.values())
+    if is_encoded and isinstance(image.get("bytes"), (bytes, type(None))):
+        is_encoded = isinstance(image.get("path"), (str, type(None)))
+        if is_encoded and _is_encodable(image.get("path") or ""):
+            return image
+    if isinstance(image, PIL.Image.Image) or (isinstance(image, str) and image and _is_encodable(image)):
+        return image
+    raise ValueError(
+        f"row {i}: image is {image!r:.80}; expected a PIL image, a path, or {{'bytes': ..., 'path': ...}}."
+    )
 
 
 def write_rows(rows: Iterable[dict], path: Path) -> None:

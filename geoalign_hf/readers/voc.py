@@ -60,10 +60,11 @@ def read_voc(
             root = _parse_xml(path)
             nodes, parse_object = _list_objects(root, counts_from_one)
             size = _parse_size(root)
+            is_annotated = _find_flag(root, "annotated") is not False
         except ValueError as error:
             report.refuse("bad file", f"{path} {error}", error)
             continue
-        if _find_flag(root, "annotated") is False:  # HRSC2016 has 610 images that nobody annotated
+        if not is_annotated:  # HRSC2016 has such images
             report.skip("not annotated", f"{path} says that its image was not annotated.")
             continue
         regions = []

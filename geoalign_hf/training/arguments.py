@@ -26,6 +26,7 @@ LOWEST = {
     "max_negatives": (0, True),
     "max_regions": (1, True),
     "max_steps": (-1, True),
+    "max_vocabulary": (0, True),
     "mini_batch_size": (1, True),
     "num_train_epochs": (0, False),
     "per_device_eval_batch_size": (1, True),
@@ -71,8 +72,8 @@ class GeoAlignTrainingArguments(TrainingArguments):
         max_regions: largest number of regions per row and step; they are drawn anew in every epoch.
         max_negatives: largest number of hard negatives per region and step.
         max_crops: largest number of regions per row and step that are also seen as a crop.
-        use_vocabulary: whether regions are compared with all concepts of the rows, not only with those of the
-            batch.
+        max_vocabulary: largest number of concepts in the rows up to which a region is contrasted with all of
+            them. With more concepts it is contrasted with those of the batch; 0 always does so.
         teacher: model that gives the targets of the crops: the model itself (`self`), the moving average of
             its weights (`ema`), or the model before training (`frozen`).
         teacher_decay: decay of the teacher `ema` per step.
@@ -105,8 +106,8 @@ class GeoAlignTrainingArguments(TrainingArguments):
     max_regions: int | None = _option(None, "largest number of regions per row and step; default: all")
     max_negatives: int = _option(10, "largest number of hard negatives per region and step")
     max_crops: int = _option(2, "largest number of regions per row and step that are also seen as a crop")
-    use_vocabulary: bool = _option(
-        False, "whether regions are compared with all concepts of the rows instead of those of the batch"
+    max_vocabulary: int = _option(
+        200, "largest number of concepts up to which a region is contrasted with all, not those of its batch"
     )
     teacher: str = _option("self", "model that gives the targets of crops: self, ema or frozen")
     teacher_decay: float = _option(0.999, "decay of the teacher ema per step")

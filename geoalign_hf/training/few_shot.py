@@ -209,29 +209,32 @@ def adapt_by_lora(
     seed: int = 0,
     about: dict | None = None,
 ) -> torch.nn.Module:
-    """Train adapters on a few boxes, each against the concepts of its batch and against all other names.
+    """Train LoRA adapters on a few boxes.
+
+    Each box is contrasted with the concepts of all boxes. The names of all other concepts are its hard
+    negatives, so that old concepts without boxes stay apart from it, too.
 
     Args:
-        model: the base, changed in place.
-        processor: of the base.
-        rows: of `draw_shots`.
-        concepts: all, new and old; as hard negatives they keep their distance though no box shows them.
-        config: how long and how fast.
-        adapters: where they sit.
-        output_dir: folder of the run; its `final/` is the adapter.
-        seed: of the order, the augmentation and the adapters.
-        about: for the card, see `GeoAlignTrainer`.
+        model: the base model, changed in place.
+        processor: the processor of the base model.
+        rows: the boxes, as `draw_shots` returns them.
+        concepts: the names of all concepts, new and old.
+        config: settings of the training.
+        adapters: settings of the adapters.
+        output_dir: folder of the run; the adapter is in its folder `final`.
+        seed: seed of the order, the augmentation and the initial adapters.
+        about: settings for the card, see `GeoAlignTrainer`.
 
     Returns:
         The adapted model.
 
     Raises:
-        ValueError: if `adapters` names no tower.
+        ValueError: if `adapters.lora` is empty.
     """
     if not adapters.lora:
         raise ValueError("lora is ''; it must name towers that get adapters: vision, text or vision,text.")
     negatives = {name: [add_article(other) for other in concepts if other != name] for name in concepts}
-    told = [
+    texts = [
         {
             "phrases": [add_article(name) for name in row["concepts"]],
             "hard_negatives": [negatives[name] for name in row["concepts"]],
@@ -239,9 +242,9 @@ def adapt_by_lora(
         }
         for row in rows.remove_columns("image")
     ]
-    rows = build_rows(row | words for row, words in zip(rows, told, strict=True))
+    rows = build_rows(row | columns for row, columns in zip(rows, texts, strict=True))
     batch_size = min(config.batch_size, len(rows))
-    torch.manual_seed(seed)  # of the adapters' first values
+    torch.manual_seed(seed)  # for the initial adapters
     model = adapt_model(model, adapters)
     off = dict.fromkeys(asdict(LossWeights()), 0.0)
     training = GeoAlignTrainingArguments(
@@ -256,14 +259,18 @@ def adapt_by_lora(
         seed=seed,
     )
     weights = LossWeights(**off | {"concept": 1.0, "hard_negative": 1.0})
-    augment = Augmentation(min_context=1.5, max_context=8.0)  # evaluated on whole images, so views are wide
+    # Training should see regions as the model will: in windows, or in wide views of the image.
+    is_windowed = model.config.region_view == "window"
+    augmentation = (
+        Augmentation(whole_share=0.0) if is_windowed else Augmentation(min_context=1.5, max_context=8.0)
+    )
     GeoAlignTrainer(
         model,
         training,
         train_dataset=rows,
         processing_class=processor,
         loss_weights=weights,
-        augmentation=augment,
+        augmentation=augmentation,
         card_settings=about,
     ).train()
     return model

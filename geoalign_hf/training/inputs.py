@@ -30,7 +30,9 @@ def prepare_data(
         args.max_crops if loss_weights.reads_crops else None,
         processor.image_processor.size["height"],
     )
-    vocabulary = list_concepts(rows) if args.use_vocabulary else None
+    vocabulary = list_concepts(rows) if loss_weights.concept + loss_weights.crop_concept else []
+    if len(vocabulary) > args.max_vocabulary:
+        vocabulary = None
     return dataset, RowCollator(processor, max_regions, templates, loss_weights.text_kinds, vocabulary)
 
 

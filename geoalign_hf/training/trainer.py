@@ -30,7 +30,7 @@ logger = logging.get_logger(__name__)
 DECISIVE = (
     "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2",
     "adam_epsilon", "optim", "max_grad_norm", "seed", "data_seed", "ema_decay", "teacher", "teacher_decay",
-    "max_regions", "max_negatives", "max_crops", "label_smoothing_factor", "use_vocabulary",
+    "max_regions", "max_negatives", "max_crops", "label_smoothing_factor", "max_vocabulary",
 )  # fmt: skip
 
 

@@ -80,7 +80,7 @@ def test_a_vocabulary_is_in_every_batch_once_with_the_ids_and_texts_of_the_regio
     processor, read, toy_rows
 ):
     names = sorted({concept for row in toy_rows for concept in row["concepts"]})
-    vocabulary = [*names, names[0], "an iceberg"]
+    vocabulary = [*names, names[0], "", "an iceberg"]
     for rows in (toy_rows[:3], [toy_rows[0] | {"boxes": [], "phrases": [], "concepts": []}]):
         batch = RowCollator(processor, R, TEMPLATES, vocabulary=vocabulary)(rows)
         texts = [read(tokens) for tokens in unpack(batch)]

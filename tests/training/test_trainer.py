@@ -16,6 +16,7 @@ from transformers import AutoModel, EarlyStoppingCallback, TrainerCallback
 from geoalign_hf.data.augmentation import Augmentation
 from geoalign_hf.data.collator import RowCollator
 from geoalign_hf.data.loading import from_coco
+from geoalign_hf.data.schema import list_concepts
 from geoalign_hf.data.training_dataset import EpochSampler
 from geoalign_hf.evaluation.classification import RegionClassificationEvaluator
 from geoalign_hf.losses.objective import PRESETS, LossWeights, compute_losses
@@ -46,6 +47,24 @@ def start(built, processor, rows, tmp_path):
         return build_trainer(model, processor, train_rows or rows, folder or tmp_path, **options)
 
     return start
+
+
+@pytest.mark.parametrize(
+    ("options", "has_vocabulary"),
+    [
+        ({}, True),
+        ({"max_vocabulary": 2}, False),
+        ({"loss_weights": LossWeights(concept=0.0)}, False),
+        ({"loss_weights": LossWeights(concept=0.0, crop_concept=1.0)}, True),
+    ],
+)
+def test_regions_are_contrasted_with_all_concepts_of_the_rows_if_these_are_few(
+    start, rows, options, has_vocabulary
+):
+    batch = start(**options).data_collator([rows[i] for i in range(2)])
+    assert ("vocabulary_ids" in batch) == has_vocabulary
+    if has_vocabulary:
+        assert len(batch["vocabulary_ids"]) == len(list_concepts(rows)) > 2
 
 
 def check_equal_weights(first, second) -> None:
