@@ -13,7 +13,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 
@@ -21,6 +20,7 @@ import transformers
 from transformers.hf_argparser import HfArg
 from transformers.utils.logging import get_logger, tqdm
 
+from ..captioning.balance import score_text_only
 from ..data.schema import count_rows
 from ..data.tiling import list_tiles
 from ..hub.cards import write_dataset_card
@@ -262,7 +262,7 @@ def _describe_negatives(job: Job) -> dict:
 
     Returns:
         `negatives` (the choice), `negative_balance` (by kind, the numbers of candidates and of those kept),
-        and `text_only_baseline` if scikit-learn is installed.
+        and `text_only_baseline`, which is None without scikit-learn.
     """
     balance: dict[str, Counter] = {}
     for note in _read_notes(job):
@@ -272,13 +272,8 @@ def _describe_negatives(job: Job) -> dict:
         logger.warning(f"no hard negatives of the kind {kind!r} are kept: this data cannot balance them.")
     described: dict = {"negatives": job.negatives}
     described["negative_balance"] = {kind: dict(balance[kind]) for kind in sorted(balance)}
-    if find_spec("sklearn") is None:
-        logger.warning("scikit-learn is not installed, so the text-only baseline is not measured.")
-        return described
-    from ..captioning.text_baseline import score_text_baseline  # scikit-learn is optional
-
     rows = list(islice(iterate_rows(job), MOST_BASELINE_ROWS))
-    return described | {"text_only_baseline": score_text_baseline(rows, seed=job.seed)}
+    return described | {"text_only_baseline": score_text_only(rows, seed=job.seed)}
 
 
 def _read_notes(job: Job) -> Iterator[dict]:

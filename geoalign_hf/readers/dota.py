@@ -7,7 +7,7 @@ from .base import Annotation, finish_rows, make_row
 from .files import list_files, pair_images, parse_numbers, try_read_lines
 from .skipped import SkipReport
 
-HEADER = re.compile(r"^\s*(imagesource|gsd)\s*:", re.IGNORECASE)
+HEADER = re.compile(r"^\s*(imagesource|gsd|acquisition dates?)\s*:", re.IGNORECASE)
 FORM = "`x1 y1 x2 y2 x3 y3 x4 y4 class difficult`"
 
 
@@ -21,7 +21,7 @@ def read_dota(
     """Read DOTA text files: oriented boxes, each with a flag for difficult ones.
 
     A line is `x1 y1 x2 y2 x3 y3 x4 y4 class difficult`; without a flag the region is not difficult. The
-    header lines `imagesource:` and `gsd:` are ignored.
+    header lines `imagesource:`, `gsd:` and `acquisition dates:` are ignored.
 
     Args:
         annotations: A file, or a folder of files.

@@ -98,7 +98,7 @@ def _parse_xml(path: Path) -> ElementTree.Element:
     """
     content = read_bytes(path)
     try:
-        if b"<!ENTITY" in content:
+        if b"<!ENTITY" in content.replace(b"\0", b""):  # also in UTF-16
             raise ValueError("it declares entities")
         root = ElementTree.fromstring(content)
     except (ElementTree.ParseError, LookupError, ValueError) as error:
@@ -191,6 +191,9 @@ def _parse_object(node: ElementTree.Element, counts_from_one: bool) -> tuple[str
     if len(shapes[tag]) > 1:
         raise ValueError(f"has {len(shapes[tag])} elements <{tag}>; expected one.")
     numbers = _parse_shape(shapes[tag][0])
+    angle = _find_text(node, "angle") or "0"
+    if tag == "bndbox" and parse_numbers([angle]) != [0.0]:
+        raise ValueError(f"has the angle {angle!r} beside an upright <bndbox>; expected a robndbox.")
     if counts_from_one and tag == "bndbox" and len(numbers) == 4:
         numbers = [numbers[0] - 1, numbers[1] - 1, *numbers[2:]]
     return names[0], numbers

@@ -177,7 +177,7 @@ def count_contrasts(rows, key) -> Counter:
 )
 def test_by_default_hard_negatives_are_exchanged_equally_often(config, split, negatives, key):
     statistics = build(replace(config, split=split, images_per_shard=14))
-    pairs = count_contrasts(load_rows(config.output, split), key)
+    pairs = count_contrasts(load_rows(config.output_dir, split), key)
     assert pairs and all(pairs[kind, wrong, right] == n for (kind, right, wrong), n in pairs.items())
     assert statistics["negatives"] == negatives
     kept = sum(counts["kept"] for counts in statistics["negative_balance"].values())
@@ -187,7 +187,7 @@ def test_by_default_hard_negatives_are_exchanged_equally_often(config, split, ne
 
 def test_images_in_false_colours_get_no_words_of_colour(config):
     build(replace(config, false_colour=True))
-    for row in load_rows(config.output).remove_columns("image"):
+    for row in load_rows(config.output_dir).remove_columns("image"):
         texts = [*row["captions"], row["description"], *row["phrases"], *sum(row["hard_negatives"], [])]
         assert not re.search(r"\b(white|red|green|blue|yellow)\b", " ".join(texts))
 
