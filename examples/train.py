@@ -24,10 +24,11 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from transformers import AutoModel, AutoProcessor, HfArgumentParser
+from transformers import HfArgumentParser
 
 from geoalign_hf.convert.from_scratch import build_model
 from geoalign_hf.data.augmentation import Augmentation
+from geoalign_hf.data.duplicates import split_validation
 from geoalign_hf.data.loading import read_rows, remove_concepts
 from geoalign_hf.data.schema import list_concepts
 from geoalign_hf.evaluation.classification import RegionClassificationEvaluator
@@ -36,7 +37,10 @@ from geoalign_hf.losses.objective import PRESETS, LossWeights
 from geoalign_hf.model.processing_geoalign_clip import CONCEPT_TEMPLATES
 from geoalign_hf.training.arguments import GeoAlignTrainingArguments
 from geoalign_hf.training.lora import AdapterConfig, adapt_model, describe_trained
+from geoalign_hf.training.start import FINE_TUNING, load_start
 from geoalign_hf.training.trainer import GeoAlignTrainer
+
+FRESH = ("image_size", "patch_size", "width", "depth")  # options of a model with fresh weights
 
 
 @dataclass
@@ -50,6 +54,10 @@ class ScriptArguments:
     )
     eval_dataset: str | None = field(
         default=None, metadata={"help": "likewise, to evaluate on; of a folder or repository the split test"}
+    )
+    validation_share: float = field(
+        default=0.0,
+        metadata={"help": "fraction of the rows to evaluate on; near-duplicates stay on one side"},
     )
     images: str | None = field(default=None, metadata={"help": "folder of the images of a COCO file"})
     exclude_concepts: list[str] = field(
@@ -72,7 +80,10 @@ def main() -> None:
     parser = HfArgumentParser(
         (ScriptArguments, LossWeights, GeoAlignTrainingArguments, Augmentation, AdapterConfig)
     )
-    parser.set_defaults(**asdict(PRESETS[parser.parse_known_args()[0].preset]))
+    known = parser.parse_known_args()[0]
+    parser.set_defaults(**asdict(PRESETS[known.preset]))
+    if known.model and not known.lora:
+        parser.set_defaults(**FINE_TUNING)
     arguments, weights, args, augmentation, adapters = parser.parse_args_into_dataclasses()
     if adapters.lora and not arguments.model:
         parser.error("--lora adapts a model that is there: give it as --model")
@@ -83,6 +94,10 @@ def main() -> None:
     rows, eval_rows = read_rows(arguments.dataset, arguments.images, "train"), None
     if arguments.eval_dataset:
         eval_rows = read_rows(arguments.eval_dataset, arguments.images, "test")
+    if arguments.validation_share:
+        if eval_rows:
+            parser.error("--validation_share and --eval_dataset both give rows to evaluate on: give one")
+        rows, eval_rows = split_validation(rows, arguments.validation_share, args.seed)
     if arguments.exclude_concepts:
         rows = remove_concepts(rows, arguments.exclude_concepts)
         if eval_rows:
@@ -91,8 +106,9 @@ def main() -> None:
 
     # 2. The model: a checkpoint, or fresh weights and a tokenizer learnt from the words of the rows.
     if arguments.model:
-        model = AutoModel.from_pretrained(arguments.model)
-        processor = AutoProcessor.from_pretrained(arguments.model)
+        if ignored := [name for name in FRESH if getattr(arguments, name) != parser.get_default(name)]:
+            parser.error(f"--{ignored[0]} is for fresh weights; the model of --model has its own")
+        model, processor = load_start(arguments.model)
     else:
         words = rows.remove_columns("image")
         texts = [text for row in words for text in [*row["captions"], *row["phrases"]]]

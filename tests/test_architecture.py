@@ -27,7 +27,8 @@ MAY_IMPORT = {
     "evaluation": {"captioning", "data", "embedding", "images", "model", "storage"},
     "scenes": {"captioning", "data", "embedding", "images", "model", "readers", "storage"},
     "training": {
-        "captioning", "data", "embedding", "evaluation", "hub", "images", "losses", "model", "storage"
+        "captioning", "convert", "data", "embedding", "evaluation", "hub", "images", "losses", "model",
+        "storage"
     },
 }  # fmt: skip
 TOP = {"__init__", "__main__", "cli", "commands"}  # these may import everything

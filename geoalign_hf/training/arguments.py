@@ -112,6 +112,7 @@ class GeoAlignTrainingArguments(TrainingArguments):
     teacher: str = _option("self", "model that gives the targets of crops: self, ema or frozen")
     teacher_decay: float = _option(0.999, "decay of the teacher ema per step")
     logging_steps: float = _option(10, "number of steps between log entries")
+    logging_first_step: bool = _option(True, "whether to log the first step, too")
     logging_nan_inf_filter: bool = _option(
         False, "no effect here, since a loss that is not finite is an error"
     )
