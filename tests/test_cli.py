@@ -47,6 +47,15 @@ def test_every_option_of_every_verb_has_a_help_text_that_begins_with_a_noun(verb
 
 
 @pytest.mark.parametrize("verb", VERBS)
+def test_no_two_dataclasses_of_a_verb_have_an_option_of_one_name(verb):
+    hints = get_type_hints(find_function(verb)).values()
+    names = [
+        field.name for hint in hints if dataclasses.is_dataclass(hint) for field in dataclasses.fields(hint)
+    ]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("verb", VERBS)
 def test_the_help_of_every_verb_is_printed_and_says_what_the_verb_does(verb, capsys):
     with pytest.raises(SystemExit) as exit:
         main([*verb.split(), "--help"])

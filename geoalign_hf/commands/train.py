@@ -2,29 +2,30 @@
 
 import os
 from argparse import Namespace
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
 from datasets import Dataset
-from peft import PeftModel
-from transformers import AutoModel, AutoProcessor
 from transformers.hf_argparser import HfArg
 
 from ..convert.from_scratch import build_model
 from ..data.augmentation import Augmentation
+from ..data.duplicates import split_validation
 from ..data.loading import remove_concepts
 from ..data.schema import list_concepts
 from ..evaluation.classification import RegionClassificationEvaluator
 from ..hub.cards import describe_dataset
 from ..losses.objective import PRESETS, LossWeights
-from ..model.modeling_geoalign_clip import GeoAlignCLIPModel
 from ..model.processing_geoalign_clip import CONCEPT_TEMPLATES
 from ..training.arguments import GeoAlignTrainingArguments
 from ..training.lora import AdapterConfig, adapt_model, describe_trained
+from ..training.start import FINE_TUNING, load_start
 from ..training.trainer import GeoAlignTrainer
 from .inputs import ROWS, VALIDATION_ROWS, load_rows
+
+FRESH = ("image_size", "patch_size", "width", "depth")  # options of a new model
 
 
 @dataclass
@@ -48,6 +49,10 @@ class TrainOptions:
         help="Rows to evaluate on while training. The default is outputs/rows_validation if it exists and "
         "--dataset is not given.",
     )
+    validation_share: float = HfArg(
+        default=0.0,
+        help="Fraction of --dataset to evaluate on instead of training on it. Near-duplicates stay together.",
+    )
     eval_split: str | None = HfArg(
         default=None, help="Split of --eval_dataset. The default is validation, or the only split."
     )
@@ -63,7 +68,7 @@ class TrainOptions:
     )
     model: str | None = HfArg(
         default=None,
-        help="Folder or Hub repository of the model to start from. The default is a new, small one.",
+        help="Model to start from: a GeoAlignCLIP, or any CLIP that convert reads. The default is a new one.",
     )
     image_size: int = HfArg(default=192, help="Side of the images of a new model, in pixels.")
     patch_size: int = HfArg(default=16, help="Side of the patches of a new model, in pixels.")
@@ -73,7 +78,8 @@ class TrainOptions:
 
     @staticmethod
     def _defaults(namespace: Namespace) -> dict:
-        return asdict(PRESETS[namespace.preset])
+        learning = FINE_TUNING if namespace.model and not namespace.lora else {}
+        return asdict(PRESETS[namespace.preset]) | learning
 
 
 def train(
@@ -95,7 +101,7 @@ def train(
             f"--push_to_hub of an adapter needs its base on the Hub, but --model is the folder "
             f"{options.model}. Push that first, and give the name of its repository."
         )
-    rows, eval_rows = load_training_rows(options)
+    rows, eval_rows = load_training_rows(options, arguments.seed)
     model, processor = load_or_build_model(options, rows, arguments.seed)
     model = adapt_model(model, adapters)
     if os.environ.get("RANK", "0") == "0":
@@ -132,13 +138,21 @@ def train(
     return Path(str(arguments.output_dir), "final") if is_main else None
 
 
-def load_training_rows(options: TrainOptions) -> tuple[Dataset, Dataset | None]:
-    """Load the rows to train and to evaluate on, without the concepts that are excluded."""
+def load_training_rows(options: TrainOptions, seed: int) -> tuple[Dataset, Dataset | None]:
+    """Load the rows to train and to evaluate on, without the concepts that are excluded.
+
+    Raises:
+        ValueError: If the rows to evaluate on are given in two ways.
+    """
+    if options.validation_share and options.eval_dataset:
+        raise ValueError("--validation_share and --eval_dataset both give rows to evaluate on. Give one.")
     rows = load_rows(options.dataset, options.images, None, "train")
     source = options.eval_dataset
-    if source is None and options.dataset == ROWS and Path(VALIDATION_ROWS).exists():
-        source = VALIDATION_ROWS
+    if not source and not options.validation_share and options.dataset == ROWS:
+        source = VALIDATION_ROWS if Path(VALIDATION_ROWS).exists() else None
     eval_rows = load_rows(source, options.images, options.eval_split, "validation") if source else None
+    if options.validation_share:
+        rows, eval_rows = split_validation(rows, options.validation_share, seed)
     if options.exclude_concepts:
         rows = remove_concepts(rows, options.exclude_concepts)
         if eval_rows:
@@ -151,18 +165,13 @@ def load_or_build_model(options: TrainOptions, rows: Dataset, seed: int) -> tupl
     """Load the model to start from, or build a new one whose tokenizer is learned from the rows.
 
     Raises:
-        ValueError: If the model is not a GeoAlignCLIP.
+        ValueError: If options of a new model are given beside a model.
     """
     if options.model:
-        model = AutoModel.from_pretrained(options.model)
-        if not isinstance(
-            model.get_base_model() if isinstance(model, PeftModel) else model, GeoAlignCLIPModel
-        ):
-            raise ValueError(
-                f"{options.model} holds a {type(model).__name__}; expected a GeoAlignCLIP. Convert it first: "
-                f"geoalign-hf convert {options.model} OUTPUT_DIR."
-            )
-        return model, AutoProcessor.from_pretrained(options.model)
+        defaults = {option.name: option.default for option in fields(options)}
+        if given := [f"--{name}" for name in FRESH if getattr(options, name) != defaults[name]]:
+            raise ValueError(f"{given} are for a new model, but --model is {options.model}. Omit them.")
+        return load_start(options.model)
     texts = [text for column in ("captions", "phrases") for of_row in rows[column] for text in of_row]
     texts += [text for text in rows["description"] if text]
     texts += [template.format(name) for template in CONCEPT_TEMPLATES for name in list_concepts(rows)]
