@@ -19,12 +19,14 @@ Ctrl-C saves a checkpoint, from which `--resume_from_checkpoint last` continues.
 """
 
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from accelerate import PartialState
 from transformers import HfArgumentParser
+from transformers.hf_argparser import HfArg
 
 from geoalign_hf.convert.from_scratch import build_model
 from geoalign_hf.data.augmentation import Augmentation
@@ -47,32 +49,22 @@ FRESH = ("image_size", "patch_size", "width", "depth")  # options of a model wit
 class ScriptArguments:
     """What to train on, and from what."""
 
-    dataset: str = field(
-        metadata={
-            "help": "to train on: a folder of geoalign_hf.build, a Hub repository, or a COCO .json file"
-        }
+    dataset: str = HfArg(help="rows to train on: a folder, a Hub repository, or a COCO .json file")
+    eval_dataset: str | None = HfArg(default=None, help="rows to evaluate on; of a folder the split test")
+    validation_share: float = HfArg(
+        default=0.0, help="fraction of the rows to evaluate on instead; near-duplicates stay on one side"
     )
-    eval_dataset: str | None = field(
-        default=None, metadata={"help": "likewise, to evaluate on; of a folder or repository the split test"}
+    images: str | None = HfArg(default=None, help="folder of the images of a COCO file")
+    exclude_concepts: list[str] = HfArg(
+        default_factory=list, help="concepts to leave out, with all boxes and texts that mention them"
     )
-    validation_share: float = field(
-        default=0.0,
-        metadata={"help": "fraction of the rows to evaluate on; near-duplicates stay on one side"},
-    )
-    images: str | None = field(default=None, metadata={"help": "folder of the images of a COCO file"})
-    exclude_concepts: list[str] = field(
-        default_factory=list,
-        metadata={"help": "concepts that the model is not told of: their boxes and all words with them go"},
-    )
-    preset: str = field(
-        default="geoalign", metadata={"help": "objective to start from", "choices": list(PRESETS)}
-    )
-    model: str | None = field(default=None, metadata={"help": "checkpoint to start from; default: fresh"})
-    image_size: int = field(default=192, metadata={"help": "fresh model: side of pixel_values"})
-    patch_size: int = field(default=16, metadata={"help": "fresh model: side of a patch"})
-    width: int = field(default=192, metadata={"help": "fresh model: of the vision tower"})
-    depth: int = field(default=4, metadata={"help": "fresh model: blocks of the vision tower"})
-    license: str | None = field(default=None, metadata={"help": "of the weights, as the Hub spells it"})
+    preset: Literal[tuple(PRESETS)] = HfArg(default="geoalign", help="objective to start from")
+    model: str | None = HfArg(default=None, help="GeoAlignCLIP or other CLIP to start from; default: fresh")
+    image_size: int = HfArg(default=192, help="side of pixel_values of a fresh model")
+    patch_size: int = HfArg(default=16, help="side of a patch of a fresh model")
+    width: int = HfArg(default=192, help="width of the vision tower of a fresh model")
+    depth: int = HfArg(default=4, help="number of blocks of the vision tower of a fresh model")
+    license: str | None = HfArg(default=None, help="license of the weights, as the Hub spells it")
 
 
 def main() -> None:
