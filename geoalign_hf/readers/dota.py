@@ -16,6 +16,7 @@ def read_dota(
     images: str | Path,
     drop_difficult: bool = False,
     concepts: list[str] | None = None,
+    only: set[str] | None = None,
     report: SkipReport | None = None,
 ) -> list[dict]:
     """Read DOTA text files: oriented boxes, each with a flag for difficult ones.
@@ -28,6 +29,7 @@ def read_dota(
         images: Folder of the images; see `files.pair_images` for which image belongs to a file.
         drop_difficult: Skip regions that are marked as difficult.
         concepts: Names that are allowed; None allows all.
+        only: Names without suffix of the files to read; None reads all.
         report: Collects what is skipped, and decides whether an error stops the reading.
 
     Returns:
@@ -38,7 +40,7 @@ def read_dota(
     """
     report = report or SkipReport()
     rows: list[dict | None] = []
-    pairs, _ = pair_images(list_files(annotations, [".txt"]), annotations, images, report)
+    pairs, _ = pair_images(list_files(annotations, [".txt"], only), annotations, images, report)
     for path, image in pairs.items():
         lines, regions = try_read_lines(path, report), []
         if lines is None:

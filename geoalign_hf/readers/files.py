@@ -31,7 +31,7 @@ FLAGS |= {"1": True, "1.0": True, "2": True, "true": True, "yes": True}
 ABSOLUTE = re.compile(r"[/\\]|[A-Za-z]:[/\\]")
 
 
-def list_files(source: str | Path, suffixes: Iterable[str]) -> list[Path]:
+def list_files(source: str | Path, suffixes: Iterable[str], only: set[str] | None = None) -> list[Path]:
     """List the files below a folder that have one of some suffixes, in any case, sorted by path.
 
     Hidden files and folders, `__MACOSX` and GDAL's `.aux.xml` files are ignored.
@@ -39,12 +39,14 @@ def list_files(source: str | Path, suffixes: Iterable[str]) -> list[Path]:
     Args:
         source: A folder, which is searched with its subfolders, or one file, which is returned as it is.
         suffixes: Such as ".xml".
+        only: Names without suffix of the files to list; None lists all.
 
     Raises:
         ValueError: If there is none.
     """
     source, suffixes = Path(source), tuple(suffixes)
     found = _find_files(source, suffixes) if source.is_dir() else [source]
+    found = [path for path in found if only is None or path.stem in only]
     if not found:
         raise ValueError(
             f"{source} holds no files that end in {' '.join(sorted(suffixes))}. Give a file, or their folder."

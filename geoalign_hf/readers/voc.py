@@ -29,6 +29,7 @@ def read_voc(
     drop_difficult: bool = False,
     concepts: list[str] | None = None,
     counts_from_one: bool = False,
+    only: set[str] | None = None,
     report: SkipReport | None = None,
 ) -> list[dict]:
     """Read xml files with the root `annotation` (Pascal VOC and relatives) or `HRSC_Image` (HRSC2016).
@@ -44,6 +45,7 @@ def read_voc(
         concepts: Names that are allowed; None allows all.
         counts_from_one: Whether a `bndbox` counts pixels from 1 to the last, as Pascal VOC does, so that its
             first pixel is xmin = xmax = 1. Otherwise its numbers are edges.
+        only: Names without suffix of the files to read; None reads all.
         report: Collects what is skipped, and decides whether an error stops the reading.
 
     Returns:
@@ -54,7 +56,7 @@ def read_voc(
     """
     report = report or SkipReport()
     rows: list[dict | None] = []
-    pairs, _ = pair_images(list_files(annotations, [".xml"]), annotations, images, report)
+    pairs, _ = pair_images(list_files(annotations, [".xml"], only), annotations, images, report)
     for path, image in pairs.items():
         try:
             root = _parse_xml(path)
