@@ -14,8 +14,8 @@ PACKAGE = ROOT / "geoalign_hf"
 # What the modules of each directory (or of a file beside them) may import from the package.
 MAY_IMPORT = {
     "storage": set(),
-    "images": {"storage"},
     "model": set(),
+    "images": {"model", "storage"},
     "losses": set(),
     "captioning": {"model", "storage"},
     "convert": {"model", "storage"},
