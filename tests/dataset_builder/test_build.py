@@ -177,7 +177,7 @@ def count_contrasts(rows, key) -> Counter:
 )
 def test_by_default_hard_negatives_are_exchanged_equally_often(config, split, negatives, key):
     statistics = build(replace(config, split=split, images_per_shard=14))
-    pairs = count_contrasts(load_rows(config.output, split), key)
+    pairs = count_contrasts(load_rows(config.output_dir, split), key)
     assert pairs and all(pairs[kind, wrong, right] == n for (kind, right, wrong), n in pairs.items())
     assert statistics["negatives"] == negatives
     kept = sum(counts["kept"] for counts in statistics["negative_balance"].values())
@@ -187,7 +187,7 @@ def test_by_default_hard_negatives_are_exchanged_equally_often(config, split, ne
 
 def test_images_in_false_colours_get_no_words_of_colour(config):
     build(replace(config, false_colour=True))
-    for row in load_rows(config.output).remove_columns("image"):
+    for row in load_rows(config.output_dir).remove_columns("image"):
         texts = [*row["captions"], row["description"], *row["phrases"], *sum(row["hard_negatives"], [])]
         assert not re.search(r"\b(white|red|green|blue|yellow)\b", " ".join(texts))
 
@@ -395,7 +395,7 @@ def test_shards_are_limited_in_bytes_and_large_images_have_their_own(coco, tmp_p
 
 def test_pillows_limit_is_lifted_only_for_scenes_that_are_cut_into_tiles(config, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 9000)
-    with pytest.raises(ValueError, match="'0.png' cannot be decoded"):
+    with pytest.raises(ValueError, match="0.png has 258 x 191 = 49,278 pixels"):
         build(config)
     assert build(replace(config, output_dir=f"{config.output_dir}2", tile=128, overlap=32))["num_rows"]
     assert Image.MAX_IMAGE_PIXELS == 9000
@@ -421,9 +421,9 @@ def test_a_folder_of_something_else_is_refused(config, tmp_path):
     ("changes", "message"),
     [
         ({"coco": None}, "the sources are []. Give exactly one of ['--coco', '--dota', '--voc', '--yolo', "
-                         "'--captions']."),
+                         "'--captions', '--recipe']."),
         ({"dota": "x"}, "the sources are ['coco', 'dota']. Give exactly one of ['--coco', '--dota', '--voc', "
-                        "'--yolo', '--captions']."),
+                        "'--yolo', '--captions', '--recipe']."),
         ({"coco": None, "voc": "x"}, "--voc is given without --images. Give both."),
         ({"coco": None, "yolo": "x", "images": "x"},
          "--yolo is given without --concepts. Give both."),
