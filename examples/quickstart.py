@@ -37,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/quickstart"), help="output folder")
     parser.add_argument("--num_rows", type=int, default=600, help="number of scenes to train on")
-    parser.add_argument("--max_steps", type=int, default=1200, help="number of training steps")
+    parser.add_argument("--max_steps", type=int, default=600, help="number of training steps")
     parser.add_argument("--seed", type=int, default=0, help="seed of training scenes, weights and training")
     arguments = parser.parse_args()
     folder = arguments.output_dir

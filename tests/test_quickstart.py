@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from toy_rows import draw_rows
 
-BOUND = 0.8  # what one seed reaches is higher, see README.md
+BOUND = 0.72  # what one seed reaches is higher, see README.md
 EXAMPLE = Path(__file__).parents[1] / "examples" / "quickstart.py"
 
 
