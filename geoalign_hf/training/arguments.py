@@ -145,6 +145,11 @@ class GeoAlignTrainingArguments(TrainingArguments):
                 raise ValueError(
                     f"{name} is {getattr(self, name)!r}, which GeoAlignTrainer does not support. {advice}."
                 )
+        if self.hub_strategy not in ("end", "every_save"):
+            raise ValueError(
+                f"hub_strategy is {self.hub_strategy!r}; it must be 'every_save' or 'end', since the state "
+                "of a run stays on its disk."
+            )
         if self.train_sampling_strategy != "random":
             raise ValueError(
                 f"train_sampling_strategy is {self.train_sampling_strategy!r}; GeoAlignTrainer draws rows at "
