@@ -125,8 +125,8 @@ def train(
     trainer.train()
     is_main = trainer.is_world_process_zero()
     if is_main:
-        for moment, results in trainer.scores.items():
-            for scores in results.values():
+        for moment in ("start", "best", "final"):
+            for scores in trainer.scores.get(moment, {}).values():
                 micro, macro = scores["top1_micro"], scores["top1_macro"]
                 print(
                     f"{moment:>5}: region top-1 micro {micro:.4f}, macro {macro:.4f} "
