@@ -65,6 +65,10 @@ def config(coco, tmp_path):
     return BuildConfig(output_dir=str(tmp_path / "rows"), coco=str(coco), images_per_shard=4, sheet_rows=3)
 
 
+# The terms of use stand in every row.
+TERMS = {"license": "other", "license_name": "toy terms", "license_link": "https://example.org"}
+
+
 def read_shards(output: str) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(Path(output, "data").iterdir())}
 
@@ -87,6 +91,7 @@ def run(config: BuildConfig) -> list[str]:
         str(config.images_per_shard),
         "--num_workers",
         str(config.num_workers),
+        *(f"--{name}={getattr(config, name)}" for name in TERMS if getattr(config, name)),
     ]
 
 
@@ -98,7 +103,7 @@ def built(drawn, tmp_path_factory):
     folder = tmp_path_factory.mktemp("source")
     config = BuildConfig(
         output_dir=str(folder / "rows"), coco=str(write_coco(folder, drawn)), images_per_shard=4,
-        sheet_rows=3, title="toy", license="other", license_name="toy terms", license_link="https://example.org",
+        sheet_rows=3, title="toy", **TERMS,
     )  # fmt: skip
     return config, build(config)
 
@@ -229,7 +234,7 @@ def test_a_model_writes_the_text_and_its_raw_answers_are_kept(drawn, tiny_pipeli
 def test_the_command_makes_the_same_bytes_in_other_processes_and_prints_what_it_built(
     built, config, num_workers
 ):
-    command = run(replace(config, num_workers=num_workers))
+    command = run(replace(config, num_workers=num_workers, **TERMS))
     result = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     assert read_shards(config.output_dir) == read_shards(built[0].output_dir)
