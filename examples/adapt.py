@@ -1,20 +1,18 @@
-"""Adapt a checkpoint to new concepts from a few boxes of each, and see what that costs on the old ones.
+r"""Adapts a model to new concepts from a few boxes each, and measures the cost on the old concepts.
 
     python examples/train.py --dataset train.json --images images/ --exclude_concepts ship --output_dir base
     python examples/adapt.py --model base/final --coco train.json --test_coco test.json \
         --images images/ --concepts ship --shots 1,4,16
 
-With the same boxes: names alone (zero-shot), concept prototypes without and with the names, a ridge probe,
-and LoRA, by default on the text tower. Boxes are drawn by seed from `--coco`; without `--test_coco` a quarter
-of the images is the test.
-Prints mean ± standard deviation over seeds: `new` boxes among new names, `all` among all, `old` among old
-names, and `kept`, old boxes among all names. Leaves `metrics.json` and `final/`: the adapter of the most
-boxes and seed 0, with processor and card, for `PeftModel` or `AutoModel.from_pretrained`.
+Zero-shot, prototypes without and with the names, a ridge probe and LoRA are compared on the same boxes,
+which are drawn from `--coco`. Without `--test_coco`, a quarter of the images is the test set. Prints the mean
+± standard deviation of accuracies: `new` (boxes and names of new concepts), `all`, `old`, `kept` (boxes of
+old concepts, all names). Writes `metrics.json`, and the adapter of the most boxes and seed 0 as `final/`.
 """
 
 import json
 import shutil
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 
@@ -22,6 +20,7 @@ import numpy as np
 from accelerate import PartialState
 from datasets import concatenate_datasets
 from transformers import AutoModel, AutoProcessor, HfArgumentParser
+from transformers.hf_argparser import HfArg
 
 import geoalign_hf  # noqa: F401  (registers the classes)
 from geoalign_hf.data.loading import from_coco
@@ -48,29 +47,29 @@ from geoalign_hf.training.lora import AdapterConfig
 
 @dataclass
 class ScriptArguments:
-    """What to adapt, and to what."""
+    """The base model and the data."""
 
-    model: str = field(metadata={"help": "the base: a folder or a Hub repository"})
-    coco: str = field(metadata={"help": "COCO file with boxes of the new concepts, and perhaps others"})
-    images: str = field(metadata={"help": "folder of the images"})
-    test_coco: str | None = field(default=None, metadata={"help": "likewise, to test on"})
-    concepts: list[str] | None = field(
-        default=None, metadata={"help": "the new ones; default: all of --coco that are not old"}
+    model: str = HfArg(help="Folder or Hub repository of the base model.")
+    coco: str = HfArg(help="COCO file with boxes of the new concepts, and possibly of others.")
+    images: str = HfArg(help="Folder of the images.")
+    test_coco: str | None = HfArg(default=None, help="COCO file of the test boxes.")
+    concepts: list[str] | None = HfArg(
+        default=None, help="Names of the new concepts. The default is all of --coco that are not old."
     )
-    old_concepts: list[str] | None = field(
-        default=None, metadata={"help": "kept in view; default: with --concepts, all others"}
+    old_concepts: list[str] | None = HfArg(
+        default=None, help="Names of the old concepts. The default is all of --coco that are not new."
     )
-    output_dir: str = field(default="outputs/adapt", metadata={"help": "for the adapter and metrics.json"})
+    output_dir: str = HfArg(default="outputs/adapt", help="Folder for the adapter and metrics.json.")
 
 
 def main() -> None:
-    """Draw, learn, score, save."""
+    """Draw boxes, adapt the model, score it and save the adapter."""
     parser = HfArgumentParser((ScriptArguments, FewShotConfig, AdapterConfig))
-    parser.set_defaults(lora="text")  # adapters on vision forget more, without old boxes
+    parser.set_defaults(lora="text")  # without old boxes, adapters on the vision tower forget more
     arguments, config, adapters = parser.parse_args_into_dataclasses()
     output_dir = Path(arguments.output_dir)
 
-    # 1. Rows to learn from and to test on; which concepts are new, which old.
+    # 1. Training rows, test rows, new and old concepts.
     rows = from_coco(arguments.coco, arguments.images)
     new, old = split_concepts(list_concepts(rows), arguments.concepts, arguments.old_concepts)
     if arguments.test_coco:
@@ -80,11 +79,11 @@ def main() -> None:
     pairs = product(config.list_shots(), range(config.num_seeds))
     drawn = {(shots, seed): draw_shots(rows, new, shots, seed) for shots, seed in pairs}
     names = [*new, *old]
-    answers = [name for of_row in test_rows["concepts"] for name in of_row]
-    is_asked = np.array([name in names for name in answers])
-    references = np.array([names.index(name) for name in answers if name in names])
+    test_names = [name for of_row in test_rows["concepts"] for name in of_row]
+    is_tested = np.array([name in names for name in test_names])
+    references = np.array([names.index(name) for name in test_names if name in names])
 
-    # 2. The base: its texts of all names, its embeddings of the test.
+    # 2. The base model's embeddings of all names and of the test boxes.
     processor = AutoProcessor.from_pretrained(arguments.model)
 
     def load():
@@ -96,10 +95,10 @@ def main() -> None:
     base = Embedder(load(), processor)
     texts = base.embed_concepts(names, CONCEPT_TEMPLATES).numpy()
     old_texts = texts[len(new) :]
-    test_embeds = base.embed_regions(test_rows).numpy()[is_asked]
+    test_embeds = base.embed_regions(test_rows).numpy()[is_tested]
     results = {"zero-shot": [score(texts, test_embeds)]}
 
-    # 3. The same boxes learnt three ways; in closed form old concepts are known by their texts.
+    # 3. The methods. In closed form, old concepts are represented by their texts.
     about = {"script": asdict(arguments), "few_shot": asdict(config), "adapters": asdict(adapters)}
     about |= {"data": describe_dataset(arguments.coco)}
     for (shots, seed), boxes in drawn.items():
@@ -112,22 +111,22 @@ def main() -> None:
         folder = output_dir / "lora" / f"{shots}_shots_seed_{seed}"
         model = adapt_by_lora(load(), processor, boxes, names, config, adapters, folder, seed, about)
         adapted = Embedder(model, processor)
-        for way, classifier, tested in (
+        for method, classifier, tested in (
             ("prototypes", np.concatenate([prototypes, old_texts]), test_embeds),
             ("prototypes and names", np.concatenate([named, old_texts]), test_embeds),
             ("ridge probe", fit_ridge(known, targets, config.ridge * shots), test_embeds),
             (
                 "LoRA",
                 adapted.embed_concepts(names, CONCEPT_TEMPLATES).numpy(),
-                adapted.embed_regions(test_rows).numpy()[is_asked],
+                adapted.embed_regions(test_rows).numpy()[is_tested],
             ),
         ):
-            results.setdefault(f"{way}, {shots}-shot", []).append(score(classifier, tested))
+            results.setdefault(f"{method}, {shots}-shot", []).append(score(classifier, tested))
 
-    # 4. One table, one file, one adapter.
+    # 4. The table, metrics.json and the adapter.
     protocol = {
         "task": "few-shot region classification from ground-truth boxes",
-        "test": arguments.test_coco or "a quarter of the images, set aside",
+        "test": arguments.test_coco or "a random quarter of the images",
         "new": ", ".join(new),
         "old": ", ".join(old),
         "seeds": config.num_seeds,
@@ -139,9 +138,9 @@ def main() -> None:
     write_metrics(output_dir / "metrics.json", metrics)
     most, final = config.list_shots()[-1], output_dir / "final"
     shutil.copytree(output_dir / "lora" / f"{most}_shots_seed_0" / "final", final, dirs_exist_ok=True)
-    learnt = f"LoRA, {most}-shot"
-    shown = {"this adapter": results[learnt][0] | {"protocol": protocol | {"seeds": 1, "shots": most}}}
-    shown |= {title: metrics[title] for title in (learnt, "zero-shot")}  # the mean, and the base
+    title = f"LoRA, {most}-shot"
+    shown = {"this adapter": results[title][0] | {"protocol": protocol | {"seeds": 1, "shots": most}}}
+    shown |= {name: metrics[name] for name in (title, "zero-shot")}  # the mean, and the base model
     write_card(final, shown, json.loads((final / "args.json").read_text()))
     print(f"{final}: the adapter of {most} shots and seed 0")
 

@@ -13,7 +13,6 @@ processor, card), which `AutoModel.from_pretrained` loads over its base, and `me
 import json
 import os
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 
 from accelerate import PartialState
@@ -25,9 +24,9 @@ from geoalign_hf.evaluation.classification import RegionClassificationEvaluator
 from geoalign_hf.evaluation.results import write_metrics
 from geoalign_hf.hub.cards import describe_dataset, write_card
 from geoalign_hf.losses.objective import LossWeights
-from geoalign_hf.training.arguments import TrainingConfig
+from geoalign_hf.training.arguments import GeoAlignTrainingArguments
 from geoalign_hf.training.lora import AdapterConfig, adapt_model, describe_trained
-from geoalign_hf.training.trainer import train
+from geoalign_hf.training.trainer import GeoAlignTrainer
 
 
 @dataclass
@@ -42,9 +41,9 @@ class ScriptArguments:
 
 def main() -> None:
     """Adapt, train, merge, compare."""
-    parser = HfArgumentParser((ScriptArguments, LossWeights, TrainingConfig, AdapterConfig))
+    parser = HfArgumentParser((ScriptArguments, LossWeights, GeoAlignTrainingArguments, AdapterConfig))
     parser.set_defaults(lora="vision,text", output_dir="outputs/train_lora")
-    arguments, weights, config, adapters = parser.parse_args_into_dataclasses()
+    arguments, weights, args, adapters = parser.parse_args_into_dataclasses()
 
     # 1. Rows, and the base with adapters that do nothing yet.
     rows = read_rows(arguments.dataset, arguments.images, "train")
@@ -54,12 +53,21 @@ def main() -> None:
     if os.environ.get("RANK", "0") == "0":  # Accelerate is not up yet
         print(describe_trained(model))
 
-    # 2. Training, with evaluation before and after; every checkpoint holds the adapter alone.
-    evaluate = partial(RegionClassificationEvaluator(eval_rows), processor=processor)
-    about = {"script": asdict(arguments), "adapters": asdict(adapters), "base_model": arguments.model}
-    about |= {"data": describe_dataset(arguments.dataset)}
-    folder = train(model, processor, rows, weights, config, evaluate=evaluate, about=about)
-    state = PartialState()
+    # 2. Training, with evaluation before and after every epoch. Checkpoints hold only the adapter.
+    evaluator = RegionClassificationEvaluator(eval_rows)
+    card = {"script": asdict(arguments), "adapters": asdict(adapters), "base_model": arguments.model}
+    card |= {"data": describe_dataset(arguments.dataset)}
+    trainer = GeoAlignTrainer(
+        model,
+        args,
+        train_dataset=rows,
+        processing_class=processor,
+        loss_weights=weights,
+        evaluators=[evaluator],
+        card_settings=card,
+    )
+    trainer.train()
+    folder, state = Path(args.output_dir) / "final", PartialState()
     if not state.is_main_process:
         return state.destroy_process_group()
 
@@ -68,20 +76,21 @@ def main() -> None:
     print(f"{folder / 'adapter_model.safetensors'}: {size / 2**20:.2f} MiB")
     adapted = PeftModel.from_pretrained(AutoModel.from_pretrained(arguments.model), folder)
     merged = adapted.merge_and_unload().to(state.device)
-    output_dir = Path(config.output_dir)
+    output_dir = Path(args.output_dir)
     merged.save_pretrained(output_dir / "merged")
     processor.save_pretrained(output_dir / "merged")
 
     # 4. What came of it, each number with its protocol.
-    metrics = json.loads((output_dir / "metrics.json").read_text()) | {"merged": evaluate(merged)}
+    metrics = json.loads((output_dir / "metrics.json").read_text())
+    metrics["regions merged"] = evaluator(merged, processor)
     for name, scores in metrics.items():
         print(
-            f"{name:>6}: region top-1 micro {scores['top1_micro']:.4f}, macro {scores['top1_macro']:.4f} "
+            f"{name:>14}: region top-1 micro {scores['top1_micro']:.4f}, macro {scores['top1_macro']:.4f} "
             f"on {scores['num_regions']} boxes of {len(eval_rows)} images"
         )
     write_metrics(output_dir / "metrics.json", metrics)
     settings = json.loads((output_dir / "args.json").read_text())
-    write_card(output_dir / "merged", {"merged": metrics["merged"]}, settings)
+    write_card(output_dir / "merged", {"regions merged": metrics["regions merged"]}, settings)
     state.destroy_process_group()
 
 

@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from .evaluation.retrieval import CaptionRetrievalEvaluator, PhraseRetrievalEvaluator
     from .hub.push import push
     from .losses.objective import PRESETS, LossWeights, compute_losses
+    from .training.arguments import GeoAlignTrainingArguments
+    from .training.trainer import GeoAlignTrainer
 
 # Public names that are imported on first use, and the module of each. The block above says the same to type
 # checkers; tests/test_architecture.py compares the two.
@@ -54,6 +56,8 @@ _LAZY = {
     "Embedder": "embedding.embedder",
     "EmbeddingDriftEvaluator": "evaluation.drift",
     "Evaluator": "evaluation.evaluator",
+    "GeoAlignTrainer": "training.trainer",
+    "GeoAlignTrainingArguments": "training.arguments",
     "HardNegativeEvaluator": "evaluation.hard_negatives",
     "LocalizationEvaluator": "evaluation.localization",
     "LossWeights": "losses.objective",
@@ -83,6 +87,8 @@ __all__ = [
     "GeoAlignCLIPModel",
     "GeoAlignCLIPOutput",
     "GeoAlignCLIPProcessor",
+    "GeoAlignTrainer",
+    "GeoAlignTrainingArguments",
     "HardNegativeEvaluator",
     "LocalizationEvaluator",
     "LossWeights",

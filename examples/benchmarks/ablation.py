@@ -1,15 +1,15 @@
-"""What each term of the objective brings: one small model, seed, data and number of steps; a term more a row.
+"""Ablation of the objective: each row of the table adds terms to the row above it.
 
     python examples/benchmarks/ablation.py --data ../shared/data --output_dir outputs/ablation
 
 `--data` is a folder with `nwpu_vhr10` (COCO files `train.json` and `test.json`) and, for scenes, `whu_rs19`
-and `rsscn7` (`train/` and `test/`, a folder a class). Boxes get their words and hard negatives from
-`geoalign_hf.build`; a scene has its class as caption. Every row of the table is trained from fresh weights
-with every seed on the training parts and scored on the test parts: concepts of ground-truth boxes, phrases
-against their hard negatives (and what the words alone would score), captions retrieved, scenes named. Runs
-that are there are not done again, so a killed table goes on. Two processes, a core each; about half an hour
-on two quiet cores. Prints the table, mean and spread over seeds, and leaves `table.md`, `table.png` and
-`runs/*.json`.
+and `rsscn7` (`train/` and `test/`, with one folder per class). The texts and hard negatives of boxes come
+from `geoalign_hf.dataset_builder`; the caption of a scene is its class. Every row is trained from fresh
+weights, with every seed, on the same training data and for the same number of steps. It is scored on the
+test data: concepts of ground-truth boxes, phrases against their hard negatives (and the score of the texts
+alone), retrieval of captions, and classes of scenes. Completed runs are not repeated, so an interrupted
+ablation can be continued. It runs two processes and takes about half an hour on two cores. Prints the mean
+and the spread over seeds, and writes `table.md`, `table.png` and `runs/*.json`.
 """
 
 import argparse
@@ -37,11 +37,11 @@ from geoalign_hf.evaluation.retrieval import CaptionRetrievalEvaluator
 from geoalign_hf.losses.objective import PRESETS, LossWeights
 from geoalign_hf.model.processing_geoalign_clip import CONCEPT_TEMPLATES
 from geoalign_hf.storage import write_text
-from geoalign_hf.training.arguments import TrainingConfig
-from geoalign_hf.training.trainer import train
+from geoalign_hf.training.arguments import GeoAlignTrainingArguments
+from geoalign_hf.training.trainer import GeoAlignTrainer
 
 SCENES = ("whu_rs19", "rsscn7")
-# Each row of the table, and the terms that it has more than the one above it.
+# The rows of the table, and the terms that each adds to the row above it.
 ADDED = {
     "scene only": ("scene", "description"),
     "+ region": ("region",),
@@ -54,7 +54,7 @@ COLUMNS = ("region micro", "region macro", "hard negatives", "words alone", "mea
 
 
 def list_objectives(full: LossWeights) -> dict[str, LossWeights | None]:
-    """Name the rows of the table; the untrained model has no weights."""
+    """Return the loss weights of each row; None for the untrained model."""
     objectives, weights = {"untrained": None}, dict.fromkeys(asdict(full), 0.0)
     for name, terms in ADDED.items():
         weights |= {term: getattr(full, term) for term in terms}
@@ -63,7 +63,7 @@ def list_objectives(full: LossWeights) -> dict[str, LossWeights | None]:
 
 
 def shrink(row: dict, side: int) -> dict:
-    """Make the picture of a row small enough to be read fast, and its regions with it."""
+    """Reduce the image of a row, and scale its regions, so that it can be read faster."""
     image = row["image"].convert("RGB")
     factor = min(1.0, side / max(image.size))
     image = image.resize([max(1, round(length * factor)) for length in image.size])
@@ -73,7 +73,7 @@ def shrink(row: dict, side: int) -> dict:
 
 
 def make_rows(data: Path, folder: Path, side: int) -> Path:
-    """Build the rows of both parts, with small pictures, and the scenes as rows without regions."""
+    """Build the rows of both splits with small images, and the scenes as rows without regions."""
     small = folder / "rows" / "data"
     if small.exists():
         return small.parent
@@ -113,14 +113,21 @@ def run(
     torch.manual_seed(seed)
     model, processor = build_model(texts, options["image_size"], 16, options["width"], options["depth"])
     if weights is not None:
-        config = TrainingConfig(
-            output_dir=str(output.with_suffix("")), num_epochs=options["num_epochs"], batch_size=16,
-            learning_rate=1e-3, max_regions=12, max_crops=1, seed=seed,
+        args = GeoAlignTrainingArguments(
+            output_dir=str(output.with_suffix("")), num_train_epochs=options["num_epochs"],
+            per_device_train_batch_size=16, learning_rate=1e-3, max_regions=12, max_crops=1, seed=seed,
+            resume_from_checkpoint="last",
         )  # fmt: skip
-        folder = Path(config.output_dir) / "final"
+        folder = Path(args.output_dir) / "final"
         if not folder.exists():
-            augment = Augmentation(whole_share=0.5, light=0.2)
-            train(model, processor, rows["train"], weights, config, augment)
+            GeoAlignTrainer(
+                model,
+                args,
+                train_dataset=rows["train"],
+                processing_class=processor,
+                loss_weights=weights,
+                augmentation=Augmentation(whole_share=0.5, light=0.2),
+            ).train()
         model, processor = AutoModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
     embedder = Embedder(model, processor)
     regions = RegionClassificationEvaluator(rows["test"])(embedder)
@@ -140,7 +147,7 @@ def run(
 
 
 def write_table(results: dict[str, list[dict]], folder: Path) -> str:
-    """Write mean and standard deviation of every column as Markdown and as bars."""
+    """Write the mean and standard deviation of every column as Markdown and as a bar chart."""
     lines = ["| objective | " + " | ".join(COLUMNS) + " |", "| --- " * (len(COLUMNS) + 1) + "|"]
     figure = Figure(figsize=(14, 4.2), layout="constrained")
     panels = figure.subplots(1, len(COLUMNS), sharey=True)
@@ -162,19 +169,21 @@ def write_table(results: dict[str, list[dict]], folder: Path) -> str:
 
 
 def main() -> None:
-    """Make the rows, do every run that is missing, write the table."""
+    """Build the rows, run what is missing, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--output_dir", type=Path, default=Path("outputs/ablation"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--rows", nargs="+", help="only these rows of the table")
-    parser.add_argument("--num_epochs", type=int, default=10)
-    parser.add_argument("--image_size", type=int, default=128)
-    parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--depth", type=int, default=4)
-    parser.add_argument("--picture_size", type=int, default=320, help="longer side that pictures are kept at")
-    parser.add_argument("--num_processes", type=int, default=2)
-    parser.add_argument("--weights", type=json.loads, default={}, help="JSON: other weights of the terms")
+    parser.add_argument("--data", type=Path, required=True, help="Folder of the data sets.")
+    parser.add_argument(
+        "--output_dir", type=Path, default=Path("outputs/ablation"), help="Folder of results."
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="Seeds of the runs.")
+    parser.add_argument("--rows", nargs="+", help="Names of the rows to run. The default is all.")
+    parser.add_argument("--num_epochs", type=int, default=10, help="Number of training epochs.")
+    parser.add_argument("--image_size", type=int, default=128, help="Side of the input images.")
+    parser.add_argument("--width", type=int, default=128, help="Width of the vision tower.")
+    parser.add_argument("--depth", type=int, default=4, help="Number of blocks of the vision tower.")
+    parser.add_argument("--picture_size", type=int, default=320, help="Longer side of the stored images.")
+    parser.add_argument("--num_processes", type=int, default=2, help="Number of runs at the same time.")
+    parser.add_argument("--weights", type=json.loads, default={}, help="JSON object of other loss weights.")
     arguments = parser.parse_args()
     folder = arguments.output_dir
     options = {name: getattr(arguments, name) for name in ("num_epochs", "image_size", "width", "depth")}

@@ -1,11 +1,13 @@
-"""Name the concepts of ground-truth boxes with a classical method: what boxes give without pretraining.
+r"""Classifies ground-truth boxes with a classical method, as a baseline without pretraining.
 
-Histograms of gradients (HOG) and colour of each crop go to a linear SVM; 3-fold cross-validation on the
-training boxes, each image kept whole, chooses its settings. The row `+ box size` also sees how large a box
-is, which is no look of what is in it; `--no-box_size` leaves it out. Prints micro and macro top-1 and the
-accuracy of each concept; metrics.json adds the settings. 3 to 7 minutes on two cores, by how busy they are.
+The features are histograms of gradients (HOG) and of color, and the classifier is a linear SVM. Its settings
+are chosen by 3-fold cross-validation on the training boxes; an image is never split between folds. The row
+`+ box size` also uses the size of the box, which is not part of its appearance (`--no-box_size` omits it).
+Prints micro and macro top-1 and the accuracy of each concept, and writes `metrics.json` with the settings.
+It takes 3 to 7 minutes on two cores.
 
-python examples/benchmarks/classical_baseline.py --train_coco TRAIN.json --test_coco TEST.json --images DIR
+    python examples/benchmarks/classical_baseline.py --train_coco TRAIN.json --test_coco TEST.json \
+        --images DIR
 """
 
 import argparse
@@ -31,7 +33,7 @@ CONTEXTS, C_VALUES, SIZE_WEIGHTS = (1.0, 1.25, 1.5), (3e-4, 1e-3, 3e-3), (4.0, 1
 
 
 def read_regions(coco: Path, images: Path) -> list[tuple[str, list[float], str]]:
-    """List (image path, xyxy box, concept) for every annotation of a COCO file."""
+    """List image path, box (xyxy) and concept of every annotation of a COCO file."""
     rows = from_coco(coco, images).cast_column("image", datasets.Image(decode=False))
     return [
         (row["image"]["path"], box, concept)
@@ -41,10 +43,10 @@ def read_regions(coco: Path, images: Path) -> list[tuple[str, list[float], str]]
 
 
 def describe_looks(crops: np.ndarray) -> np.ndarray:
-    """HOG (cells of 8 x 8, 9 orientations, 2 x 2 blocks), then 16 bins of H, S, V by quarter: (N, 1956)."""
+    """Compute HOG (8 x 8 cells, 9 orientations, 2 x 2 blocks), and HSV histograms per quarter: (N, 1956)."""
     # Dalal and Triggs, https://doi.org/10.1109/CVPR.2005.177, section 6, but cells do not share votes.
     down, across = np.gradient(np.sqrt(crops.astype(np.float32) / 255), axis=(1, 2))  # (N, 64, 64, 3)
-    strongest = np.hypot(down, across).argmax(axis=-1, keepdims=True)  # of the three colours
+    strongest = np.hypot(down, across).argmax(axis=-1, keepdims=True)  # of the three colors
     down, across = (np.take_along_axis(part, strongest, axis=-1) for part in (down, across))
     position = np.arctan2(down, across) % np.pi / np.pi * ORIENTATIONS - 0.5
     distance = np.abs(position - np.arange(ORIENTATIONS))  # (N, 64, 64, 9), in bins
@@ -62,7 +64,7 @@ def describe_looks(crops: np.ndarray) -> np.ndarray:
 
 
 def describe_regions(regions: list, context: float, num_copies: int) -> np.ndarray:
-    """Looks of crops `context` times the box, then box sizes, for each turned copy: (copies * N, 1961)."""
+    """Compute features of crops `context` times the box and of box sizes, per copy: (copies * N, 1961)."""
     images, crops = {path: Image.open(path).convert("RGB") for path in {row[0] for row in regions}}, []
     sizes, rows = np.log([(x1 - x0, y1 - y0) for _, (x0, y0, x1, y1), _ in regions]), []
     for path, (x0, y0, x1, y1), _ in regions:
@@ -84,19 +86,27 @@ def mean_of_both(svm: object, features: np.ndarray, truth: np.ndarray) -> float:
 
 
 def main() -> None:
-    """Choose settings on the training boxes, then name the test boxes once."""
+    """Choose the settings on the training boxes, and classify the test boxes once."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    for option in ("--train_coco", "--test_coco", "--images"):
-        parser.add_argument(option, type=Path, required=True)
-    parser.add_argument("--output_dir", type=Path, default=Path("outputs/classical_baseline"))
-    parser.add_argument("--box_size", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--train_coco", type=Path, required=True, help="COCO file of the training boxes.")
+    parser.add_argument("--test_coco", type=Path, required=True, help="COCO file of the test boxes.")
+    parser.add_argument("--images", type=Path, required=True, help="Folder of the images of both files.")
+    parser.add_argument(
+        "--output_dir", type=Path, default=Path("outputs/classical_baseline"), help="Folder of metrics.json."
+    )
+    parser.add_argument(
+        "--box_size",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="Row with box sizes as features.",
+    )
     args = parser.parse_args()
-    # 1. Read both splits; folds keep each training image whole.
+    # 1. Read both splits. A fold holds whole images.
     train, test = (read_regions(path, args.images) for path in (args.train_coco, args.test_coco))
     concepts, truth = (np.array([concept for _, _, concept in regions]) for regions in (train, test))
     splitter = GroupKFold(3, shuffle=True, random_state=0)
     folds = list(splitter.split(train, groups=[str(path) for path, _, _ in train]))
-    # 2. Choose the surroundings and the weight of rare concepts, without turned copies.
+    # 2. Choose the context and the weight of rare concepts, without rotated copies.
     parts = [("looks", StandardScaler(), slice(0, -5)), ("sizes", StandardScaler(), slice(-5, None))]
     scaler = ColumnTransformer(parts, transformer_weights={"sizes": 0.0})
     svm = make_pipeline(scaler, LinearSVC(dual=True, tol=0.1, random_state=0))
@@ -106,7 +116,7 @@ def main() -> None:
         features = describe_regions(train, context, 1)
         plain[context] = GridSearchCV(svm, grid, cv=folds, **options).fit(features, concepts)
     context = max(plain, key=lambda context: plain[context].best_score_)
-    # 3. Choose whether turned and flipped copies help, and C with them; held-out boxes stay as they are.
+    # 3. Choose whether rotated and flipped copies help, and C with them. Held-out boxes are not copied.
     copies, repeated = describe_regions(train, context, 8), np.tile(concepts, 8)
     copied_folds = [(np.add.outer(np.arange(8) * len(train), i).ravel(), j) for i, j in folds]
     grid = {key: [value] for key, value in plain[context].best_params_.items()} | {"linearsvc__C": C_VALUES}
@@ -114,12 +124,12 @@ def main() -> None:
     if plain[context].best_score_ >= turned.best_score_:
         turned, copied_folds, copies, repeated = plain[context], folds, copies[: len(train)], concepts
     rows = {"commonest concept": DummyClassifier().fit(copies, repeated), "HOG + colour, linear SVM": turned}
-    # 4. Choose how much the size of a box weighs beside its looks.
+    # 4. Choose the weight of the size of a box relative to its appearance.
     if args.box_size:
         grid = {"columntransformer__transformer_weights": [{"sizes": weight} for weight in SIZE_WEIGHTS]}
         search = GridSearchCV(turned.best_estimator_, grid, cv=copied_folds, **options)
         rows["... + box size"] = search.fit(copies, repeated)
-    # 5. Name the test boxes, and print.
+    # 5. Classify the test boxes, and print.
     others = describe_regions(test, context, 1)
     metrics = {"num_train_boxes": len(train), "context": context, "num_copies": len(copies) // len(train)}
     print(f"{'':26}{'micro top-1':>12}{'macro top-1':>12}{'boxes':>8}")

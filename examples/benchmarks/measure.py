@@ -1,7 +1,7 @@
-"""What the benchmarks of memory and time share: the peak of a call in a process of its own, and differences.
+"""Measures the peak memory and the time of a call in a process of its own.
 
-Memory that one case has used and freed would hide what the next one takes, so each runs in a fresh process.
-On CPU the peak is the kernel's own record of resident memory, on CUDA that of torch's allocator.
+Memory that one case has used and freed would hide the memory of the next, so each runs in a new process. On
+CPU the peak is the kernel's record of resident memory, on CUDA that of torch's allocator.
 """
 
 import ctypes
@@ -20,7 +20,7 @@ PROCESS = Path("/proc/self")
 
 
 class Measurement(NamedTuple):
-    """What one call took: MiB beyond what it was given, seconds, and what it returned."""
+    """Peak memory of a call in MiB, without its inputs, its seconds, and its results."""
 
     peak: float
     seconds: float
@@ -28,17 +28,17 @@ class Measurement(NamedTuple):
 
 
 def measure_alone(prepare: Callable, args: tuple, warm_up: tuple, device: str) -> Measurement:
-    """Measure one call in a fresh process.
+    """Measure one call in a new process.
 
     Args:
-        prepare: a function of a module, `prepare(*args)`, that makes the inputs and returns the call, which
-            takes nothing and returns tensors.
-        args: of the call that is measured.
-        warm_up: others, of a small call before it: threads start, libraries load.
-        device: `cpu` or `cuda`, where the call works.
+        prepare: a function of a module. `prepare(*args)` creates the inputs and returns the call, a function
+            without arguments that returns tensors.
+        args: the arguments of the call that is measured.
+        warm_up: the arguments of a small call that runs first, so that threads and libraries are loaded.
+        device: `cpu` or `cuda`, the device of the call.
 
     Raises:
-        RuntimeError: on CPU, if the system keeps no record of peak memory.
+        RuntimeError: on CPU, if the system does not record peak memory.
     """
     if device == "cpu" and not (PROCESS / "clear_refs").exists():
         raise RuntimeError(
@@ -53,7 +53,7 @@ def _measure(prepare: Callable, args: tuple, warm_up: tuple, device: str) -> Mea
     prepare(*warm_up)()
     call = prepare(*args)
     if device == "cuda":
-        call()  # torch keeps what it has allocated, and only the first call waits for it
+        call()  # the first call waits for allocations, which torch keeps
     memory = _reset_peak(device)
     start = time.perf_counter()
     result = call()
@@ -64,12 +64,12 @@ def _measure(prepare: Callable, args: tuple, warm_up: tuple, device: str) -> Mea
 
 
 def _reset_peak(device: str) -> int:
-    """Forget the peak so far; give the bytes in use now."""
+    """Reset the recorded peak, and return the bytes in use."""
     if device == "cuda":
         synchronize(device)
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
-    ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back to the system, or it would hide what is taken
+    ctypes.CDLL(None).malloc_trim(0)  # return freed memory to the system, where it would hide new allocations
     (PROCESS / "clear_refs").write_text("5")
     return _read_status("VmRSS")
 
@@ -84,19 +84,19 @@ def _read_status(name: str) -> int:
 
 
 def synchronize(device: str) -> None:
-    """Wait until the device has done all it was told."""
+    """Wait until the device has finished its work."""
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 def take_medians(measurements: list[Measurement]) -> Measurement:
-    """Give the median peak and seconds of equal calls, and the result of the first."""
+    """Return the median peak and seconds of equal calls, and the result of the first."""
     peaks, seconds, results = zip(*measurements, strict=True)
     return Measurement(median(peaks), median(seconds), results[0])
 
 
 def compare(arrays: list[np.ndarray], references: list[np.ndarray]) -> float:
-    """Give the largest difference between arrays, each relative to the largest value of its reference."""
+    """Return the largest difference of arrays, each relative to the largest value of its reference."""
     return max(
         float(np.abs(array - reference).max() / max(np.abs(reference).max(), np.finfo(np.float32).tiny))
         for array, reference in zip(arrays, references, strict=True)

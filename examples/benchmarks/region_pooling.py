@@ -1,13 +1,13 @@
-"""Compare ways of pooling regions from a map of patch features: time of one forward and backward pass.
+"""Compares methods of pooling regions from a map of patch features: time of one forward and backward pass.
 
-Every way turns the same rectangles on the same random map (8 images, 512 channels) into one vector per
-region, and their gradient into one for the map. What a way first makes of the regions (weights, points,
-masks) is part of its time. The ways take turns in each round, so that other work slows all alike.
+Every method pools the same rectangles on the same random map (8 images, 512 channels) into one vector per
+region, and computes the gradient of the map. The preparation of the regions (weights, points, masks) is part
+of the time. All methods run once in each round, so that other work on the machine slows all of them equally.
 
     python examples/benchmarks/region_pooling.py --threads 1
 
-Prints one table of medians as ratios, our boxes = 1, and our boxes in milliseconds; about 10 seconds. The
-rows of torchvision's roi_align need torchvision. Offline.
+Prints a table of medians, relative to our boxes, and the milliseconds of our boxes. It takes about 10 seconds
+and needs no network. The rows of roi_align need torchvision.
 """
 
 import argparse
@@ -37,19 +37,19 @@ def draw_quads(num_regions: int, device: str) -> torch.Tensor:
 
 
 def pool_weighed(weigh: Callable, features: torch.Tensor, quads: torch.Tensor) -> torch.Tensor:
-    """Weigh the patches in one of several ways, then take one matrix product."""
+    """Compute a weight of each patch, and pool by one matrix product."""
     return pool_regions(features.flatten(1, 2), weigh(quads, features.shape[1:3]))
 
 
 def pool_points(features: torch.Tensor, quads: torch.Tensor) -> torch.Tensor:
-    """Average the 2 x 2 points halfway between the centre and the corners of each rectangle."""
+    """Average the 2 x 2 points halfway between the center and the corners of each rectangle."""
     points = quads + quads.mean(dim=-2, keepdim=True) - 1  # (B, R, 4, 2), from [0, 1] to [-1, 1]
     feature_map = features.movedim(-1, 1)  # (B, D, h, w)
     return F.grid_sample(feature_map, points, padding_mode="border", align_corners=False).mean(dim=-1).mT
 
 
 def count_points(quads: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    """Weigh each patch by how many of its 8 x 8 points lie inside each rectangle."""
+    """Weight each patch by the number of its 8 x 8 points that lie inside each rectangle."""
     x = (torch.arange(8 * grid[0], device=quads.device) + 0.5) / (8 * grid[0])
     y = x.unsqueeze(-1)
     is_inside = torch.tensor(True, device=quads.device)
@@ -62,7 +62,7 @@ def count_points(quads: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
 
 
 def pool_roi_align(features: torch.Tensor, quads: torch.Tensor, sampling_ratio: int) -> torch.Tensor:
-    """Pool the boxes round the rectangles with torchvision, one bin per box."""
+    """Pool the bounding boxes of the rectangles with torchvision, one bin per box."""
     from torchvision.ops import roi_align
 
     boxes = list(features.shape[1] * quads_to_xyxy(quads))
@@ -71,7 +71,7 @@ def pool_roi_align(features: torch.Tensor, quads: torch.Tensor, sampling_ratio: 
 
 
 def time_pass(pool: Callable, features: torch.Tensor, quads: torch.Tensor, gradient: torch.Tensor) -> float:
-    """Seconds for one forward and backward pass."""
+    """Measure the seconds of one forward and backward pass."""
     start = time.perf_counter()
     torch.autograd.grad(pool(features, quads), features, gradient)
     if features.is_cuda:
@@ -80,22 +80,24 @@ def time_pass(pool: Callable, features: torch.Tensor, quads: torch.Tensor, gradi
 
 
 def main():
-    """Time every way on every map and print the table."""
+    """Time every method on every map, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=9, help="rounds, of which the median is taken")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads of torch")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--rounds", type=int, default=9, help="Number of rounds; the median is reported.")
+    parser.add_argument(
+        "--threads", type=int, default=torch.get_num_threads(), help="Number of CPU threads of torch."
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="Device to run on.")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    # 1. The ways.
+    # 1. The methods.
     ways = {"our boxes": partial(pool_weighed, lambda quads, grid: weigh_boxes(quads_to_xyxy(quads), grid))}
     ways["our quads"] = partial(pool_weighed, weigh_quads)
     ways["quads, 8 x 8 points a patch"] = partial(pool_weighed, count_points)
     ways["grid_sample, 2 x 2 points"] = pool_points
     for num in (2, -1) if find_spec("torchvision") else ():
         ways[f"roi_align, sampling {num}"] = partial(pool_roi_align, sampling_ratio=num)
-    # 2. One round to warm up, then rounds in which the ways take turns.
+    # 2. One round to warm up, then the rounds that are measured.
     cases = [(side, R) for side in GRID_SIDES for R in NUM_REGIONS]
     medians = []
     for side, R in cases:
@@ -111,7 +113,7 @@ def main():
     times = "".join(f"{1000 * seconds['our boxes']:13.2f}" for seconds in medians)
     print(f"{'our boxes, milliseconds':30}{times}")
     if not find_spec("torchvision"):
-        print("torchvision not importable: left out")
+        print("torchvision is not installed, so roi_align was not measured")
 
 
 if __name__ == "__main__":

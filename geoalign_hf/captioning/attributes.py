@@ -1,7 +1,7 @@
-"""What boxes and pixels say of an image: places, sizes, colours, groups, neighbours.
+"""Facts that boxes and pixels show about an image: places, sizes, colours, groups and neighbours.
 
-What enters is a row with its image; what leaves are `Facts`, from which `describe` chooses true words and by
-which `negatives` makes sure that its words are untrue. In doubt nothing is said.
+Each fact comes in two versions: what clearly holds, which phrases may say, and what may hold in the widest
+sense, which hard negatives must not deny.
 """
 
 import math
@@ -12,33 +12,34 @@ from functools import cached_property
 import numpy as np
 from PIL import Image
 
-from .grammar import COLOURS, PLACES, SIZES
+from .grammar import COLOURS, ENDS, PLACES, SIZES
 
-# Start values, set by eye on pictures of NWPU VHR-10.
-LARGER = 1.45  # a large one is so many times as long as the median of its kind in the image
-SAID_SHARE = 0.25  # at least such a share of a region's pixels has the colour that is said of it,
-AROUND_SHARE = 0.06  # and at most such a share of the pixels around it
-DENIED_SHARE = 0.02  # at most such a share of its pixels has a colour that is denied
-NEAR = 0.5  # of the shorter of two longer sides is the widest gap of regions that are next to each other
-FAR = 3.0  # the same for those of which one is said to be to the left of the other
+# Thresholds, chosen by eye on images of NWPU VHR-10.
+LARGER = 1.45  # length of a large region, in medians of its concept in the image
+SAID_SHARE = 0.25  # smallest part of a region's pixels that must have the colour that is said of it
+AROUND_SHARE = 0.06  # largest part of the surrounding pixels that may have that colour, too
+DENIED_SHARE = 0.02  # largest part of a region's pixels that may have a colour that is denied
+# Largest gaps between two regions: in lengths of the shorter one for "next to" and "to the left of", and in
+# lengths of the longer one for what anyone might still call "next to".
+NEAR, FAR, NEARBY = 0.5, 3.0, 2.0
 HUES = {"red": (-15, 15), "yellow": (44, 62), "green": (100, 165), "blue": (205, 258)}  # degrees
-MOST_COMPARED = 1000  # more regions than that are neither compared with each other nor counted in words
+MOST_COMPARED = 1000  # with more regions, they are neither compared with each other nor counted in words
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of the R regions of one image.
+    """The facts of the R regions of one image.
 
     Args:
-        concepts: of each region.
-        boxes: (R, 4), xyxy in shares of the image's width and height.
-        pixels: (R, 4), the same in pixels.
-        uncounted: concepts of which there are or may be more than the regions.
-        colours: of each region, or None where none is clear.
-        possible_colours: of each region, all that occur in it at all.
-        sizes: "small", "large", or None where it is neither or cannot be told.
-        possible_sizes: of each region, its size, or both where it cannot be told.
-        groups: (R,), number of the cluster of close regions of one concept; a lone region has its own.
+        concepts: Concept of each region.
+        boxes: Boxes (R, 4), xyxy in fractions of the image's width and height.
+        pixels: The same boxes in pixels.
+        uncounted: Concepts of which the image shows or may show more than the regions.
+        colours: Colour of each region, or None where it is not clear.
+        possible_colours: All colours that occur in each region.
+        sizes: "small", "large", or None where it is neither or not known.
+        possible_sizes: The size of each region, or both where it is not known.
+        groups: (R,), number of the cluster of close regions of one concept. A lone region has its own number.
     """
 
     concepts: list[str]
@@ -67,7 +68,7 @@ class Facts:
         return np.flatnonzero(self.groups == self.groups[r]).tolist()
 
     def list_nearest(self, r: int, number: int = 5) -> list[int]:
-        """List the nearest regions of other concepts, by the gap to them; none in a crowd."""
+        """List the nearest regions of other concepts, the nearest first; none among very many regions."""
         if len(self) > MOST_COMPARED:
             return []
         low, high = self.pixels[:, :2], self.pixels[:, 2:]
@@ -77,31 +78,33 @@ class Facts:
         return [s for s in nearest if self.concepts[s] != self.concepts[r]][:number]
 
     def find_place(self, regions: list[int]) -> str | None:
-        """Name the part of the image that holds all these regions, if one of `PLACES` clearly does."""
+        """Name the part of the image (one of `PLACES`) that clearly holds all these regions, or None."""
         boxes = self.boxes[regions]
         low, high = boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)
         signs = [_find_side(*interval) for interval in zip(low, high, strict=True)]
         if signs.count(None) == 1 and any(signs):  # clearly left, somewhere between top and bottom: "left"
             signs = [sign or 0 for sign in signs]
+        if signs == [0, 0] and np.abs((boxes[:, :2] + boxes[:, 2:]) / 2 - 0.5).max() >= 0.2:
+            return None  # the middle of the group is the center, but not every region lies there
         return None if None in signs else PLACES[tuple(signs)]
 
     def may_lie_at(self, r: int, place: str) -> bool:
-        """Say whether someone might say so of region `r`: it reaches into that part of the image."""
+        """Return whether region `r` reaches into a part of the image, so that someone might say so."""
         signs = find_signs(place)
         for sign, low, high in zip(signs, self.boxes[r, :2], self.boxes[r, 2:], strict=True):
-            # What lies at the upper left lies at the left, too: a place of one axis asks for no other.
+            # What lies at the upper left lies at the left, too: a place on one axis leaves the other free.
             reaches = {-1: low < 0.5, 0: signs != (0, 0) or (low < 0.7 and high > 0.3), 1: high > 0.5}
             if not reaches[sign]:
                 return False
         return True
 
     def measure_gap(self, r: int, s: int) -> float:
-        """Give the pixels between two boxes, 0 where they touch."""
+        """Return the distance of two boxes in pixels, 0 if they touch."""
         a, b = self.pixels[r], self.pixels[s]
         return float(np.hypot(*np.maximum(0, np.maximum(a[:2] - b[2:], b[:2] - a[2:]))))
 
     def holds(self, r: int, relation: str, s: int) -> bool:
-        """Say whether "next to", "to the left of" or "to the right of" clearly holds from `r` to `s`."""
+        """Return whether "next to", "to the left of" or "to the right of" clearly holds from `r` to `s`."""
         a, b = self.pixels[r], self.pixels[s]
         gap, shorter = self.measure_gap(r, s), min((box[2:] - box[:2]).max() for box in (a, b))
         if relation == "next to":
@@ -113,12 +116,41 @@ class Facts:
         return bool(a[2] <= b[0] and is_level and gap <= FAR * shorter)
 
     def may_hold(self, r: int, relation: str, s: int) -> bool:
-        """Say whether someone might say "to the left of" or "to the right of" of the two."""
+        """Return whether someone might say that a relation holds from `r` to `s`."""
+        if relation == "next to":
+            longer = max((box[2:] - box[:2]).max() for box in self.pixels[[r, s]])
+            return self.measure_gap(r, s) <= NEARBY * longer
         centers = self.pixels[[r, s]][:, [0, 2]].mean(axis=1)
         return bool(centers[0] <= centers[1] if relation == "to the left of" else centers[0] >= centers[1])
 
+    def list_extremes(self, r: int) -> list[str]:
+        """List the phrases that single a region out among two or more of its concept, by a clear margin.
+
+        They are like "largest", "farthest to the left" and "nearest to the top".
+        """
+        kind = self.kinds[self.concepts[r]]
+        if len(kind) < 2 or len(self) > MOST_COMPARED or self.concepts[r] in self.uncounted:
+            return []
+        boxes = self.pixels[kind]
+        own = kind.index(r)
+        sides = (boxes[:, 2:] - boxes[:, :2]).max(axis=1)
+        centers = (boxes[:, :2] + boxes[:, 2:]) / 2
+        others = np.arange(len(kind)) != own
+        extremes = []
+        if sides[own] >= LARGER * sides[others].max():
+            extremes.append("largest")
+        if sides[own] <= sides[others].min() / LARGER:
+            extremes.append("smallest")
+        margin = 0.5 * sides.max()
+        for axis, (low, high) in enumerate((ENDS[:2], ENDS[2:])):
+            if centers[own, axis] + margin <= centers[others, axis].min():
+                extremes.append(low)
+            if centers[own, axis] - margin >= centers[others, axis].max():
+                extremes.append(high)
+        return extremes
+
     def is_in_row(self, regions: list[int]) -> bool:
-        """Say whether three or more regions stand in a line, evenly, and of a size."""
+        """Return whether three or more regions of one size stand in a line at even distances."""
         if len(regions) < 3:
             return False
         boxes = self.pixels[regions]
@@ -131,7 +163,7 @@ class Facts:
 
 
 def find_signs(place: str) -> tuple[int, int]:
-    """Give the sign of x and of y that a place stands for.
+    """Return the signs of x and y of a place.
 
     Example:
         >>> find_signs("upper left")
@@ -141,7 +173,7 @@ def find_signs(place: str) -> tuple[int, int]:
 
 
 def _find_side(low: float, high: float) -> int | None:
-    """Give -1, 0 or 1 for an interval of [0, 1] that clearly lies low, in the middle or high."""
+    """Return -1, 0 or 1 for an interval of [0, 1] that clearly lies low, in the middle or high."""
     center = (low + high) / 2
     if high <= 0.5 and center < 0.27:
         return -1
@@ -150,24 +182,27 @@ def _find_side(low: float, high: float) -> int | None:
     return 0 if abs(center - 0.5) < 0.1 and high - low <= 0.5 else None
 
 
-def find_facts(row: dict) -> Facts:
+def find_facts(row: dict, natural_colour: bool = True) -> Facts:
     """Measure the regions of a row.
 
     Args:
-        row: with a PIL image.
+        row: A row with a PIL image.
+        natural_colour: Whether the image shows colours as the eye sees them. Otherwise, as for images of one
+            band, no colour is said or denied.
 
     Returns:
-        Its facts.
+        The facts of the row.
     """
+    has_colour = natural_colour and (row["image"].mode == "P" or len(row["image"].getbands()) >= 3)
     image, concepts = row["image"].convert("RGB"), row["concepts"]
     pixels = np.array(row["boxes"], dtype=float).reshape(-1, 4)
     extent = np.array([image.width, image.height] * 2, dtype=float)
     pixels = pixels.clip(0, extent)
     quads = np.array(row.get("quads") or _to_quads(pixels), dtype=float).reshape(-1, 4, 2)
     sizes, possible_sizes = _compare_sizes(concepts, pixels, quads, extent)
-    is_crowd = len(pixels) > MOST_COMPARED
-    unknown = (dict.fromkeys(COLOURS, 1.0), {})  # none is said, all are possible
-    shares = [unknown if is_crowd else measure_colours(image, pixels, r) for r in range(len(pixels))]
+    is_measured = has_colour and len(pixels) <= MOST_COMPARED
+    unknown = (dict.fromkeys(COLOURS, 1.0), {})  # no colour is clear, all are possible
+    shares = [measure_colours(image, pixels, r) if is_measured else unknown for r in range(len(pixels))]
     return Facts(
         concepts=concepts,
         boxes=pixels / extent,
@@ -192,7 +227,7 @@ def _to_quads(boxes: np.ndarray) -> np.ndarray:
 def _compare_sizes(
     concepts: list[str], pixels: np.ndarray, quads: np.ndarray, extent: np.ndarray
 ) -> tuple[list[str | None], list[frozenset[str]]]:
-    """Compare each region with the median of its kind, without regions that the edge may have cut."""
+    """Compare each region with the median of its concept, without regions that the edge may have cut."""
     sides = np.linalg.norm(quads - np.roll(quads, 1, axis=1), axis=-1).max(axis=1)
     is_whole = ((pixels[:, :2] > 1) & (pixels[:, 2:] < extent[2:] - 1)).all(axis=1)
     sizes: list[str | None] = [None] * len(concepts)
@@ -210,7 +245,7 @@ def _compare_sizes(
 
 
 def _cluster(concepts: list[str], pixels: np.ndarray) -> np.ndarray:
-    """Join regions of one concept whose gap is at most the shorter of their longer sides."""
+    """Join regions of one concept whose distance is at most the shorter of their longer sides."""
     groups = np.arange(len(concepts))
     longer = (pixels[:, 2:] - pixels[:, :2]).max(axis=1, initial=0)
     for concept in sorted(set(concepts)):
@@ -230,15 +265,15 @@ def _cluster(concepts: list[str], pixels: np.ndarray) -> np.ndarray:
 def measure_colours(
     image: Image.Image, boxes: np.ndarray, r: int
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Give the share of each colour inside a box, and in a frame around it without the other boxes.
+    """Measure how much of a box, and of a frame around it without the other boxes, has each colour.
 
     Args:
-        image: RGB.
+        image: RGB image.
         boxes: (R, 4), xyxy pixels, inside the image.
-        r: which box.
+        r: Number of the box.
 
     Returns:
-        Two dictionaries from the names of `words.COLOURS` to shares.
+        Two dictionaries from the names of `grammar.COLOURS` to fractions of the pixels.
     """
     x0, y0, x1, y1 = boxes[r]
     margin = max(3.0, 0.25 * max(x1 - x0, y1 - y0))
@@ -262,32 +297,37 @@ def _count_codes(codes: np.ndarray) -> dict[str, float]:
 
 
 def code_colours(pixels: np.ndarray) -> np.ndarray:
-    """Tell the colour of each pixel.
+    """Classify the colour of each pixel.
 
     Args:
         pixels: (H, W, 3), uint8 RGB.
 
     Returns:
-        (H, W), 1 + the index in `words.COLOURS`, or 0 for what is dark, gray or between two colours.
+        (H, W), uint8: 1 + the index in `grammar.COLOURS`, or 0 for dark, gray and mixed colours.
 
     Example:
         >>> code_colours(np.uint8([[[250, 250, 245], [200, 30, 40], [90, 92, 95]]])).tolist()
         [[1, 2, 0]]
     """
-    hue, saturation, brightness = np.moveaxis(
-        np.asarray(Image.fromarray(pixels).convert("HSV"), float), -1, 0
-    )
-    hue, saturation, brightness = hue * 360 / 256, saturation / 255, brightness / 255
-    codes = np.zeros(hue.shape, dtype=int)
-    codes[(brightness > 0.75) & (saturation < 0.15)] = 1 + COLOURS.index("white")
-    is_vivid = (saturation > 0.35) & (brightness > 0.25)
+    hue, saturation, brightness = np.moveaxis(np.asarray(Image.fromarray(pixels).convert("HSV")), -1, 0)
+    is_vivid = (saturation > 0.35 * 255) & (brightness > 0.25 * 255)
+    is_white = (saturation < 0.15 * 255) & (brightness > 0.75 * 255)
+    return np.where(is_vivid, _HUE_CODES[hue], is_white * np.uint8(1 + COLOURS.index("white")))
+
+
+def _list_hue_codes() -> np.ndarray:
+    """List the code of each of the 256 hues of Pillow's HSV images."""
+    hues, codes = np.arange(256) * 360 / 256, np.zeros(256, dtype=np.uint8)
     for name, (low, high) in HUES.items():
-        codes[is_vivid & ((hue - low) % 360 < high - low)] = 1 + COLOURS.index(name)
+        codes[(hues - low) % 360 < high - low] = 1 + COLOURS.index(name)
     return codes
 
 
+_HUE_CODES = _list_hue_codes()
+
+
 def choose_colour(inside: dict[str, float], around: dict[str, float]) -> str | None:
-    """Choose the colour that a region has and its surroundings have not, if it is clear.
+    """Choose the colour that a region has and its surroundings do not have; None if it is not clear.
 
     Example:
         >>> choose_colour({"white": 0.6}, {}), choose_colour({"white": 0.6}, {"white": 0.5})

@@ -19,6 +19,8 @@ PLACES = {
     (-1, 0): "left", (0, 0): "center", (1, 0): "right",
     (-1, 1): "lower left", (0, 1): "bottom", (1, 1): "lower right",
 }  # fmt: skip
+# Ends of a row or column of regions: the least and the greatest x, the least and the greatest y.
+ENDS = ("farthest to the left", "farthest to the right", "nearest to the top", "nearest to the bottom")
 RELATIONS = ("next to", "to the left of", "to the right of")
 # Words that refer to the whole image, and may be untrue of a part of it.
 CONTEXT = re.compile(

@@ -1,88 +1,146 @@
-"""Boxes to language: phrases, captions and a description, by rule or by a vision-language model.
-
-What enters is a row with its image; what leaves is the row with its words. By rule, everything said is true
-as far as the boxes tell, and the wording varies with the seed. By a model, every answer is kept as it came.
-"""
+"""Phrases, captions and descriptions from boxes, by rule. They are true as far as the boxes show."""
 
 import numpy as np
 
 from .attributes import Facts
-from .grammar import (
-    NUMBERS,
-    RELATIONS,
-    SIZES,
-    add_article,
-    count_noun,
-    join_words,
-    pluralize,
-    sort_concepts_by_count,
+from .grammar import add_article, count_noun, join_words, pluralize, sort_concepts_by_count
+from .phrases import (
+    is_countable,
+    is_distinguishing,
+    is_sayable,
+    list_extreme_phrases,
+    list_phrases,
+    list_relations,
+    name_place,
 )
 
-VIEWS = ("an aerial image", "an overhead image", "a view from above")
-MOST_CONCEPTS = 5  # in one enumeration; the commonest are named
+# `{}` stands for what the image shows.
+COUNT_FRAMES = (
+    "an aerial image with {}",
+    "an overhead image of {}",
+    "an aerial photograph that shows {}",
+    "an aerial view of {}",
+    "a top-down view of {}",
+    "a bird's-eye view of {}",
+    "{} in an aerial image",
+    "{} photographed from the air",
+)
+CONCEPT_FRAMES = (
+    "{} seen from above",
+    "an area with {}",
+    "a scene with {}",
+    "an overhead view of {}",
+    "{} from a bird's-eye view",
+    "aerial imagery of {}",
+)
+OPENINGS = (
+    "This aerial image shows {}.",
+    "This is an overhead image of {}.",
+    "The aerial image shows {}.",
+    "This is an aerial view of {}.",
+    "Seen from the air, there {verb} {}.",
+)
+MOST_CONCEPTS = 5  # in one enumeration; the most frequent are named
 MOST_SENTENCES = 7  # in a description
-MOST_ASKED = 50  # regions are looked at for one of them
+MOST_ASKED = 50  # regions are examined for one sentence
+GROUP_PROBABILITY = 0.15  # that a region is called one of its group, although another phrase may be clearer
+ATTEMPTS = 6  # phrases are drawn for a region until one refers to it alone
 
 
-def describe_row(row: dict, facts: Facts, rng: np.random.Generator) -> dict:
-    """Word a row by rule.
+def describe_row(row: dict, facts: Facts, rng: np.random.Generator, one_attribute: bool = False) -> dict:
+    """Write the text of a row by rule.
 
     Args:
-        row: with regions.
-        facts: of the row.
-        rng: chooses among what is true, and its wording.
+        row: A row with regions.
+        facts: Facts of the row.
+        rng: Chooses among what is true, and its wording.
+        one_attribute: Whether phrases say only one thing besides the concept, for balanced hard negatives.
 
     Returns:
-        The row with `phrases`; with `captions` and `description` if it has regions. Captions that the row has
-        are kept and come first.
+        The row with `phrases` and `ambiguous` (which of them may also mean another region of the image), and
+        with `captions` and `description` if it has regions. Captions of the row are kept and come first.
     """
-    words = {"phrases": [word_region(facts, r, rng) for r in range(len(facts))]}
+    word = word_plainly if one_attribute else word_region
+    phrases = [word(facts, r, rng) for r in range(len(facts))]
+    text: dict = {"phrases": phrases, "ambiguous": list_ambiguous(facts, phrases)}
     if len(facts):
-        words["captions"] = list(dict.fromkeys([*(row.get("captions") or []), *word_captions(facts, rng)]))
-        words["description"] = row.get("description") or word_description(facts, rng)
-    return row | words
+        text["captions"] = list(dict.fromkeys([*(row.get("captions") or []), *word_captions(facts, rng)]))
+        text["description"] = row.get("description") or word_description(facts, rng)
+    return row | text
+
+
+def list_ambiguous(facts: Facts, phrases: list[str]) -> list[bool]:
+    """Return for each phrase whether it may also mean another region of the image."""
+    return [not is_distinguishing(facts, phrase, r) for r, phrase in enumerate(phrases)]
 
 
 def word_region(facts: Facts, r: int, rng: np.random.Generator) -> str:
-    """Word one region: what it is, and some of what is known of it.
+    """Write a phrase of one region, preferably one that refers to no other region of the image.
 
-    It reads `a [size] [colour] concept [place | relation]`, or
-    `one of three [colour] concepts [in a row] [place]`: forms that `negatives` relies on.
+    It reads `a [size] [colour] concept [place | relation]`, `the largest concept`,
+    `the concept farthest to the left`, or `one of three [colour] concepts [in a row] [place]`: the forms of
+    `phrases.match_phrase`.
     """
     group = facts.list_group(r)
-    if is_countable(facts, group) and rng.random() < 0.5:
+    if is_countable(facts, group) and rng.random() < GROUP_PROBABILITY:
         return f"one of {word_group(facts, group, rng)}"
-    relation, place = find_relation(facts, r, rng), facts.find_place([r])
-    place = word_place(place, rng) if place else None
-    more = relation if relation and (not place or rng.random() < 0.5) else place
+    drawn = []
+    for _ in range(ATTEMPTS):
+        drawn.append(_draw_phrase(facts, r, rng))
+        if is_distinguishing(facts, drawn[-1], r):
+            return drawn[-1]
+        if len(facts.kinds[facts.concepts[r]]) > MOST_ASKED:  # hopeless, and slow to find out
+            break
+    extremes = [phrase for phrase in list_extreme_phrases(facts, r) if is_distinguishing(facts, phrase, r)]
+    if extremes:
+        return _choose(extremes, rng)
+    return f"one of {word_group(facts, group, rng)}" if is_countable(facts, group) else drawn[0]
+
+
+def word_plainly(facts: Facts, r: int, rng: np.random.Generator) -> str:
+    """Write a phrase that says one thing about a region besides its concept. Its kind is drawn first."""
+    by_kind: dict[str, list[str]] = {}
+    for kind, phrase in list_phrases(facts, r):
+        by_kind.setdefault(kind, []).append(phrase)
+    return _choose(by_kind[_choose(sorted(by_kind), rng)], rng)
+
+
+def _choose(options: list[str], rng: np.random.Generator) -> str:
+    return options[int(rng.integers(len(options)))]
+
+
+def _draw_phrase(facts: Facts, r: int, rng: np.random.Generator) -> str:
+    relations = sorted(set(list_relations(facts, r)))
+    relation = relations[int(rng.integers(len(relations)))] if relations else None
+    place = word_place(facts.find_place([r]), rng)
+    more = (
+        f"{relation[0]} {add_article(relation[1])}"
+        if relation and (not place or rng.random() < 0.5)
+        else place
+    )
     return " ".join(filter(None, (word_noun(facts, [r], rng), more)))
 
 
 def word_group(facts: Facts, group: list[int], rng: np.random.Generator) -> str:
-    """Word all regions of a group: "three white storage tanks in a row at the upper left"."""
+    """Write a phrase of all regions of a group: "three white storage tanks in a row in the upper left"."""
+    return " ".join(_word_group_parts(facts, group, rng))
+
+
+def _word_group_parts(facts: Facts, group: list[int], rng: np.random.Generator) -> list[str]:
+    """Write the noun of a group, that it stands in a row, and its place, as far as they are known."""
     row = "in a row" if facts.is_in_row(group) else None
-    place = find_own_place(facts, group)
-    place = word_place(place, rng) if place else None
-    return " ".join(filter(None, (word_noun(facts, group, rng), row, place)))
+    place = word_place(find_own_place(facts, group), rng)
+    return [part for part in (word_noun(facts, group, rng), row, place) if part]
 
 
 def word_noun(facts: Facts, group: list[int], rng: np.random.Generator) -> str:
-    """Word regions of one concept by number, size and colour: "two white ships", "a large ship"."""
+    """Write regions of one concept with number, size and colour: "two white ships", "a large ship"."""
     concept = facts.concepts[group[0]]
     size = facts.sizes[group[0]] if len(group) == 1 else None
     colours = {facts.colours[r] for r in group}
     colour = colours.pop() if len(colours) == 1 else None
-    # "a large small vehicle" says nothing, and a concept may have a colour in its name.
-    said = [word for word in (size, colour) if word and not {*SIZES, word} & set(concept.split())]
-    return count_noun(" ".join([*(said if rng.random() < 0.9 else []), concept]), len(group))
-
-
-def is_countable(facts: Facts, group: list[int]) -> bool:
-    """Say whether "one of three" can only mean this group: they are all there are, or stand in a row."""
-    concept = facts.concepts[group[0]]
-    if not 2 <= len(group) < len(NUMBERS) or concept in facts.uncounted:
-        return False
-    return len(group) == len(facts.kinds[concept]) or facts.is_in_row(group)
+    words = [word for word in (size, colour) if word and is_sayable(word, concept)]
+    return count_noun(" ".join([*(words if rng.random() < 0.9 else []), concept]), len(group))
 
 
 def find_own_place(facts: Facts, group: list[int]) -> str | None:
@@ -92,29 +150,18 @@ def find_own_place(facts: Facts, group: list[int]) -> str | None:
     return None if place and any(facts.may_lie_at(s, place) for s in others) else place
 
 
-def find_relation(facts: Facts, r: int, rng: np.random.Generator) -> str | None:
-    """Word how a region lies to one of another concept: "next to a harbor"."""
-    found = [
-        f"{relation} {add_article(facts.concepts[s])}"
-        for s in facts.list_nearest(r)
-        for relation in RELATIONS
-        if facts.holds(r, relation, s)
-    ]
-    return str(rng.choice(sorted(set(found)))) if found else None
-
-
-def word_place(place: str, rng: np.random.Generator) -> str:
-    """Say a place.
+def word_place(place: str | None, rng: np.random.Generator) -> str | None:
+    """Write a place in one of two ways; None stays None.
 
     Example:
         >>> word_place("upper left", np.random.default_rng(0))
-        'at the upper left'
+        'in the upper left'
     """
-    return f"{'in' if place == 'center' else 'at'} the {place}{rng.choice([' of the image', ''])}"
+    return None if place is None else f"{name_place(place)}{rng.choice([' of the image', ''])}"
 
 
 def count_kinds(facts: Facts, rng: np.random.Generator) -> str:
-    """Say how many of each concept there are; where boxes do not tell the number, no number is said."""
+    """Write how many of each concept there are, without a number where the boxes do not show it."""
     counted = []
     for concept, number in sort_concepts_by_count(facts.concepts)[:MOST_CONCEPTS]:
         if concept in facts.uncounted:
@@ -127,8 +174,8 @@ def count_kinds(facts: Facts, rng: np.random.Generator) -> str:
 
 
 def word_captions(facts: Facts, rng: np.random.Generator) -> list[str]:
-    """Write short captions: one that counts, one of a group that can be placed, one that names the kinds."""
-    captions = [f"{rng.choice(VIEWS)} with {count_kinds(facts, rng)}"]
+    """Write short captions: one with counts, one of a group that has a place, one that names the concepts."""
+    captions = [str(rng.choice(COUNT_FRAMES)).format(count_kinds(facts, rng))]
     groups = [group for group in list_groups(facts) if is_placed(facts, group)]
     if groups:
         captions.append(word_group(facts, groups[int(rng.integers(min(3, len(groups))))], rng))
@@ -137,43 +184,97 @@ def word_captions(facts: Facts, rng: np.random.Generator) -> list[str]:
         add_article(concept) if number == 1 and concept not in facts.uncounted else pluralize(concept)
         for concept, number in kinds
     ]
-    return [*captions, f"{join_words(nouns)} seen from above"]
+    return [*captions, str(rng.choice(CONCEPT_FRAMES)).format(join_words(nouns))]
 
 
 def list_groups(facts: Facts) -> list[list[int]]:
-    """List the groups of regions, the largest first, as far as their numbers are known."""
+    """List the groups of regions whose concepts can be counted, the largest first."""
     groups = [np.flatnonzero(facts.groups == number).tolist() for number in np.unique(facts.groups)]
     countable = [group for group in groups if facts.concepts[group[0]] not in facts.uncounted]
     return sorted(countable, key=len, reverse=True)
 
 
 def is_placed(facts: Facts, group: list[int]) -> bool:
-    """Say whether more can be said of a group than its number."""
+    """Return whether more can be said about a group than its number."""
     return facts.is_in_row(group) or find_own_place(facts, group) is not None
 
 
 def word_description(facts: Facts, rng: np.random.Generator) -> str:
-    """Write a long description: numbers, then where groups lie, then single regions and neighbours."""
-    sentences = [f"{_capitalize(str(rng.choice(VIEWS)))} that shows {count_kinds(facts, rng)}."]
+    """Write a long description: numbers, then the places of groups, then single regions and neighbours."""
+    counts = count_kinds(facts, rng)
+    verb = "is" if counts.startswith(("a ", "an ")) else "are"
+    sentences = [str(rng.choice(OPENINGS)).format(counts, verb=verb)]
     placed = [group for group in list_groups(facts) if is_placed(facts, group)]
-    for group in placed[: MOST_SENTENCES // 2]:
-        words, verb = word_group(facts, group, rng), "is" if len(group) == 1 else "are"
-        sentences.append(
-            f"There {verb} {words}." if rng.random() < 0.5 else f"{_capitalize(words)} can be seen."
-        )
-    said, said_places = {r for group in placed for r in group}, set()
-    for r in rng.permutation([r for r in range(len(facts)) if r not in said])[:MOST_ASKED].tolist():
-        place = facts.find_place([r])
-        if place and (facts.concepts[r], place) not in said_places and len(sentences) < MOST_SENTENCES - 2:
-            said_places.add((facts.concepts[r], place))
-            sentences.append(f"{_capitalize(word_noun(facts, [r], rng))} is {word_place(place, rng)}.")
-    told = ""
+    of_groups, seen = {}, set()
+    for group in placed:
+        parts = _word_group_parts(facts, group, rng)
+        if tuple(parts) not in seen:
+            seen.add(tuple(parts))
+            of_groups[_word_group_sentence(facts, group, parts, rng)] = group
+    mentioned = list(of_groups)[: MOST_SENTENCES // 2]
+    sentences += mentioned
+    concepts = {facts.concepts[of_groups[text][0]] for text in mentioned}
+    placed_regions = {r for group in placed for r in group}
+    sentences += _word_places(facts, rng, placed_regions, concepts, MOST_SENTENCES - 2 - len(sentences))
+    sentences += _word_neighbours(facts, rng, MOST_SENTENCES - len(sentences))
+    return " ".join(sentences)
+
+
+def _word_group_sentence(facts: Facts, group: list[int], parts: list[str], rng: np.random.Generator) -> str:
+    """Write a sentence about a group from its parts: its noun, and its place or that it stands in a row."""
+    noun, *rest = parts
+    verb = "is" if len(group) == 1 else "are"
+    if len(group) == len(facts.kinds[facts.concepts[group[0]]]):  # their number was written before
+        bare = noun.partition(" ")[2]
+        subject = {1: f"The {bare}", 2: f"Both {bare}"}.get(len(group), f"All {noun}")
+        return f"{subject} {verb} {' '.join(rest)}."
+    text = " ".join([noun, *rest])
+    return f"There {verb} {text}." if rng.random() < 0.5 else f"{_capitalize(text)} can be seen."
+
+
+def _word_places(
+    facts: Facts, rng: np.random.Generator, placed: set[int], mentioned: set[str], most: int
+) -> list[str]:
+    """Write sentences about the places of regions other than the placed ones.
+
+    Args:
+        facts: Facts of the image.
+        rng: Chooses the regions.
+        placed: Regions of groups whose places are written already.
+        mentioned: Concepts of which a region is mentioned already, so that the next is "another" one.
+        most: Maximum number of sentences.
+    """
+    sentences, places = [], set()
+    others = [r for r in range(len(facts)) if r not in placed]
+    for r in rng.permutation(others)[:MOST_ASKED].tolist():
+        place, concept = facts.find_place([r]), facts.concepts[r]
+        if not place or (concept, place) in places or len(sentences) >= most:
+            continue
+        places.add((concept, place))
+        noun = word_noun(facts, [r], rng)
+        if concept not in facts.uncounted:
+            is_only = len(facts.kinds[concept]) == 1
+            noun = f"{'the' if is_only else 'one'} {noun.partition(' ')[2]}"
+            noun = f"another {concept}" if concept in mentioned else noun
+        mentioned = mentioned | {concept}
+        sentences.append(f"{_capitalize(noun)} is {word_place(place, rng)}.")
+    return sentences
+
+
+def _word_neighbours(facts: Facts, rng: np.random.Generator, most: int) -> list[str]:
+    """Write sentences about neighbours, each pair of concepts once."""
+    sentences, pairs = [], set()
     for r in rng.permutation(len(facts))[:MOST_ASKED].tolist():
-        relation = find_relation(facts, r, rng) if len(sentences) < MOST_SENTENCES else None
-        if relation and facts.concepts[r] not in told:  # who is next to me has been said to be so
-            told += relation
-            sentences.append(f"{_capitalize(add_article(facts.concepts[r]))} is {relation}.")
-    return " ".join(dict.fromkeys(sentences))
+        relations = sorted(set(list_relations(facts, r)))
+        if not relations or len(sentences) >= most:
+            continue
+        relation, other = relations[int(rng.integers(len(relations)))]
+        pair = frozenset((facts.concepts[r], other))
+        if pair not in pairs:
+            pairs.add(pair)
+            noun = _capitalize(add_article(facts.concepts[r]))
+            sentences.append(f"{noun} is {relation} {add_article(other)}.")
+    return sentences
 
 
 def _capitalize(words: str) -> str:

@@ -16,7 +16,7 @@ from ..data.loading import read_rows
 from ..embedding.embedder import Embedder
 
 MODEL = "outputs/train/final"
-ROWS = "outputs/rows"
+ROWS, VALIDATION_ROWS, TEST_ROWS = "outputs/rows", "outputs/rows_validation", "outputs/rows_test"
 
 
 @dataclass
@@ -46,7 +46,7 @@ class RowOptions:
     _argument_group_name = "rows"
 
     dataset: str = HfArg(
-        default=ROWS, help="Folder or Hub repository of rows, or a COCO .json file (with --images)."
+        default=TEST_ROWS, help="Folder or Hub repository of rows, or a COCO .json file (with --images)."
     )
     split: str | None = HfArg(
         default=None, help="Split of a folder or repository; by default test, or the only split."
@@ -86,8 +86,9 @@ def load_rows(source: str, images: str | None, split: str | None, default_split:
         ValueError: If the dataset that building writes by default does not exist, or a COCO file is given
             without its images.
     """
-    if source == ROWS and not Path(source).exists():
-        raise ValueError(f"{source} does not exist. Build it with geoalign-hf build, or give --dataset.")
+    for name, command in ((ROWS, "geoalign-hf build"), (TEST_ROWS, "geoalign-hf build --split test")):
+        if source == name and not Path(name).exists():
+            raise ValueError(f"{name} does not exist. Build it with {command}, or give --dataset.")
     if source.endswith(".json") and images is None:
         raise ValueError(f"--dataset is the COCO file {source}, but --images is not given. Give both.")
     return read_rows(source, images, split, default_split)

@@ -122,14 +122,15 @@ def build_model(
     positions = model.vision_model.embeddings.position_embedding.weight
     with torch.no_grad():  # the class token's position stays as it is
         positions[1:] = encode_grid(image_size // patch_size, width)
-    return model, GeoAlignCLIPProcessor(image_processor, tokenizer)
+    patch_size = model.config.vision_config.patch_size
+    return model, GeoAlignCLIPProcessor(image_processor, tokenizer, patch_size)
 
 
 def encode_grid(side: int, width: int) -> torch.Tensor:
     """Encode the position of every patch by sines and cosines of its x and y.
 
-    They are the initial values of the learnt positions. A small vision tower then knows from the start which
-    patches are neighbours; it could not learn that from CLIP's random values and little data.
+    They are the initial values of the learned positions. A small vision tower then knows from the start which
+    patches are neighbors; it could not learn that from CLIP's random values and little data.
 
     Args:
         side: number of patches along each side.
@@ -147,5 +148,7 @@ def encode_grid(side: int, width: int) -> torch.Tensor:
     """
     y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
     frequencies = 10_000.0 ** -torch.linspace(0, 1, width // 4)
-    angles = [place.flatten().unsqueeze(-1) * frequencies for place in (x, y)]  # (side * side, width / 4)
+    angles = [
+        position.flatten().unsqueeze(-1) * frequencies for position in (x, y)
+    ]  # (side * side, width / 4)
     return torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=-1)

@@ -44,7 +44,8 @@ class RowCollator:
         self.max_regions = max_regions
         self.templates = tuple(templates)
         self.text_kinds = frozenset(text_kinds)
-        self.vocabulary = tuple(dict.fromkeys(vocabulary or ())) if "concept" in self.text_kinds else ()
+        names = filter(None, vocabulary or ()) if "concept" in self.text_kinds else ()
+        self.vocabulary = tuple(dict.fromkeys(names))
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         """Make one batch.

@@ -1,8 +1,4 @@
-"""The row: one image with its hierarchy of words; made, checked, written and loaded here.
-
-What enters are dictionaries of `readers` or of the user, or a built dataset; what leaves is a dataset with
-the columns of `FEATURES`, after which nobody asks where a row came from.
-"""
+"""Loading datasets of rows from annotation files, folders and the Hub, and decoding their images."""
 
 import re
 from collections.abc import Sequence
@@ -31,14 +27,14 @@ logger = logging.get_logger(__name__)
 
 
 def from_coco(annotations: str | Path, images: str | Path) -> Dataset:
-    """Read COCO detection files into rows, as `readers.read_coco` says.
+    """Read COCO detection files into a dataset of rows; see `readers.coco.read_coco`.
 
     Args:
-        annotations: the JSON file, or a folder of such files.
-        images: the folder that `file_name` is relative to, or the one that the files lie in.
+        annotations: A JSON file, or a folder of such files.
+        images: Folder that `file_name` is relative to.
 
     Returns:
-        One row per image, in the file's order; images are read when a row is.
+        One row per image, in the order of the file. An image is read when its row is read.
     """
     return decode_images(build_rows(read_coco(annotations, images)))
 
@@ -53,27 +49,27 @@ def load_rows(
     default_split: str = "train",
     **arguments,
 ) -> Dataset | IterableDataset:
-    """Load a built dataset from a folder or the Hub; plain `datasets.load_dataset` reads the same rows.
+    """Load a built dataset from a folder or the Hub. `datasets.load_dataset` reads the same rows.
 
-    Images are decoded when a row is read, once, and not at all where only words are asked for.
+    An image is decoded when its row is read, and not if only other columns are read.
 
     Args:
-        source: a folder of `geoalign_hf.build`, or a repository.
+        source: Folder that `geoalign-hf build` wrote, or a Hub repository.
         split: Name of the split. None takes `default_split` or, if the dataset does not have it, its only
             split. What a build wrote is therefore found by training and evaluation alike.
-        streaming: read rows as they come, without a copy on this disk.
-        on_bad_image: "stop" names the row whose image cannot be decoded; "skip" leaves such rows out and
-            logs their number. Without streaming that decodes every image once beforehand.
-        rank: of this process.
-        num_processes: share the rows among so many; every row goes to one of them.
+        streaming: Whether to read rows one after the other, without a copy on the disk.
+        on_bad_image: "stop" raises an error that names the row whose image cannot be decoded. "skip" drops
+            such rows and logs their number; without streaming, every image is decoded once beforehand.
+        rank: Rank of this process.
+        num_processes: Number of processes. Every row goes to one of them.
         default_split: The split that is preferred if `split` is None.
-        **arguments: of `datasets.load_dataset`, such as `revision` or `token`.
+        **arguments: Arguments of `datasets.load_dataset`, such as `revision` or `token`.
 
     Returns:
-        A dataset; streamed, one to iterate over.
+        A dataset; with `streaming`, an iterable one.
 
     Raises:
-        ValueError: if a required column is missing, or (when the row is read) an image cannot be decoded.
+        ValueError: If a required column is missing, or (when the row is read) an image cannot be decoded.
     """
     split = split or choose_split(source, default_split, **arguments)
     dataset = load_dataset(str(source), split=split, streaming=streaming, **arguments)
@@ -103,14 +99,14 @@ def choose_split(source: str | Path, preferred: str, **arguments) -> str:
 def decode_images(
     dataset: Dataset | IterableDataset, on_bad_image: str = "stop"
 ) -> Dataset | IterableDataset:
-    """Make a dataset name the row whose image cannot be decoded.
+    """Decode the images of a dataset when they are read, with errors that name the row.
 
     Args:
-        dataset: of rows.
-        on_bad_image: as for `load_rows`.
+        dataset: A dataset of rows.
+        on_bad_image: As for `load_rows`.
 
     Returns:
-        The same rows; an image that cannot be decoded is an error when it is read, or its row is left out.
+        The same rows. An image that cannot be decoded raises an error when it is read, or its row is skipped.
     """
     report = SkipReport(on_bad_image)
     if on_bad_image == "stop":
@@ -123,18 +119,18 @@ def decode_images(
     whole = [i for i, row in enumerate(images) if decode_image(row["image"], report) is not None]
     if report.entries:
         messages = [entry["message"] for entry in report.entries]
-        logger.warning(f"left out {len(messages)} rows of {len(dataset)}; the first: {messages[:3]}")
+        logger.warning(f"skipped {len(messages)} rows of {len(dataset)}; the first: {messages[:3]}")
     return dataset.select(whole).cast_column("image", NamedImage())
 
 
 def decode_image(encoded: dict, report: SkipReport) -> PIL.Image.Image | None:
-    """Decode {"bytes": ..., "path": ...}; `path` names the row where that cannot be done.
+    """Decode an image {"bytes": ..., "path": ...}. `path` is its name in messages.
 
     Returns:
-        The image, or None if it was left out.
+        The image, or None if it was skipped.
 
     Raises:
-        ValueError: if it cannot be decoded and `report` says to stop.
+        ValueError: If it cannot be decoded and `report` does not skip errors.
     """
     try:
         return NamedImage().decode_example(encoded)
@@ -146,26 +142,26 @@ def decode_image(encoded: dict, report: SkipReport) -> PIL.Image.Image | None:
 def _skip_bad_image(batch: dict, report: SkipReport) -> dict:
     image = decode_image(batch["image"][0], report)
     if image is None:
-        logger.warning(f"left out {len(report.entries)} rows so far: {report.entries[-1]['message']}")
+        logger.warning(f"skipped {len(report.entries)} rows so far: {report.entries[-1]['message']}")
         return {name: [] for name in batch}
     return batch | {"image": [image]}
 
 
 @dataclass
 class NamedImage(Image):
-    """The feature of an image that says which image it was that could not be decoded."""
+    """An image feature whose errors name the image that cannot be decoded."""
 
     def decode_example(self, value: dict, token_per_repo_id: dict | None = None) -> PIL.Image.Image:
         """Decode one image.
 
         Raises:
-            ValueError: if it cannot be decoded.
+            ValueError: If it cannot be decoded.
         """
         try:
             return super().decode_example(value, token_per_repo_id)
         except Exception as error:  # each format of PIL has errors of its own
             message = f"the image of row {value['path']!r} cannot be decoded ({error})."
-            raise ValueError(f"{message} Replace it or leave it out.") from error
+            raise ValueError(f"{message} Replace it, or remove its row.") from error
 
 
 def read_rows(
@@ -178,46 +174,46 @@ def read_rows(
 
 
 def remove_concepts(rows: Dataset, names: Sequence[str]) -> Dataset:
-    """Take concepts out of rows, so that a model which is trained on these has never been told of them.
+    """Remove concepts from rows, so that a model that is trained on them never reads about these concepts.
 
-    Their regions go, and so does every caption, description, hard negative and region with a phrase in which
-    one of the names stands, also in the plural. What is there in the pixels stays, as ground round the rest.
+    Their regions are removed, and so is every caption, description, hard negative and region with a phrase
+    that mentions one of the names, also in the plural. The pixels stay as they are.
 
     Args:
-        rows: a dataset of rows.
-        names: of the concepts.
+        rows: A dataset of rows.
+        names: Names of the concepts.
 
     Returns:
-        The rows that have a region, a caption or a description left.
+        The rows that still have a region, a caption or a description.
 
     Raises:
-        ValueError: if a concept does not occur, or no row is left.
+        ValueError: If a concept does not occur, or no row is left.
     """
     if unknown := sorted(set(names) - set(concepts := list_concepts(rows))):
         raise ValueError(f"the rows have no concepts {unknown}; they have {concepts}. Name some of these.")
     spelled = "|".join(re.escape(form) for name in names for form in (name, pluralize(name)))
-    told = re.compile(rf"\b({spelled})\b", re.IGNORECASE)
+    mention = re.compile(rf"\b({spelled})\b", re.IGNORECASE)
     with no_progress_bars():
-        words = rows.remove_columns("image").map(_remove_mentions, fn_kwargs={"told": told})
+        words = rows.remove_columns("image").map(_remove_mentions, fn_kwargs={"mention": mention})
     kept = [i for i, row in enumerate(words) if row["boxes"] or row["captions"] or row["description"]]
     if not kept:
-        raise ValueError(f"no row says anything but {sorted(names)}. Leave out fewer concepts.")
+        raise ValueError(f"no row has anything but {sorted(names)}. Remove fewer concepts.")
     with no_progress_bars():
         parts = [rows.select_columns("image").select(kept), words.select(kept)]
         return decode_images(concatenate_datasets(parts, axis=1))
 
 
-def _remove_mentions(row: dict, told: re.Pattern) -> dict:
+def _remove_mentions(row: dict, mention: re.Pattern) -> dict:
     pairs = enumerate(zip(row["concepts"], row["phrases"], strict=True))
-    kept = [r for r, pair in pairs if not any(map(told.search, pair))]
+    kept = [r for r, pair in pairs if not any(map(mention.search, pair))]
     row |= {name: [row[name][r] for r in kept] for name in REGION_COLUMNS if row.get(name)}
     for r, phrases in enumerate(row.get("hard_negatives") or []):
-        untold = [i for i, phrase in enumerate(phrases) if not told.search(phrase)]
+        others = [i for i, phrase in enumerate(phrases) if not mention.search(phrase)]
         for name in ("hard_negatives", "negative_kinds"):
             if row.get(name):
-                row[name][r] = [row[name][r][i] for i in untold]
+                row[name][r] = [row[name][r][i] for i in others]
     for name in ("captions", "unboxed"):
-        row[name] = [words for words in row.get(name) or [] if not told.search(words)]
+        row[name] = [words for words in row.get(name) or [] if not mention.search(words)]
     description = row.get("description")
-    row["description"] = None if description and told.search(description) else description
+    row["description"] = None if description and mention.search(description) else description
     return row

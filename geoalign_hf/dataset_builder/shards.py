@@ -18,15 +18,16 @@ import numpy as np
 from pyarrow.parquet import ParquetFile, read_metadata
 
 from ..captioning.attributes import find_facts
+from ..captioning.balance import balance_negatives
 from ..captioning.hard_negatives import add_negatives
-from ..captioning.rules import describe_row
+from ..captioning.rules import describe_row, list_ambiguous
 from ..captioning.vlm import ask_model, name_row
 from ..data.loading import decode_image
 from ..data.schema import FEATURES, write_rows
 from ..data.tiling import cut_tiles
 from ..images import allow_large_images
 from ..readers.skipped import SkipReport
-from ..storage import write_text
+from ..storage import read_json, write_text
 from .leakage import EvaluationSet, find_overlaps
 from .plan import read_shard_rows
 
@@ -45,10 +46,10 @@ class Job:
         vocabulary: The annotated concepts.
         sets: Evaluation sets, which must not be trained on.
         split: Name of the split.
-        tile: Side of the tiles that larger images are cut into, in pixels. 0 cuts no tiles.
-        overlap: Overlap of tiles, in pixels.
         min_visible: A region that is less visible in a tile is dropped from it.
         max_negatives: Maximum number of hard negatives per phrase.
+        negatives: How hard negatives are chosen: "free", "matched" or "balanced", see `build_shard`.
+        natural_colour: Whether images show colours as the eye sees them.
         leaks: "skip" or "keep" images and captions that are in an evaluation set.
         on_error: "stop" or "skip" when an image cannot be decoded.
         seed: Seed of wording and choice.
@@ -60,10 +61,10 @@ class Job:
     vocabulary: list[str]
     sets: list[EvaluationSet]
     split: str
-    tile: int
-    overlap: int
     min_visible: float
     max_negatives: int
+    negatives: str
+    natural_colour: bool
     leaks: str
     on_error: str
     seed: int
@@ -71,6 +72,10 @@ class Job:
     def locate_shard(self, index: int) -> Path:
         """Return the path of a shard."""
         return self.output / "data" / f"{self.split}-{index:05d}-of-{self.num_shards:05d}.parquet"
+
+    def locate_draft(self, index: int) -> Path:
+        """Return the path of a shard whose hard negatives are not chosen yet."""
+        return self.work / f"{index:05d}.parquet"
 
     def locate_note(self, index: int) -> Path:
         """Return the path of the note that lists what was skipped in a shard."""
@@ -134,6 +139,10 @@ def _build_in_worker(index: int) -> int:
 def build_shard(job: Job, index: int, ask: Callable | None = None) -> int:
     """Build one shard.
 
+    "free" hard negatives are drawn for each phrase by itself. "matched" ones are drawn from all that are
+    possible in the shard, so that each change of words occurs as often as its opposite. "balanced" ones are
+    drawn so that whole phrases are exchanged equally often; phrases then say one thing besides the concept.
+
     Args:
         job: The job.
         index: Number of the shard.
@@ -142,15 +151,36 @@ def build_shard(job: Job, index: int, ask: Callable | None = None) -> int:
     Returns:
         The number of the shard.
     """
-    write_rows(_make_noted_rows(job, index, ask), job.locate_shard(index))
+    rows = _make_noted_rows(job, index, ask)
+    if job.negatives == "free":
+        write_rows(rows, job.locate_shard(index))
+        return index
+    draft = job.locate_draft(index)
+    write_rows(rows, draft)
+    write_rows(_choose_negatives(job, index, draft), job.locate_shard(index))
+    draft.unlink()
     return index
+
+
+def _choose_negatives(job: Job, index: int, draft: Path) -> Iterator[dict]:
+    """Read the rows of a draft and keep the hard negatives that balance each other."""
+    columns = ["phrases", "hard_negatives", "negative_kinds"]
+    batches = ParquetFile(draft).iter_batches(1000, columns=columns)
+    texts = [row for batch in batches for row in batch.to_pylist()]
+    by_change = job.negatives == "matched"
+    balanced, counts = balance_negatives(texts, by_change, job.max_negatives, seed=job.seed)
+    note = read_json(job.locate_note(index))
+    write_text(job.locate_note(index), json.dumps(note | {"balance": counts}))
+    rows = (row for batch in ParquetFile(draft).iter_batches(16) for row in batch.to_pylist())
+    for row, text in zip(rows, balanced, strict=True):
+        yield row | text
 
 
 def _make_noted_rows(job: Job, index: int, ask: Callable | None) -> Iterator[dict]:
     """Make the rows of a shard, then write its note, so that every shard that exists has a note."""
     note = Note(SkipReport(job.on_error))
     yield from _make_rows(job, index, note, ask)
-    content = {"skipped": note.report.entries, "overlaps": note.overlaps}
+    content = {"skipped": note.report.entries, "overlaps": note.overlaps, "balance": {}}
     write_text(job.locate_note(index), json.dumps(content))
 
 
@@ -159,14 +189,16 @@ def _make_rows(job: Job, index: int, note: Note, ask: Callable | None) -> Iterat
     for number, row in read_shard_rows(job.work / "plan", index):
         for t, tile in enumerate(_open_tiles(row, job, note)):
             rng = np.random.default_rng([job.seed, number, t])
-            facts = find_facts(tile)
-            tile = describe_row(tile, facts, rng)
+            facts = find_facts(tile, job.natural_colour)
+            tile = describe_row(tile, facts, rng, one_attribute=job.negatives == "balanced")
             if ask:
                 answers = job.output / "answers" / f"{index:05d}.jsonl"
                 (tile,) = ask_model([tile], ask, answers, seed=job.seed, skip=note.report.skip)
+                tile["ambiguous"] = list_ambiguous(facts, tile["phrases"])
             tile = _drop_captions(tile, job, note)
             if tile["phrases"] or tile["captions"]:
-                tile = add_negatives(tile, facts, job.vocabulary, rng, job.max_negatives)
+                most = job.max_negatives if job.negatives == "free" else None
+                tile = add_negatives(tile, facts, job.vocabulary, rng, most)
                 yield _encode_image(tile)
             else:
                 note.report.skip("no text", f"{name_row(tile)} has neither a region nor a caption.")
@@ -175,7 +207,8 @@ def _make_rows(job: Job, index: int, note: Note, ask: Callable | None) -> Iterat
 def _open_tiles(row: dict, job: Job, note: Note) -> Iterator[dict]:
     """Decode the image of a row and cut it into tiles, without images of evaluation sets."""
     encoded = {"bytes": Path(row["image"]).read_bytes(), "path": row["source"]}
-    with allow_large_images() if job.tile else nullcontext():
+    tile = row.pop("tile", None)
+    with allow_large_images() if tile else nullcontext():
         image = decode_image(encoded, note.report)
     if image is None:
         return
@@ -183,7 +216,7 @@ def _open_tiles(row: dict, job: Job, note: Note) -> Iterator[dict]:
     row = row | {"image": image, "encoded": encoded, "captions": [] if row["boxes"] else row["captions"]}
     if _is_evaluated_on(row, job, note):
         return
-    tiles = cut_tiles(row, job.tile, job.overlap, job.min_visible, note.report) if job.tile else [row]
+    tiles = cut_tiles(row, *tile, job.min_visible, note.report) if tile else [row]
     for tile in tiles:
         if not tile.get("window") or not _is_evaluated_on(tile, job, note):
             yield tile

@@ -67,6 +67,8 @@ class HubConfig:
 class PushConfig:
     """What to push, and where."""
 
+    _positional = ("folder", "repo_id")
+
     folder: str = HfArg(help="Folder of a model, an adapter or built rows.")
     repo_id: str = HfArg(help="Name of the repository, with or without its owner. It is created if needed.")
     private: bool = HfArg(default=False, help="Visibility of a new repository for its owner only.")

@@ -1,53 +1,217 @@
-"""Training settings."""
+"""Training arguments: those of transformers' Trainer with our defaults, and the ones that only we have."""
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import MISSING, dataclass, fields
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+from transformers.hf_argparser import HfArg
+from transformers.trainer_utils import IntervalStrategy
 
 from .teacher import TEACHERS
 
+# The lowest allowed value of each numeric argument, and whether that value itself is allowed.
+LOWEST = {
+    "adam_beta1": (0, True),
+    "adam_beta2": (0, True),
+    "adam_epsilon": (0, False),
+    "dataloader_num_workers": (0, True),
+    "ema_decay": (0, True),
+    "eval_delay": (0, True),
+    "eval_steps": (0, False),
+    "label_smoothing_factor": (0, True),
+    "learning_rate": (0, True),
+    "logging_steps": (0, False),
+    "max_crops": (0, True),
+    "max_grad_norm": (0, True),
+    "max_negatives": (0, True),
+    "max_regions": (1, True),
+    "max_steps": (-1, True),
+    "max_vocabulary": (0, True),
+    "mini_batch_size": (1, True),
+    "num_train_epochs": (0, False),
+    "per_device_eval_batch_size": (1, True),
+    "per_device_train_batch_size": (1, True),
+    "save_steps": (0, False),
+    "save_total_limit": (1, True),
+    "seed": (0, True),
+    "teacher_decay": (0, True),
+    "warmup_steps": (0, True),
+    "weight_decay": (0, True),
+}
+BELOW_ONE = ("adam_beta1", "adam_beta2", "ema_decay", "label_smoothing_factor", "teacher_decay")
+# Arguments of Trainer that have no effect here, and what to do instead.
+UNSUPPORTED = {
+    "auto_find_batch_size": "Set mini_batch_size, which bounds the memory and keeps all negatives",
+    "dataloader_persistent_workers": "Workers start with every epoch, which decides what they augment",
+    "deepspeed": "Use FSDP 2, see examples/accelerate_configs/fsdp.yaml",
+    "enable_jit_checkpoint": "SIGTERM and SIGINT save a checkpoint without it",
+    "full_determinism": "Training on one CPU process is deterministic without it",
+    "ignore_data_skip": "A resumed run always continues with the next batch",
+    "include_for_metrics": "Pass evaluators, which compute the metrics",
+    "label_names": "Rows have no labels",
+    "neftune_noise_alpha": "It changes token embeddings of language models",
+    "prediction_loss_only": "Pass evaluators, which decide what is computed",
+    "save_only_model": "Every checkpoint can be resumed",
+    "use_liger_kernel": "It has no kernels for CLIP",
+}
 
-def _option(default, what: str):
-    return field(default=default, metadata={"help": what})
+
+def _option(default: Any, help_text: str) -> Any:
+    return HfArg(default=default, help=help_text)
 
 
-@dataclass(frozen=True)
-class TrainingConfig:
-    """How to train. Every field says in its help what it is.
+@dataclass
+class GeoAlignTrainingArguments(TrainingArguments):
+    """Arguments of `GeoAlignTrainer`: those of `transformers.TrainingArguments`, and a few more.
+
+    Several defaults differ: cosine schedule with warm-up, a checkpoint and an evaluation after every epoch,
+    and two checkpoints that are kept.
+
+    Args:
+        mini_batch_size: rows that are encoded at once. The gradient is that of the whole batch (GradCache).
+        max_regions: largest number of regions per row and step; they are drawn anew in every epoch.
+        max_negatives: largest number of hard negatives per region and step.
+        max_crops: largest number of regions per row and step that are also seen as a crop.
+        max_vocabulary: largest number of concepts in the rows up to which a region is contrasted with all of
+            them. With more concepts it is contrasted with those of the batch; 0 always does so.
+        teacher: model that gives the targets of the crops: the model itself (`self`), the moving average of
+            its weights (`ema`), or the model before training (`frozen`).
+        teacher_decay: decay of the teacher `ema` per step.
+        ema_decay: decay of the moving average of the trained weights, which is evaluated and saved. 0
+            evaluates and saves the trained weights themselves.
+        overwrite_output_dir: whether to remove what an earlier run left in `output_dir`.
+        resume_from_checkpoint: checkpoint folder to resume from; `last` takes the newest in `output_dir`.
 
     Raises:
-        ValueError: if `teacher` is unknown or a count is too low.
+        ValueError: if a number is out of its range or not finite, a choice is unknown, or an argument of
+            Trainer is set that has no effect here.
     """
 
-    output_dir: str = _option("outputs/train", "where checkpoints and the final model go")
-    num_epochs: int = _option(10, "passes over the rows")
-    batch_size: int = _option(32, "rows per process and step; all of them are negatives of each other")
-    chunk_size: int = _option(0, "rows encoded at once, for batches beyond the memory; 0: all of the batch")
-    learning_rate: float = _option(5e-4, "at its highest")
-    weight_decay: float = _option(0.05, "of matrices; vectors and scales have none")
-    warmup_share: float = _option(0.05, "of all steps; the learning rate rises, then falls as a cosine")
-    max_grad_norm: float = _option(1.0, "gradients are cut to it")
-    max_regions: int | None = _option(None, "regions per row and step, drawn anew each time; default: all")
-    max_negatives: int = _option(10, "hard negatives per region and step, drawn anew each time")
-    max_crops: int = _option(2, "regions per row and step that are also seen in a crop of their own")
-    teacher: str = _option("self", "who gives the target of crops: self, or a whole copy: ema, frozen")
-    teacher_decay: float = _option(0.999, "of the teacher ema, per step")
-    mixed_precision: str | None = _option(
-        None, "no, bf16 or fp16, default: as accelerate config says; weights and losses stay float32"
+    _argument_group_name = "training"
+
+    output_dir: str | None = _option("outputs/train", "Folder for checkpoints and the trained model.")
+    num_train_epochs: float = _option(10.0, "Number of passes over the rows.")
+    per_device_train_batch_size: int = _option(
+        32, "Number of rows per process and step; all of them are negatives of each other."
     )
-    gradient_checkpointing: bool = _option(False, "compute activations twice instead of keeping them")
-    num_workers: int = _option(0, "processes that prepare rows")
-    save_every: int = _option(0, "steps between checkpoints; 0: none")
-    keep_checkpoints: int = _option(2, "how many of the newest to keep")
-    eval_every: int = _option(0, "steps between evaluations; 0: only at the end")
-    best_metric: str = _option("top1_macro", "number of the evaluation whose best model is kept")
-    resume: bool = _option(False, "go on from the newest whole checkpoint")
-    report_to: str | None = _option(None, "a tracker of Accelerate's, such as tensorboard")
-    seed: int = _option(0, "of everything random")
+    mini_batch_size: int | None = _option(
+        None, "Number of rows encoded at once, for batches that exceed the memory; default: the whole batch."
+    )
+    learning_rate: float = _option(5e-4, "Peak learning rate; 5e-4 suits fresh weights, 1e-5 a trained CLIP.")
+    lr_scheduler_type: str = _option("cosine", "Name of the learning rate schedule.")
+    warmup_steps: float = _option(0.05, "Number of warm-up steps; below 1: fraction of all steps.")
+    weight_decay: float = _option(0.05, "Weight decay of matrices; vectors and scales have none.")
+    adam_beta2: float = _option(0.98, "Decay of AdamW's second moment.")
+    ema_decay: float = _option(
+        0.0, "Decay of the moving average of the weights that is evaluated and saved; 0: off."
+    )
+    max_regions: int | None = _option(None, "Largest number of regions per row and step; default: all.")
+    max_negatives: int = _option(10, "Largest number of hard negatives per region and step.")
+    max_crops: int = _option(2, "Largest number of regions per row and step that are also seen as a crop.")
+    max_vocabulary: int = _option(
+        200, "Largest number of concepts up to which a region is contrasted with all, not those of its batch."
+    )
+    teacher: str = _option("self", "Model that gives the targets of crops: self, ema or frozen.")
+    teacher_decay: float = _option(0.999, "Decay of the teacher ema per step.")
+    logging_steps: float = _option(10, "Number of steps between log entries.")
+    logging_first_step: bool = _option(True, "Log entry after the first step, too.")
+    logging_nan_inf_filter: bool = _option(
+        False, "Filter without effect here, since a loss that is not finite is an error."
+    )
+    eval_strategy: str = _option("epoch", "Interval of the evaluations: no, steps or epoch.")
+    eval_on_start: bool = _option(True, "Evaluation before the first step, too.")
+    save_strategy: str = _option("epoch", "Interval of the checkpoints: no, steps, epoch or best.")
+    save_total_limit: int | None = _option(2, "Number of the newest checkpoints that are kept.")
+    restore_callback_states_from_checkpoint: bool = _option(
+        True, "State of callbacks: continued from the checkpoint."
+    )
+    dataloader_drop_last: bool = _option(True, "Removal of the last batch of an epoch if it is smaller.")
+    ddp_find_unused_parameters: bool | None = _option(False, "Search of DDP for unused parameters.")
+    seed: int = _option(0, "Seed of everything random.")
+    overwrite_output_dir: bool = _option(False, "Removal of what an earlier run left in output_dir.")
+    resume_from_checkpoint: str | None = _option(
+        None, "Folder of the checkpoint to resume from; last: the newest one in output_dir."
+    )
 
     def __post_init__(self):
+        self._check_numbers()
         if self.teacher not in TEACHERS:
             raise ValueError(f"teacher is {self.teacher!r}; it must be one of {TEACHERS}.")
-        lowest = dict.fromkeys(("chunk_size", "max_crops", "max_negatives", "save_every", "eval_every"), 0)
-        lowest |= dict.fromkeys(("num_epochs", "batch_size", "max_regions", "keep_checkpoints"), 1)
-        for name, low in lowest.items():
-            if getattr(self, name) is not None and getattr(self, name) < low:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {low}.")
+        defaults = {option.name: option.default for option in fields(self) if option.default is not MISSING}
+        for name, advice in UNSUPPORTED.items():
+            if getattr(self, name) not in (defaults.get(name), None, []):
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}, which GeoAlignTrainer does not support. {advice}."
+                )
+        if self.hub_strategy not in ("end", "every_save"):
+            raise ValueError(
+                f"hub_strategy is {self.hub_strategy!r}; it must be 'every_save' or 'end', since the state "
+                "of a run stays on its disk."
+            )
+        if self.train_sampling_strategy != "random":
+            raise ValueError(
+                f"train_sampling_strategy is {self.train_sampling_strategy!r}; GeoAlignTrainer draws rows at "
+                "random. Leave it at 'random'."
+            )
+        if self.gradient_accumulation_steps != 1:
+            raise ValueError(
+                f"gradient_accumulation_steps is {self.gradient_accumulation_steps}; it must be 1, since "
+                "rows of different steps are not negatives of each other. Raise "
+                "per_device_train_batch_size and set mini_batch_size."
+            )
+        if self.activation_checkpointing or self.gradient_checkpointing:  # reentrant: frozen towers break
+            self.activation_checkpointing_kwargs = {"use_reentrant": False} | dict(
+                self.activation_checkpointing_kwargs or {}
+            )
+        if not torch.accelerator.is_available():
+            self.use_cpu = True  # else several processes would not find each other, and bf16 were refused
+        # Trainer would set "loss", which it does not compute here.
+        chosen = self.metric_for_best_model, self.greater_is_better
+        super().__post_init__()
+        if chosen[0] is None:
+            self.metric_for_best_model, self.greater_is_better = chosen
+
+    def _check_numbers(self) -> None:
+        for option in fields(self):
+            value = getattr(self, option.name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                continue
+            if not math.isfinite(value):
+                raise ValueError(f"{option.name} is {value}; it must be a finite number.")
+            low, includes_low = LOWEST.get(option.name, (-math.inf, True))
+            if value < low or (value == low and not includes_low):
+                bound = "at least" if includes_low else "above"
+                raise ValueError(f"{option.name} is {value}; it must be {bound} {low}.")
+            if option.name in BELOW_ONE and value >= 1:
+                raise ValueError(f"{option.name} is {value}; it must be below 1.")
+        if self.max_steps == 0:
+            raise ValueError("max_steps is 0; it must be at least 1, or -1 to train num_train_epochs epochs.")
+
+    def set_without_evaluation(self) -> None:
+        """Switch off the evaluations that are on by default."""
+        self.eval_strategy, self.eval_on_start, self.do_eval = IntervalStrategy.NO, False, False
+
+    def describe(self) -> dict:
+        """Return the arguments that define a run: those of this class, and others that were changed.
+
+        Paths, trackers and what belongs to the Hub are left out, so that the result can be published.
+        """
+        private = {"output_dir", "resume_from_checkpoint", "overwrite_output_dir", "report_to", "run_name"}
+        private |= {"use_cpu", "dataloader_pin_memory", "dataloader_num_workers", "accelerator_config"}
+        private |= {"debug", "do_eval", "eval_on_start", "ddp_find_unused_parameters"}
+        own = GeoAlignTrainingArguments.__annotations__
+        values = self.to_dict()
+        return {
+            option.name: values[option.name]
+            for option in fields(self)
+            if not option.name.startswith(("hub_", "push_", "logging_", "disable_", "local_", "restore_"))
+            and option.name not in private
+            and (option.name in own or values[option.name] != _get_default(option))
+        }
+
+
+def _get_default(option):
+    default = option.default_factory() if option.default is MISSING else option.default
+    return getattr(default, "value", default)

@@ -1,42 +1,47 @@
-"""New concepts from a few boxes each: drawn, learnt in closed form or by LoRA, scored beside the old ones.
+"""Few-shot adaptation: learns new concepts from a few boxes each, and measures what is forgotten.
 
-What enters are rows and a model that was not told of the concepts; what leaves are classifiers, a unit vector
-or column per concept, and their scores on new boxes, on old ones (what was forgotten), and on both together.
+The base model was not trained on the new concepts. They are learned in closed form (prototypes, ridge
+regression) or by LoRA, and are scored on boxes of new concepts, of old concepts, and of both.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from transformers.hf_argparser import HfArg
 
 from ..captioning.grammar import add_article
 from ..data.augmentation import Augmentation
 from ..data.schema import REGION_COLUMNS, build_rows
 from ..evaluation.metrics.classification import rank_concepts, score_concepts
 from ..losses.objective import LossWeights
-from .arguments import TrainingConfig
+from .arguments import GeoAlignTrainingArguments
 from .lora import AdapterConfig, adapt_model
-from .trainer import train
-
-
-def _option(default, what: str):
-    return field(default=default, metadata={"help": what})
+from .trainer import GeoAlignTrainer
 
 
 @dataclass(frozen=True)
 class FewShotConfig:
-    """How concepts are learnt from few boxes. Every field says in its help what it is."""
+    """Settings of few-shot adaptation. The help text of each field describes it.
 
-    shots: str = _option("1,4,16", "boxes per new concept, with commas between")
-    num_seeds: int = _option(3, "draws of these boxes; their numbers are 0, 1, ...")
-    rehearsed: int = _option(0, "boxes of each old concept that LoRA also sees; 0: it has no old data")
-    ridge: float = _option(3.0, "per shot; what the ridge probe adds to the diagonal")
-    num_steps: int = _option(200, "of LoRA")
-    learning_rate: float = _option(5e-4, "of LoRA, at its highest")
-    batch_size: int = _option(12, "of LoRA, boxes per step at most")
-    mixed_precision: str | None = _option(None, "of LoRA: no, bf16 or fp16")
+    Raises:
+        ValueError: if a number is too low, or `shots` is not a list of whole numbers.
+    """
+
+    _argument_group_name = "few-shot methods"
+
+    shots: str = HfArg(default="1,4,16", help="Numbers of boxes per new concept, separated by commas.")
+    num_seeds: int = HfArg(default=3, help="Number of draws of these boxes. Their seeds are 0, 1, ...")
+    rehearsed: int = HfArg(default=0, help="Number of boxes per old concept that LoRA is also trained on.")
+    ridge: float = HfArg(
+        default=3.0, help="Strength of the ridge probe's regularization, multiplied by the number of shots."
+    )
+    num_steps: int = HfArg(default=200, help="Number of training steps of LoRA.")
+    learning_rate: float = HfArg(default=5e-4, help="Peak learning rate of LoRA.")
+    batch_size: int = HfArg(default=12, help="Largest number of boxes per training step of LoRA.")
+    mixed_precision: str | None = HfArg(default=None, help="Precision of LoRA's training: no, bf16 or fp16.")
 
     def __post_init__(self):
         self.list_shots()
@@ -47,10 +52,10 @@ class FewShotConfig:
             raise ValueError(f"ridge is {self.ridge}; it must be above 0.")
 
     def list_shots(self) -> list[int]:
-        """Give the numbers of `shots`, the fewest first.
+        """Return the numbers in `shots` in ascending order.
 
         Raises:
-            ValueError: if one is no whole number of at least 1.
+            ValueError: if an entry is not a whole number of at least 1.
         """
         parts = [part.strip() for part in self.shots.split(",")]
         if not all(part.isdecimal() and int(part) for part in parts):
@@ -59,71 +64,75 @@ class FewShotConfig:
 
 
 def split_concepts(
-    there: Sequence[str], concepts: Sequence[str] | None, old_concepts: Sequence[str] | None
+    known: Sequence[str], concepts: Sequence[str] | None, old_concepts: Sequence[str] | None
 ) -> tuple[list[str], list[str]]:
-    """Say which concepts are new, and which are old and kept in view.
+    """Split the concepts of a dataset into new ones, which are learned, and old ones, which are scored too.
 
     Args:
-        there: all that occur.
-        concepts: the new ones; None takes all but the old ones.
-        old_concepts: the old ones; None takes all that are not new, and none where no new ones are named.
+        known: all concepts of the dataset.
+        concepts: the new concepts; None takes all that are not old.
+        old_concepts: the old concepts; None takes all that are not new.
 
     Raises:
-        ValueError: if one does not occur, is both, or none is new.
+        ValueError: if a concept does not occur or is in both lists, or if no concept is new.
 
     Example:
         >>> split_concepts(["bridge", "road", "ship"], ["ship"], None)
         (['ship'], ['bridge', 'road'])
     """
     for names in (concepts or (), old_concepts or ()):
-        if unknown := sorted(set(names) - set(there)):
-            raise ValueError(f"the rows have no concepts {unknown}; they have {sorted(there)}.")
+        if unknown := sorted(set(names) - set(known)):
+            raise ValueError(f"the rows do not have the concepts {unknown}. Choose from {sorted(known)}.")
     if both := sorted(set(concepts or ()) & set(old_concepts or ())):
-        raise ValueError(f"the concepts {both} are named as new and as old. Name each once.")
-    new = sorted(set(concepts or set(there) - set(old_concepts or ())))
+        raise ValueError(f"the concepts {both} are listed as new and as old. List each only once.")
+    new = sorted(set(concepts or set(known) - set(old_concepts or ())))
     if not new:
-        raise ValueError(f"all concepts, {sorted(there)}, are named as old. Leave the new ones out of them.")
-    return new, sorted(set(there) - set(new) if old_concepts is None else old_concepts)
+        raise ValueError(f"all concepts, {sorted(known)}, are listed as old. Remove the new ones from them.")
+    return new, sorted(set(known) - set(new) if old_concepts is None else old_concepts)
 
 
-def split_rows(rows, share: float = 0.25, seed: int = 0) -> tuple:
-    """Set a share of the images aside, drawn by the seed; give the others and these."""
+def split_rows(rows, test_fraction: float = 0.25, seed: int = 0) -> tuple:
+    """Split rows at random into training rows and test rows, and return both."""
     order = np.random.default_rng(seed).permutation(len(rows))
-    num_aside = round(share * len(rows))
-    return rows.select(sorted(order[num_aside:])), rows.select(sorted(order[:num_aside]))
+    num_test = round(test_fraction * len(rows))
+    return rows.select(sorted(order[num_test:])), rows.select(sorted(order[:num_test]))
 
 
 def draw_shots(rows, concepts: Sequence[str], num_shots: int, seed: int):
-    """Draw boxes of each concept, the same ones first however many there are to be.
+    """Draw boxes of each concept at random.
+
+    With the same seed, a smaller draw is part of a larger one, and the draw of a concept does not depend on
+    the other concepts.
 
     Args:
         rows: a dataset of rows.
-        concepts: to draw of.
-        num_shots: boxes of each.
-        seed: of the draw, which for one concept does not depend on the others.
+        concepts: the concepts to draw boxes of.
+        num_shots: number of boxes per concept.
+        seed: seed of the draw.
 
     Returns:
-        A row per box, in the order of `concepts`: its image without other boxes, or words of the whole.
+        One row per box, in the order of `concepts`. It has the whole image, this box and its texts, but no
+        other box, caption or description.
 
     Raises:
-        ValueError: if a concept has fewer boxes.
+        ValueError: if a concept has fewer boxes than `num_shots`.
     """
     drawn = []
     for concept in concepts:
-        places = [
+        candidates = [
             (i, r)
             for i, names in enumerate(rows["concepts"])
             for r, name in enumerate(names)
             if name == concept
         ]
-        if len(places) < num_shots:
+        if len(candidates) < num_shots:
             raise ValueError(
-                f"{num_shots} boxes of {concept!r} are asked for, but there are {len(places)}. "
-                "Ask for fewer shots, or give more boxes."
+                f"expected at least {num_shots} boxes of {concept!r}, but the rows have {len(candidates)}. "
+                "Use fewer shots, or add boxes."
             )
         generator = np.random.default_rng([seed, *concept.encode()])
-        for place in generator.permutation(len(places))[:num_shots]:
-            i, r = places[place]
+        for k in generator.permutation(len(candidates))[:num_shots]:
+            i, r = candidates[k]
             row = rows[i]
             kept = {name: [row[name][r]] for name in REGION_COLUMNS if row.get(name)}
             drawn.append(kept | {name: row.get(name) for name in ("image", "source")})
@@ -131,11 +140,11 @@ def draw_shots(rows, concepts: Sequence[str], num_shots: int, seed: int):
 
 
 def make_prototypes(embeds: np.ndarray, references: np.ndarray) -> np.ndarray:
-    """Average the unit vectors of each concept, and bring the means to unit length.
+    """Average the unit vectors of each concept, and normalize the means.
 
     Args:
-        embeds: (N, D).
-        references: (N,), the concept of each, all of 0 to C - 1.
+        embeds: (N, D), unit vectors.
+        references: (N,), the concept of each, from 0 to C - 1; every concept occurs.
 
     Returns:
         (C, D).
@@ -152,10 +161,10 @@ def make_prototypes(embeds: np.ndarray, references: np.ndarray) -> np.ndarray:
 
 
 def blend_with_texts(prototypes: np.ndarray, texts: np.ndarray) -> np.ndarray:
-    """Bring the sum of each prototype and the embedding of its name to unit length.
+    """Normalize the sum of each prototype and the embedding of its concept's name.
 
-    A region is nearer to other regions than to texts, so that bare prototypes take regions from the old
-    concepts, which are known by their names alone.
+    A region is more similar to other regions than to texts. So prototypes without the names attract regions
+    of the old concepts, which are represented by their names alone.
 
     Args:
         prototypes: (C, D), unit vectors.
@@ -173,15 +182,15 @@ def blend_with_texts(prototypes: np.ndarray, texts: np.ndarray) -> np.ndarray:
 
 
 def fit_ridge(embeds: np.ndarray, references: np.ndarray, ridge: float) -> np.ndarray:
-    """Fit a linear map from embeddings to one-hot concepts, (X'X + ridge I)^-1 X'Y in float64.
+    """Fit a linear map from embeddings to one-hot concepts: (X'X + ridge I)^-1 X'Y, in float64.
 
     Args:
         embeds: (N, D).
-        references: (N,), the concept of each, of 0 to C - 1.
-        ridge: what is added to the diagonal.
+        references: (N,), the concept of each, from 0 to C - 1.
+        ridge: the number that is added to the diagonal.
 
     Returns:
-        (C, D), whose products with an embedding rank the concepts.
+        (C, D); its products with an embedding are the scores of the concepts.
 
     Example:
         >>> fit_ridge(np.eye(2), np.array([0, 1]), ridge=1.0).tolist()
@@ -202,29 +211,32 @@ def adapt_by_lora(
     seed: int = 0,
     about: dict | None = None,
 ) -> torch.nn.Module:
-    """Train adapters on a few boxes, each against the concepts of its batch and against all other names.
+    """Train LoRA adapters on a few boxes.
+
+    Each box is contrasted with the concepts of all boxes. The names of all other concepts are its hard
+    negatives, so that old concepts without boxes stay apart from it, too.
 
     Args:
-        model: the base, changed in place.
-        processor: of the base.
-        rows: of `draw_shots`.
-        concepts: all, new and old; as hard negatives they keep their distance though no box shows them.
-        config: how long and how fast.
-        adapters: where they sit.
-        output_dir: as for `train`, whose `final/` is the adapter.
-        seed: of the order, the augmentation and the adapters.
-        about: for the card, see `train`.
+        model: the base model, changed in place.
+        processor: the processor of the base model.
+        rows: the boxes, as `draw_shots` returns them.
+        concepts: the names of all concepts, new and old.
+        config: settings of the training.
+        adapters: settings of the adapters.
+        output_dir: folder of the run; the adapter is in its folder `final`.
+        seed: seed of the order, the augmentation and the initial adapters.
+        about: settings for the card, see `GeoAlignTrainer`.
 
     Returns:
         The adapted model.
 
     Raises:
-        ValueError: if `adapters` names no tower.
+        ValueError: if `adapters.lora` is empty.
     """
     if not adapters.lora:
         raise ValueError("lora is ''; it must name towers that get adapters: vision, text or vision,text.")
     negatives = {name: [add_article(other) for other in concepts if other != name] for name in concepts}
-    told = [
+    texts = [
         {
             "phrases": [add_article(name) for name in row["concepts"]],
             "hard_negatives": [negatives[name] for name in row["concepts"]],
@@ -232,42 +244,57 @@ def adapt_by_lora(
         }
         for row in rows.remove_columns("image")
     ]
-    rows = build_rows(row | words for row, words in zip(rows, told, strict=True))
+    rows = build_rows(row | columns for row, columns in zip(rows, texts, strict=True))
     batch_size = min(config.batch_size, len(rows))
-    torch.manual_seed(seed)  # of the adapters' first values
+    torch.manual_seed(seed)  # for the initial adapters
     model = adapt_model(model, adapters)
     off = dict.fromkeys(asdict(LossWeights()), 0.0)
-    training = TrainingConfig(
+    training = GeoAlignTrainingArguments(
         output_dir=str(output_dir),
-        num_epochs=-(-config.num_steps // (len(rows) // batch_size)),
-        batch_size=batch_size,
+        num_train_epochs=-(-config.num_steps // (len(rows) // batch_size)),
+        per_device_train_batch_size=batch_size,
         learning_rate=config.learning_rate,
         max_negatives=len(concepts),
-        mixed_precision=config.mixed_precision,
+        bf16=config.mixed_precision == "bf16",
+        fp16=config.mixed_precision == "fp16",
+        save_strategy="no",
         seed=seed,
     )
     weights = LossWeights(**off | {"concept": 1.0, "hard_negative": 1.0})
-    augment = Augmentation(min_context=1.5, max_context=8.0)  # evaluated on whole images, so views are wide
-    train(model, processor, rows, weights, training, augment, about=about)
+    # Training should see regions as the model will: in windows, or in wide views of the image.
+    is_windowed = model.config.region_view == "window"
+    augmentation = (
+        Augmentation(whole_share=0.0) if is_windowed else Augmentation(min_context=1.5, max_context=8.0)
+    )
+    GeoAlignTrainer(
+        model,
+        training,
+        train_dataset=rows,
+        processing_class=processor,
+        loss_weights=weights,
+        augmentation=augmentation,
+        card_settings=about,
+    ).train()
     return model
 
 
 def score_few_shot(scores: np.ndarray, references: np.ndarray, concepts: list[str], num_new: int) -> dict:
-    """Score new concepts among themselves, old ones among themselves, and all among all.
+    """Compute the accuracy on boxes of new concepts, of old concepts and of all concepts.
 
     Args:
-        scores: (N, C), of every box for every concept, the new ones first.
-        references: (N,), the right ones.
-        concepts: C names.
-        num_new: how many of them are new.
+        scores: (N, C), the score of every box for every concept, the new concepts first.
+        references: (N,), the right concept of each box.
+        concepts: the names of the C concepts.
+        num_new: number of new concepts.
 
     Returns:
-        `new_accuracy_micro`, `new_accuracy_macro`: new boxes, new names to choose from; likewise `all_...`
-        (every box and name), `old_...` (old boxes, old names: what the embeddings have forgotten) and
-        `kept_...` (old boxes, every name: what new names take away). The last three only with old concepts.
+        `new_accuracy_micro` and `new_accuracy_macro`: boxes of new concepts, compared with the new names.
+        With old concepts also the same for `all_...` (all boxes and names), `old_...` (boxes and names of old
+        concepts: what the embeddings have forgotten) and `kept_...` (boxes of old concepts, all names: what
+        the new names take away).
 
     Raises:
-        ValueError: if there are no boxes of new concepts, or old concepts without boxes.
+        ValueError: if no box is of a new concept, or old concepts have no boxes.
     """
     is_new = references < num_new
     parts = {"new": (is_new, slice(0, num_new))}
@@ -285,7 +312,7 @@ def score_few_shot(scores: np.ndarray, references: np.ndarray, concepts: list[st
 
 
 def summarize_seeds(results: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Give the mean of each accuracy over seeds, and as `spread` its standard deviation (by n - 1).
+    """Compute the mean of each accuracy over seeds, and its sample standard deviation as `spread`.
 
     Example:
         >>> summarize_seeds([{"new_accuracy_micro": 0.0}, {"new_accuracy_micro": 1.0}])
@@ -301,7 +328,7 @@ def summarize_seeds(results: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def write_table(metrics: dict[str, dict]) -> str:
-    """Write results as a Markdown table, in percent, the mean ± the spread over seeds."""
+    """Format results as a Markdown table, in percent: the mean ± the spread over seeds."""
     numbers = [name for name in next(iter(metrics.values())) if "_accuracy_" in name]
     heads = [name.replace("_accuracy_", " ") for name in numbers]
     lines = [["method", *heads], ["---"] * (1 + len(heads))]

@@ -1,30 +1,30 @@
-"""What must be right before the first step: processes, folder, precision, what decays, the learning rate."""
+"""What must be right before the first step: the number of processes, and the form of the weights."""
 
-import math
 import os
-from pathlib import Path
+from collections.abc import Callable
 
 import torch
 from accelerate import Accelerator, DistributedType
-
-from .checkpoints import PARTIAL, find_newest_checkpoint, remove_partial_folders
+from accelerate.utils import broadcast_object_list
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def check_processes(num_processes: int, script: str = "examples/train.py") -> None:
-    """Refuse to work alone where several processes were launched.
+    """Check that the processes that were launched work together.
 
     Args:
-        num_processes: that Accelerate came up with.
-        script: that was launched.
+        num_processes: number of processes that Accelerate found.
+        script: the script that was launched, for the message.
 
     Raises:
-        RuntimeError: if Accelerate came up with another number of processes than were asked for.
+        RuntimeError: if that is not the number that was launched.
     """
     launched = os.environ.get("WORLD_SIZE")
     if launched is not None and int(launched) != num_processes:
         raise RuntimeError(
-            f"WORLD_SIZE is {launched} but Accelerate started {num_processes} process, so each would work "
-            "alone and know nothing of the others. On CPUs start with: "
+            f"WORLD_SIZE is {launched} but Accelerate started {num_processes} process, so each would train "
+            "a model of its own. On CPUs start with: "
             f"ACCELERATE_USE_CPU=true torchrun --nproc_per_node {launched} {script} ..."
         )
     # What `accelerate launch --cpu --num_processes N` leaves behind for N > 1, before it starts one process.
@@ -36,67 +36,74 @@ def check_processes(num_processes: int, script: str = "examples/train.py") -> No
         )
 
 
-def prepare_output(output_dir: Path, resume: bool) -> None:
-    """Make the folder, see that it can be written, and clear away what killed runs left unfinished.
-
-    Raises:
-        RuntimeError: if it cannot be written, or holds the checkpoints of a run that is not to be resumed.
-    """
-    if not resume and (newest := find_newest_checkpoint(output_dir)):
-        raise RuntimeError(
-            f"output_dir {output_dir} holds {newest.name} of another run. Give --resume to go on with it, or "
-            "another output_dir."
-        )
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        (output_dir / f"{PARTIAL}probe").mkdir(exist_ok=True)
-        remove_partial_folders(output_dir)
-    except OSError as error:
-        raise RuntimeError(
-            f"output_dir {output_dir} cannot be written ({error}). Give a folder that can."
-        ) from error
-
-
-def prepare_model(model: torch.nn.Module, gradient_checkpointing: bool, accelerator: Accelerator) -> None:
-    """Give the model float32 weights to train, and the forms that its wrappers ask for."""
+def prepare_model(model: torch.nn.Module, accelerator: Accelerator) -> None:
+    """Make the trained weights float32, and bring the model into the form that its wrappers need."""
     is_mixed = accelerator.mixed_precision != "no"
     for parameter in model.parameters():
-        # A checkpoint may have come in half precision; under mixed precision what is frozen may stay so.
+        # A checkpoint may be in half precision. Under mixed precision frozen weights may stay so.
         if parameter.requires_grad or (parameter.is_floating_point() and not is_mixed):
             parameter.data = parameter.data.float()
-    if gradient_checkpointing:
-        # its name before transformers 5.23
-        old = getattr(model, "gradient_checkpointing_enable", None)
-        getattr(model, "activation_checkpointing_enable", old)({"use_reentrant": False})
-        model.disable_input_require_grads()  # only the reentrant kind asks for gradients of a frozen tower
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    # Only reentrant checkpointing needs gradients of the inputs, which a frozen tower need not compute.
+    base.disable_input_require_grads()
     if accelerator.distributed_type == DistributedType.FSDP:
         prepare_for_fsdp(model, accelerator)
 
 
 def prepare_for_fsdp(model: torch.nn.Module, accelerator: Accelerator) -> None:
-    """Give CLIP's scale an axis, since FSDP shards no scalars; it is saved without."""
+    """Give CLIP's scale an axis, since FSDP shards no scalars. It is saved without the axis."""
     clip = next(module for module in model.modules() if "logit_scale" in module._parameters)
-    scale = clip.logit_scale  # of the model itself, which adapters may wrap
+    scale = clip.logit_scale  # of the model that adapters may wrap
     clip.logit_scale = torch.nn.Parameter(scale.detach().reshape(1), scale.requires_grad)
-    # Autocast alone makes half precision: FSDP's own would round boxes and scales, too.
+    # Only autocast chooses half precision. FSDP's own policy would also round boxes and scales.
     accelerator.state.fsdp_plugin.mixed_precision_policy = None
 
 
-def group_parameters(model: torch.nn.Module, weight_decay: float) -> list[dict]:
-    """Split parameters into matrices, which decay, and vectors and scales, which do not."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [
-        {
-            "params": [parameter for parameter in parameters if parameter.ndim >= 2],
-            "weight_decay": weight_decay,
-        },
-        {"params": [parameter for parameter in parameters if parameter.ndim < 2], "weight_decay": 0.0},
-    ]
+def call_on_main(accelerator: Accelerator, function: Callable, *arguments):
+    """Call a function on the main process, and return its result or raise its error on every process."""
+    outcome = [None, None]
+    if accelerator.is_main_process:
+        try:
+            outcome[0] = function(*arguments)
+        except (ValueError, RuntimeError, OSError) as error:
+            outcome[1] = error
+    result, error = broadcast_object_list(outcome)
+    if error is not None:
+        raise error
+    return result
 
 
-def warmup_cosine(step: int, num_steps: int, warmup_share: float) -> float:
-    """Give the factor on the learning rate: a line up, then half a cosine down to 0."""
-    num_warmup = max(1, round(warmup_share * num_steps))
-    if step < num_warmup:
-        return (step + 1) / num_warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - num_warmup) / max(1, num_steps - num_warmup)))
+def reshard(model: torch.nn.Module) -> None:
+    """Shard the parameters again that FSDP holds whole after a forward pass, as in an evaluation."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def copy_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
+    """Copy whole weights into the parameters of a model, which FSDP may have sharded.
+
+    Raises:
+        ValueError: if a trained parameter is not among them.
+    """
+    reshard(model)
+    parameters = dict(model.named_parameters())
+    trained = {name for name, parameter in parameters.items() if parameter.requires_grad}
+    if missing := sorted(trained - weights.keys()):
+        raise ValueError(f"the checkpoint lacks the weights {missing[:3]} ({len(missing)} in all).")
+    with torch.no_grad():
+        for name in sorted(parameters.keys() & weights.keys()):  # the same order on every process
+            parameter = parameters[name]
+            whole = weights[name].to(parameter.device).reshape(parameter.shape)
+            if isinstance(parameter, DTensor):
+                whole = distribute_tensor(whole, parameter.device_mesh, parameter.placements)
+            parameter.copy_(whole)
+
+
+def collect_weights(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Gather weights whole on the CPU. Under FSDP every process must call it."""
+    gathered = {}
+    for name, weight in weights.items():
+        whole = weight.full_tensor() if isinstance(weight, DTensor) else weight
+        gathered[name] = whole.detach().cpu().clone().contiguous()
+    return gathered

@@ -1,8 +1,8 @@
-"""One step of training: a batch to embeddings, to the loss of all processes, to gradients.
+"""One step of training: from a batch to embeddings, to the loss of all processes, to gradients.
 
-Each modality is encoded by one call that takes gradients: the images, with the crops of their regions where a
-term trains on those, and all texts. Crops that are mere targets are encoded without, by the teacher. A batch
-too large for the memory is encoded in chunks, with the gradient of the undivided batch.
+Each modality is encoded once with gradients: all texts, and the images together with the crops that a term
+trains on. The teacher encodes crops that are only targets, without gradients. A batch that exceeds the memory
+is encoded in mini-batches, with the gradient of the whole batch.
 """
 
 from contextlib import nullcontext
@@ -23,28 +23,33 @@ def compute_gradients(
     accelerator: Accelerator,
     model: torch.nn.Module,
     batch: dict[str, torch.Tensor],
-    weights: LossWeights,
-    teacher: Teacher,
-    num_chunks: int = 1,
+    loss_weights: LossWeights,
+    teacher: Teacher | None = None,
+    mini_batch_size: int | None = None,
+    label_smoothing: float = 0.0,
 ) -> dict[str, torch.Tensor]:
-    """Add the gradients of one batch to the parameters' own.
+    """Compute the loss of one batch and add its gradients to those of the parameters.
 
     Args:
-        accelerator: that prepared the model.
-        model: as prepared, with its wrapper.
-        batch: of this process, as `RowCollator` makes it.
-        weights: of the terms.
-        teacher: gives the targets of `crop_consistency`.
-        num_chunks: parts that the batch is encoded in, the same number on every process.
+        accelerator: the accelerator that prepared the model.
+        model: the prepared model, with its wrapper.
+        batch: batch of this process, as `RowCollator` makes it.
+        loss_weights: weights of the terms.
+        teacher: gives the targets of `crop_consistency`; None takes the model itself.
+        mini_batch_size: largest number of images that are encoded at once; None encodes the whole batch. The
+            gradient is the same. It must be equal on all processes.
+        label_smoothing: see `compute_losses`.
 
     Returns:
-        The terms and `loss`, as `compute_losses` gives them.
+        The terms and `loss`, as `compute_losses` returns them.
     """
+    teacher = teacher or Teacher("self", model, 0.0)
+    num_chunks = -(-len(batch["pixel_values"]) // (mini_batch_size or len(batch["pixel_values"])))
     chunks = split_batch(batch, num_chunks) if num_chunks > 1 else [batch]
-    trains_crops = weights.crop_concept > 0
+    trains_crops = loss_weights.crop_concept > 0
     target_embeds = None
-    # The model's own crops, where they are embedded anyhow (then with dropout), need no second pass.
-    if weights.crop_consistency and not (trains_crops and teacher.kind == "self"):
+    # Crops that are trained on are embedded anyway (with dropout), so the model as teacher needs no own pass.
+    if loss_weights.crop_consistency and not (trains_crops and teacher.kind == "self"):
         student = accelerator.unwrap_model(model)
         with accelerator.autocast():
             target_embeds = torch.cat([teacher.embed_crops(student, chunk) for chunk in chunks])
@@ -55,10 +60,11 @@ def compute_gradients(
 
     def compute(embeds):
         targets = embeds.get("target_embeds") if target_embeds is None else target_embeds
-        return compute_losses(SimpleNamespace(**embeds), batch, weights, embeds.get("crop_embeds"), targets)
+        output, crops = SimpleNamespace(**embeds), embeds.get("crop_embeds")
+        return compute_losses(output, batch, loss_weights, crops, targets, label_smoothing)
 
     if num_chunks > 1:
-        # Under FSDP a gradient that is not yet shared out would be there whole.
+        # FSDP without synchronization would hold each gradient whole.
         is_sharded = accelerator.distributed_type == DistributedType.FSDP
         no_sync = nullcontext if is_sharded else partial(accelerator.no_sync, model)
         return backward_in_chunks(chunks, encode, compute, accelerator.backward, no_sync)
@@ -70,7 +76,7 @@ def compute_gradients(
 def encode_batch(
     model: torch.nn.Module, batch: dict[str, torch.Tensor], with_crops: bool = False
 ) -> dict[str, torch.Tensor]:
-    """Encode images, regions and texts of a batch in one forward pass, and its crops with the images.
+    """Encode images, regions and texts of a batch in one forward pass, with crops among the images.
 
     Returns:
         `image_embeds` (B, D), `region_embeds` (B, R, D), `text_embeds` (N, D), `logit_scale`,
@@ -92,7 +98,7 @@ def encode_batch(
 
 
 def _append_crops(inputs, batch) -> dict[str, torch.Tensor]:
-    """Put the crops behind the images, each with its one region."""
+    """Append the crops to the images, each with its one region."""
     Q, R = len(batch["crop_values"]), inputs["region_mask"].shape[1]
     is_first = (torch.arange(R, device=inputs["region_mask"].device) == 0).expand(Q, R)
     appended = {"pixel_values": batch["crop_values"], "region_mask": is_first}
@@ -102,17 +108,17 @@ def _append_crops(inputs, batch) -> dict[str, torch.Tensor]:
 
 
 def split_batch(batch: dict[str, torch.Tensor], num_chunks: int) -> list[dict[str, torch.Tensor]]:
-    """Split what is encoded of a batch: images with their regions and crops, and rows of packed texts.
+    """Split the inputs of the model: images with their regions and crops, and rows of packed texts.
 
-    Every chunk holds some of both, if need be a row of texts that is all padding, so that every pass runs
+    Every chunk holds images and texts, if need be a row of texts that is all padding, so that every pass runs
     through both towers.
 
     Args:
         batch: as `RowCollator` makes it.
-        num_chunks: at most its number of images.
+        num_chunks: number of chunks, at most the number of images.
 
     Returns:
-        the chunks; their embeddings, one after the other, are those of the batch.
+        The chunks. Their concatenated embeddings are those of the batch.
     """
     (B, R), M = batch["region_mask"].shape, len(batch["input_ids"])
     by_row = [

@@ -1,313 +1,317 @@
-"""The Accelerate loop: step, log, evaluate, save, resume. One way to train, on one process or many.
-
-What enters are a model, its processor and rows; what leaves is a folder: `final/` and `best/`, models that
-load by `from_pretrained` and can be pushed as they are; checkpoints that a run goes on from; what happened:
-`args.json`, `history.jsonl`, `metrics.json`, `curves.png`.
-"""
+"""`GeoAlignTrainer`: transformers' Trainer with our objective and evaluators."""
 
 import math
-import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from torch.utils.data import DataLoader
 from transformers.utils import logging
 
-from ..data.collator import RowCollator
-from ..data.schema import check_columns
-from ..data.training_dataset import EpochSampler, TrainingDataset
-from ..hub.cards import has_protocol, write_card
+from ..data.training_dataset import EpochSampler
+from ..embedding.embedder import Embedder
 from ..losses.distributed import gather
 from ..losses.objective import LossWeights
 from ..model.processing_geoalign_clip import CONCEPT_TEMPLATES
-from ..storage import no_progress_bars, write_json
-from .arguments import TrainingConfig
-from .checkpoints import find_newest_checkpoint, save_checkpoint, save_model, write_whole
-from .history import History, draw_curves, read_records
-from .launch import check_processes, group_parameters, prepare_model, prepare_output, warmup_cosine
+from ..storage import no_progress_bars
+from .arguments import GeoAlignTrainingArguments
+from .checkpoints import write_folder
+from .inputs import check_rows, choose_metric, count_cut_texts, drop_terms_without_data, prepare_data
+from .launch import check_processes, prepare_model
+from .resumable import ResumableTrainer
 from .step import compute_gradients
 from .teacher import Teacher
 
 logger = logging.get_logger(__name__)
-EMBEDDING_METHODS = ("embed_images", "embed_regions", "embed_text", "embed_concepts", "get_patch_features")
+# Settings that decide the weights: a resumed run must have the same ones.
+DECISIVE = (
+    "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2",
+    "adam_epsilon", "optim", "max_grad_norm", "seed", "data_seed", "ema_decay", "teacher", "teacher_decay",
+    "max_regions", "max_negatives", "max_crops", "label_smoothing_factor", "max_vocabulary",
+)  # fmt: skip
 
 
-class Progress:
-    """Where the run stands, and how good it has been; saved and restored with each checkpoint."""
+class GeoAlignTrainer(ResumableTrainer):
+    """Train a GeoAlignCLIP on rows.
 
-    def __init__(self, shape: dict[str, int]):
-        self.shape = shape  # what may not change when a run goes on
-        self.step = 0
-        self.scores = {}  # of the model at the start, at the end, and at its best
-
-    def state_dict(self) -> dict:
-        """Give what a checkpoint keeps."""
-        return {"step": self.step, "scores": self.scores, "shape": self.shape}
-
-    def load_state_dict(self, state: dict):
-        """Take up what a checkpoint kept.
-
-        Raises:
-            ValueError: if it is of a run of another shape.
-        """
-        if state["shape"] != self.shape:
-            raise ValueError(
-                f"the checkpoint is of a run with {state['shape']}, but this one has {self.shape}, so its "
-                "data would come in another order. Resume with the same settings, or start from its weights."
-            )
-        self.step, self.scores = state["step"], state["scores"]
-
-    def list_results(self, *names: str) -> dict[str, dict]:
-        """Give those scores that a card can show: their protocol names their task."""
-        return {name: self.scores[name] for name in names if has_protocol(self.scores.get(name))}
-
-
-def train(
-    model,
-    processor,
-    rows,
-    weights: LossWeights | None = None,
-    config: TrainingConfig | None = None,
-    augment: Callable | None = None,
-    templates: tuple[str, ...] = CONCEPT_TEMPLATES,
-    evaluate: Callable[[torch.nn.Module], dict] | None = None,
-    publish: Callable[[Path], None] | None = None,
-    about: dict | None = None,
-) -> Path:
-    """Train a model on rows.
+    Everything that `transformers.Trainer` does (callbacks, trackers, schedules, several processes) works as
+    there. What differs: the loss is our objective, evaluators take the place of an evaluation data set, and
+    checkpoints are complete or absent, resume bit for bit on one CPU process, and hold no pickles.
 
     Args:
-        model: a `GeoAlignCLIPModel`, changed in place.
-        processor: of that model; saved beside every checkpoint.
-        rows: a dataset of rows, the same on every process.
-        weights: of the loss terms.
-        config: how to train.
-        augment: changes a row, given a generator; see `Augmentation`.
-        templates: sentences that word a concept.
-        evaluate: gives the scores of a model, as an `Evaluator` does, before the first step, after
-            the last and every `eval_every` steps; its numbers are logged, and the model with the highest
-            `best_metric` is kept in `best/`. Every process calls it.
-        publish: is given the folder of each checkpoint, on the main process; see `BackgroundPush`.
-        about: what else `args.json` and the cards are to say; see `write_card`.
-
-    Returns:
-        The folder of the trained model.
+        model: a `GeoAlignCLIPModel`, or a `PeftModel` around one. It is changed in place.
+        args: training arguments.
+        train_dataset: dataset of rows, the same on every process.
+        processing_class: processor of the model. It is saved with every checkpoint.
+        loss_weights: weights of the terms of the objective.
+        evaluators: objects that score an `Embedder`, such as `RegionClassificationEvaluator`. Each number is
+            logged as `eval_<name>_<score>`. The best model by `metric_for_best_model` is kept in `best/`; by
+            default that is the primary metric of the first evaluator.
+        augmentation: changes a row, given a generator, see `Augmentation`. None trains on rows as they are.
+        templates: sentences with one `{}` for a concept.
+        card_settings: what else `args.json` and the model cards show, see `write_card`.
+        callbacks: further callbacks, as for Trainer.
+        optimizers: an optimizer and a scheduler, as for Trainer.
 
     Raises:
-        ValueError: if the rows lack columns or are fewer than one batch, the loss is not finite, or the
-            scores have no `best_metric`.
-        RuntimeError: if fewer processes came up than were launched, or the output cannot be written.
+        ValueError: if the rows lack columns or are fewer than one batch, or an argument does not fit.
+        RuntimeError: if fewer processes came up than were launched.
+
+    Example:
+        `GeoAlignTrainer(model, args, train_dataset=rows, processing_class=processor).train()`
     """
-    weights, config = weights or LossWeights(), config or TrainingConfig()
-    check_columns(rows)
-    accelerator = Accelerator(
-        mixed_precision=config.mixed_precision, log_with=config.report_to, project_dir=config.output_dir
-    )
-    check_processes(accelerator.num_processes)
-    output_dir = Path(config.output_dir)
-    if accelerator.is_main_process:
-        prepare_output(output_dir, config.resume)
 
-    # 1. Data: the order and the augmentation follow from seed, epoch and index alone.
-    largest = max(map(len, rows["boxes"]))
-    max_regions = max(1, min(config.max_regions or largest, largest))
-    max_crops = config.max_crops if weights.reads_crops else None
-    training_rows = TrainingDataset(
-        rows,
-        augment,
-        max_regions,
-        config.seed,
-        config.max_negatives,
-        max_crops,
-        processor.image_processor.size["height"],
-    )
-    sampler = EpochSampler(len(training_rows), config.seed)
-    loader = DataLoader(
-        training_rows,
-        batch_size=config.batch_size,
-        sampler=sampler,
-        collate_fn=RowCollator(processor, max_regions, templates, weights.text_kinds),
-        num_workers=config.num_workers,
-        generator=torch.Generator().manual_seed(config.seed),
-        drop_last=True,
-        pin_memory=accelerator.device.type == "cuda",
-    )
-    global_batch = config.batch_size * accelerator.num_processes
-    steps_per_epoch = len(training_rows) // global_batch
-    if steps_per_epoch == 0:
-        raise ValueError(
-            f"there are {len(training_rows)} rows, fewer than one batch of {global_batch} "
-            f"({config.batch_size} on each of {accelerator.num_processes} processes). Lower batch_size."
-        )
-    num_steps = steps_per_epoch * config.num_epochs
-
-    # 2. Model and optimiser.
-    prepare_model(model, config.gradient_checkpointing, accelerator)
-    teacher = Teacher(config.teacher if weights.crop_consistency else "self", model, config.teacher_decay)
-    optimizer = torch.optim.AdamW(
-        group_parameters(model, config.weight_decay), config.learning_rate, betas=(0.9, 0.98)
-    )
-    scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: warmup_cosine(step, num_steps, config.warmup_share)
-    )
-    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
-    if isinstance(model, FSDPModule):  # so that these, too, collect the sharded weights
-        for name in EMBEDDING_METHODS:
-            register_fsdp_forward_method(model, name)
-    teacher.move_to(accelerator.device)
-    shape = {"num_steps": num_steps, "batch": global_batch, "num_processes": accelerator.num_processes}
-    progress = Progress(shape)
-    accelerator.register_for_checkpointing(progress, scheduler, teacher)
-    newest = broadcast_from_main(find_newest_checkpoint(output_dir) if config.resume else None)
-    if newest:
-        accelerator.load_state(newest / "state")
-        if accelerator.is_main_process:
-            logger.warning(f"resuming from {newest}")
-    settings = (about or {}) | {
-        "training": asdict(config),
-        "loss_weights": asdict(weights),
-        "templates": list(templates),
-        "augment": asdict(augment) if hasattr(augment, "__dataclass_fields__") else repr(augment),
-        "num_rows": len(rows),
-        "num_steps": num_steps,
-        "num_processes": accelerator.num_processes,
-    }
-    if accelerator.is_main_process:
-        write_json(output_dir / "args.json", settings)
-    resumed_step = progress.step if newest else None
-    history = History(output_dir / "history.jsonl", resumed_step, accelerator.is_main_process)
-    if config.report_to:
-        flat = {**asdict(weights), **asdict(config)}
-        accelerator.init_trackers(
-            "geoalign_clip", {name: flat[name] for name in flat if flat[name] is not None}
-        )
-
-    def record(numbers: dict[str, float]):
-        history.add(progress.step, numbers)
-        if config.report_to:
-            accelerator.log(numbers, step=progress.step)
-
-    # 3. Steps.
-    if evaluate and "start" not in progress.scores:
-        record(evaluate_step(accelerator, model, processor, evaluate, config, progress, settings, "start"))
-    model.train()
-    num_chunks = -(-config.batch_size // config.chunk_size) if config.chunk_size else 1
-    bar = logging.tqdm(
-        total=num_steps * global_batch,
-        initial=progress.step * global_batch,
-        desc="training",
-        unit=" images",
-        disable=not accelerator.is_main_process,
-    )
-    start = time.perf_counter()
-    for epoch in range(progress.step // steps_per_epoch, config.num_epochs):
-        training_rows.epoch = sampler.epoch = epoch
-        num_done = progress.step - epoch * steps_per_epoch
-        for batch in accelerator.skip_first_batches(loader, num_done) if num_done else loader:
-            terms = compute_gradients(accelerator, model, batch, weights, teacher, num_chunks)
-            norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-            numbers = read_numbers(terms | {"grad_norm": norm})
-            check_finite(numbers, batch, accelerator)
-            numbers |= {"learning_rate": scheduler.get_last_lr()[0]}
-            optimizer.step()
-            scheduler.step()
-            optimizer.zero_grad()
-            teacher.follow(accelerator.unwrap_model(model))
-            progress.step += 1
-            bar.update(global_batch)
-            bar.set_postfix({name: f"{numbers[name]:.3f}" for name in terms}, refresh=False)
-            numbers |= {"images_per_second": global_batch / (time.perf_counter() - start)}
-            record(numbers)
-            if (
-                evaluate
-                and config.eval_every
-                and progress.step % config.eval_every == 0 < num_steps - progress.step
-            ):
-                record(evaluate_step(accelerator, model, processor, evaluate, config, progress, settings))
-            if config.save_every and progress.step % config.save_every == 0 and progress.step < num_steps:
-                keep = config.keep_checkpoints
-                folder = save_checkpoint(
-                    accelerator, model, processor, output_dir, settings, progress.step, keep
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        args: GeoAlignTrainingArguments | None = None,
+        *,
+        train_dataset,
+        processing_class,
+        loss_weights: LossWeights | None = None,
+        evaluators: Sequence[Callable[[Embedder], dict]] = (),
+        augmentation: Callable | None = None,
+        templates: Sequence[str] = CONCEPT_TEMPLATES,
+        card_settings: dict | None = None,
+        callbacks: list | None = None,
+        optimizers: tuple = (None, None),
+    ):
+        args = args or GeoAlignTrainingArguments()
+        check_rows(train_dataset)
+        asked = loss_weights or LossWeights()
+        self.loss_weights, dropped = drop_terms_without_data(train_dataset, asked)
+        self.evaluators = list(evaluators)
+        choose_metric(args, self.evaluators)
+        if args.teacher != "self" and not asked.crop_consistency:
+            raise ValueError(
+                f"teacher is {args.teacher!r}, but the loss weight crop_consistency, the only term with a "
+                "teacher, is 0. Raise it, or leave teacher at 'self'."
+            )
+        if args.n_gpu > 1:
+            logger.warning("Using one GPU. Start with `accelerate launch` or `torchrun` to use them all.")
+            args._n_gpu = 1
+        check_processes(args.world_size)
+        cut = count_cut_texts(train_dataset, processing_class.tokenizer, self.loss_weights)
+        if args.process_index == 0:
+            for term, column in dropped.items():
+                logger.warning(f"The rows have nothing in {column!r}, so the term {term!r} is left out.")
+            for column, number in cut.items():
+                logger.warning(
+                    f"{number} texts in {column!r} are longer than the text tower "
+                    f"({processing_class.tokenizer.model_max_length} tokens); their ends are cut. "
+                    "Convert the model with --text_length 248."
                 )
-                if publish and accelerator.is_main_process:
-                    publish(folder)
-            start = time.perf_counter()
-    bar.close()
-
-    # 4. The trained model, and what is to be said of it.
-    with write_whole(accelerator, output_dir / "final") as folder:
-        save_model(accelerator, model, processor, folder, settings)
-    if evaluate:
-        record(evaluate_step(accelerator, model, processor, evaluate, config, progress, settings))
-    if accelerator.is_main_process:
-        if evaluate:
-            write_json(output_dir / "metrics.json", progress.scores)
-        draw_curves(read_records(history.path), output_dir / "curves.png")
-        shutil.copy(output_dir / "curves.png", output_dir / "final")
-        write_card(output_dir / "final", progress.list_results("start", "final"), settings)
-    for tracker in accelerator.trackers:
-        tracker.finish()
-    accelerator.wait_for_everyone()
-    return output_dir / "final"
-
-
-def evaluate_step(
-    accelerator, model, processor, evaluate, config, progress, settings, name: str = "final"
-) -> dict:
-    """Evaluate the model of this step, keep it if it is the best so far, and give the numbers to log."""
-    with no_progress_bars():
-        # What differs in the last digit between processes must not make them part ways below.
-        scores = broadcast_from_main(evaluate(accelerator.unwrap_model(model))) | {"step": progress.step}
-    model.train()
-    numbers = {name: score for name, score in scores.items() if isinstance(score, float)}
-    if lost := [name for name, number in numbers.items() if not math.isfinite(number)]:
-        logger.warning(f"the evaluation of step {progress.step} gives no number for {lost}")
-        scores |= dict.fromkeys(lost)
-        numbers = {name: number for name, number in numbers.items() if name not in lost}
-    if config.best_metric not in numbers:
-        raise ValueError(
-            f"best_metric is {config.best_metric!r}, but the evaluation gives {sorted(numbers)}."
+        dataset, collator = prepare_data(
+            train_dataset, processing_class, args, self.loss_weights, augmentation, templates
         )
-    progress.scores[name] = scores
-    best = progress.scores.get("best")
-    if best is None or scores[config.best_metric] > best[config.best_metric]:
-        progress.scores["best"] = scores
-        with write_whole(accelerator, Path(config.output_dir) / "best") as folder:
-            save_model(accelerator, model, processor, folder, settings, progress.list_results("best"))
-    return {f"eval_{name}": number for name, number in numbers.items()}
-
-
-def broadcast_from_main(thing):
-    """Give the main process's thing to every process."""
-    return broadcast_object_list([thing])[0]
-
-
-def read_numbers(tensors: dict[str, torch.Tensor]) -> dict[str, float]:
-    """Bring scalars from the device to numbers, all at once."""
-    values = [
-        tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor for tensor in tensors.values()
-    ]
-    return dict(zip(tensors, torch.stack([value.detach().float() for value in values]).tolist(), strict=True))
-
-
-def check_finite(numbers: dict[str, float], batch: dict, accelerator: Accelerator) -> None:
-    """Stop a run before a step that would spoil its weights.
-
-    Raises:
-        ValueError: if the loss is not finite, or the gradient where no scaler looks after it.
-    """
-    checked = dict(numbers)
-    if accelerator.scaler is not None:  # fp16: it leaves out a step whose gradient overflows
-        del checked["grad_norm"]
-    if not all(map(math.isfinite, checked.values())):
-        row_ids = sorted(gather(batch["row_ids"]).tolist())
-        raise ValueError(
-            f"the loss is not finite: {checked}, in the batch of the rows {row_ids}. Look at those rows, "
-            "lower learning_rate, or train with mixed_precision bf16. The last checkpoint is as it was."
+        self.settings = dict(card_settings or {}) | {
+            "training": args.describe(),
+            "loss_weights": asdict(self.loss_weights),
+            "templates": list(templates),
+            "augmentation": asdict(augmentation)
+            if hasattr(augmentation, "__dataclass_fields__")
+            else repr(augmentation),
+            "num_rows": len(train_dataset),
+            "num_cut_texts": cut,
+            "num_processes": args.world_size,
+        }
+        self._forget_terms()
+        super().__init__(
+            model,
+            args,
+            data_collator=collator,
+            train_dataset=dataset,
+            eval_dataset=self.evaluators or None,
+            processing_class=processing_class,
+            callbacks=callbacks,
+            optimizers=optimizers,
         )
+
+    # Data and steps
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Return the loader of training batches, whose order follows from the seed and the epoch alone."""
+        batch = self._train_batch_size * self.args.world_size
+        if len(self.train_dataset) < batch and self.args.dataloader_drop_last:
+            raise ValueError(
+                f"there are {len(self.train_dataset)} rows, fewer than one batch of {batch} "
+                f"({self._train_batch_size} on each of {self.args.world_size} processes). "
+                "Lower per_device_train_batch_size."
+            )
+        self._sampler = EpochSampler(len(self.train_dataset), self._seed)
+        loader = DataLoader(
+            self.train_dataset,
+            batch_size=self._train_batch_size,
+            sampler=self._sampler,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+            multiprocessing_context=self.args.dataloader_multiprocessing_context,
+            drop_last=self.args.dataloader_drop_last,
+            pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
+            generator=torch.Generator().manual_seed(self._seed),
+        )
+        return self.accelerator.prepare(loader)
+
+    @property
+    def _seed(self) -> int:
+        return self.args.seed if self.args.data_seed is None else self.args.data_seed
+
+    def _run_epoch(self, **kwargs):
+        """Tell sampler and augmentation the epoch, which Trainer does not on resumed loaders."""
+        self._sampler.epoch = self.train_dataset.epoch = kwargs["epoch"]
+        return super()._run_epoch(**kwargs)
+
+    def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
+        """Also build the teacher, before the model gets its wrapper."""
+        prepare_model(self.model, self.accelerator)
+        kind = self.args.teacher if self.loss_weights.crop_consistency else "self"
+        self.teacher = Teacher(kind, self.model, self.args.teacher_decay)
+        self.teacher.move_to(self.accelerator.device)
+        return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+
+    def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
+        """Name the matrices. Vectors and scales do not decay."""
+        return [name for name, parameter in model.named_parameters() if parameter.ndim >= 2]
+
+    def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
+        """Compute the gradients of one batch.
+
+        Raises:
+            ValueError: if a term of the loss is not finite. The weights are as they were.
+        """
+        model.train()
+        batch = self._prepare_inputs(inputs)
+        terms = compute_gradients(
+            self.accelerator,
+            model,
+            batch,
+            self.loss_weights,
+            self.teacher,
+            self.args.mini_batch_size,
+            self.args.label_smoothing_factor,
+        )
+        values = torch.stack([term.detach() for term in terms.values()])
+        self._row_ids = batch["row_ids"]
+        self._check_finite(dict(zip(terms, values.tolist(), strict=True)))
+        self._term_sums = self._term_sums + values
+        self._term_names, self._num_summed = list(terms), self._num_summed + 1
+        return terms["loss"].detach()
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        """Refuse a gradient that is not finite, before the optimizer takes a step."""
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        grad_norm = grad_norm.full_tensor() if hasattr(grad_norm, "full_tensor") else grad_norm
+        if self.accelerator.scaler is None:  # with fp16 the scaler skips steps whose gradient overflows
+            self._check_finite({"grad_norm": float(grad_norm)})
+        return grad_norm
+
+    def _check_finite(self, numbers: dict[str, float]) -> None:
+        if not all(map(math.isfinite, numbers.values())):
+            row_ids = sorted(gather(self._row_ids).tolist())
+            raise ValueError(
+                f"the loss is not finite: {numbers}, in the batch of the rows {row_ids}. Look at those rows, "
+                "lower learning_rate, or train with bf16. The last checkpoint is as it was."
+            )
+
+    def floating_point_ops(self, inputs) -> int:
+        """Return 0: Trainer's formula is for language models."""
+        return 0
+
+    # Logs and evaluation
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log numbers; beside the loss also the mean of each of its terms, and the speed."""
+        if "loss" in logs and self._num_summed:
+            means = (self._term_sums / self._num_summed).tolist()
+            seconds = time.perf_counter() - self._start
+            images = self._num_summed * self._train_batch_size * self.args.world_size
+            logs = (
+                logs
+                | dict(zip(self._term_names, means, strict=True))
+                | {"images_per_second": images / seconds}
+            )
+            self._forget_terms()
+        super().log(logs, start_time)
+
+    def _forget_terms(self) -> None:
+        self._term_sums, self._term_names, self._num_summed = 0, [], 0
+        self._start = time.perf_counter()
+
+    def evaluate(
+        self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Score the model with all evaluators, and log the scores.
+
+        Args:
+            eval_dataset: other evaluators; None takes those of the trainer.
+            ignore_keys: no effect.
+            metric_key_prefix: prefix of the names of the numbers.
+
+        Returns:
+            The numbers, as `<prefix>_<evaluator>_<score>`.
+
+        Raises:
+            ValueError: if `metric_for_best_model` is not among them.
+        """
+        evaluators = self.evaluators if eval_dataset is None else list(eval_dataset)
+        start = time.perf_counter()
+        embedder = Embedder(
+            self._unwrap(), self.processing_class, batch_size=self.args.per_device_eval_batch_size
+        )
+        metrics, results = {}, {}
+        with no_progress_bars(), self._averaged():
+            for evaluator in evaluators:
+                # Scores that differ in the last digit between processes must not part their ways.
+                scores = broadcast_object_list([evaluator(embedder)])[0]
+                numbers = {name: score for name, score in scores.items() if isinstance(score, float)}
+                if lost := [name for name, number in numbers.items() if not math.isfinite(number)]:
+                    logger.warning(f"{evaluator.name}: the scores {lost} are not finite and are left out.")
+                    scores = scores | dict.fromkeys(lost)
+                results[evaluator.name] = scores | {"step": self.state.global_step}
+                metrics |= {
+                    f"{metric_key_prefix}_{evaluator.name}_{name}": number
+                    for name, number in numbers.items()
+                    if name not in lost
+                }
+        best = self.args.metric_for_best_model
+        if eval_dataset is None and best is not None and f"eval_{best.removeprefix('eval_')}" not in metrics:
+            raise ValueError(f"metric_for_best_model is {best!r}, but the evaluators give {sorted(metrics)}.")
+        if eval_dataset is None and self.is_in_train:
+            self.scores["final"] = results
+            self.scores.setdefault("start", results)
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self._start += time.perf_counter() - start
+        return metrics
+
+    def _evaluate(self, trial, ignore_keys_for_eval, skip_scheduler: bool = False) -> dict[str, float]:
+        """Evaluate, unless a resumed run has done so at its start."""
+        if skip_scheduler and self.state.global_step > 0:
+            return {}
+        return super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
+
+    def _determine_best_metric(self, metrics, trial) -> bool:
+        """Keep the model in `best/` if it is the best so far."""
+        is_best = super()._determine_best_metric(metrics, trial)
+        if is_best:
+            self.scores["best"] = self.scores["final"]
+            with write_folder(self.accelerator, Path(self._get_output_dir(trial)) / "best") as folder:
+                self._write_model(folder, "best")
+        return is_best
+
+    def describe_run(self) -> dict:
+        """Return what must be equal when the run is resumed: the order of the data, and decisive settings."""
+        training = {name: self.settings["training"].get(name) for name in DECISIVE}
+        return training | {
+            "max_steps": self.state.max_steps,
+            "per_device_train_batch_size": self._train_batch_size,
+            "num_processes": self.args.world_size,
+            "num_rows": len(self.train_dataset),
+            "loss_weights": self.settings["loss_weights"],
+            "templates": self.settings["templates"],
+            "augmentation": self.settings["augmentation"],
+        }

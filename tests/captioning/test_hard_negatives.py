@@ -1,4 +1,4 @@
-"""Laws of hard negatives: each changes one thing, is untrue of its image, and is no positive of its row."""
+"""Laws of hard negatives: each changes one thing, is untrue of its image, and is no text of its row."""
 
 import re
 from collections import Counter
@@ -15,10 +15,10 @@ from geoalign_hf.captioning.hard_negatives import (
     add_negatives,
     list_absent,
     list_changes,
-    match_phrase,
-    may_be_same,
 )
+from geoalign_hf.captioning.phrases import match_phrase
 from geoalign_hf.captioning.rules import describe_row
+from geoalign_hf.captioning.vocabulary import may_be_same
 
 VOCABULARY = [*CONCEPTS, "harbor", "tennis court"]
 PARTS = {  # what of a phrase may differ, by kind
@@ -44,17 +44,25 @@ def list_negatives(row: dict):
 
 
 def take_apart(words: str, row: dict) -> dict:
-    """Parts of a phrase about any concept."""
+    """Return the parts of a phrase about any concept."""
     matches = [match_phrase(words, concept) for concept in VOCABULARY]
     return next(match.groupdict() for match in matches if match)
 
 
-def may_be_true(parts: dict, row: dict) -> bool:
-    """Say in the widest sense whether some region of the scene fits the words."""
+def measure_gap(a, b) -> float:
+    return np.hypot(max(0, a[0] - b[2], b[0] - a[2]), max(0, a[1] - b[3], b[1] - a[3]))
+
+
+def may_be_true(parts: dict, row: dict, is_of_all: bool) -> bool:
+    """Return whether some region of the scene fits the words, in their widest sense.
+
+    `is_of_all` says that the phrase counts all regions of its concept, so that another number is wrong.
+    """
     concepts, boxes, size = row["concepts"], row["boxes"], row["image"].size
     noun = next(concept for concept in VOCABULARY if parts["noun"] in (concept, f"{concept}s"))
     fitting = [s for s, concept in enumerate(concepts) if concept == noun]
-    if parts["number"] and NUMBERS.index(parts["number"]) > len(fitting):
+    number = NUMBERS.index(parts["number"]) if parts["number"] else None
+    if number and (number > len(fitting) or (is_of_all and number != len(fitting))):
         return False
     if parts["colour"]:
         fitting = [s for s in fitting if row["colours"][s] == parts["colour"]]
@@ -63,11 +71,14 @@ def may_be_true(parts: dict, row: dict) -> bool:
     if parts["relation"]:
         others = [s for s, concept in enumerate(concepts) if concept == parts["neighbour_noun"]]
         sign = {"to the left of": 1, "to the right of": -1}.get(parts["relation"])
-        fitting = [
-            s
-            for s in fitting
-            if any(sign is None or sign * (sum(boxes[t][::2]) - sum(boxes[s][::2])) > 0 for t in others)
-        ]
+        sides = [max(x1 - x0, y1 - y0) for x0, y0, x1, y1 in boxes]
+
+        def may_hold(s, t):
+            if sign is None:  # next to
+                return measure_gap(boxes[s], boxes[t]) <= 1.5 * max(sides[s], sides[t])
+            return sign * (sum(boxes[t][::2]) - sum(boxes[s][::2])) > 0
+
+        fitting = [s for s in fitting if any(may_hold(s, t) for t in others)]
     return bool(fitting)
 
 
@@ -88,9 +99,11 @@ def test_a_negative_differs_from_its_phrase_in_one_part_alone(made):
 
 def test_no_negative_is_true_of_its_image(made):
     for row in made:
-        for _, phrase, words, kind in list_negatives(row):
+        for r, phrase, words, kind in list_negatives(row):
             if kind != "size":
-                assert not may_be_true(take_apart(words, row), row), (phrase, words)
+                number, kind = take_apart(phrase, row)["number"], row["concepts"].count(row["concepts"][r])
+                is_of_all = number is not None and NUMBERS.index(number) == kind
+                assert not may_be_true(take_apart(words, row), row, is_of_all), (phrase, words)
 
 
 def test_a_negative_of_size_names_a_size_that_no_region_of_its_concept_has(made):
@@ -115,12 +128,36 @@ def test_a_size_that_a_region_cut_by_the_edge_may_have_is_not_denied():
     assert list_sizes(row | {"boxes": [*boxes, [0, 300, 8, 308]], "concepts": ["ship"] * 5}) == []
 
 
-def test_no_negative_is_a_positive_of_its_row_and_none_comes_twice(made):
+def test_no_negative_is_a_text_of_its_row_and_none_comes_twice(made):
     for row in made:
         positives = {*row["phrases"], *row["captions"], row["description"]}
         for words in row["hard_negatives"]:
             assert not positives & set(words)
             assert len(set(words)) == len(words) <= 4
+
+
+def test_a_number_may_be_too_small_where_the_group_is_all_there_is_and_nothing_else_fits():
+    boxes = [[x, 10.0, x + 15, 25.0] for x in (10.0, 32.0, 54.0, 76.0, 98.0)]
+    row = {"image": Image.new("RGB", (400, 400)), "boxes": boxes, "concepts": ["ship"] * 5}
+
+    def list_numbers(row, phrase):
+        changes = list_changes(phrase, 0, find_facts(row), [])
+        return [words.split()[2] for kind, words in changes if kind == "count"]
+
+    assert list_numbers(row, "one of five ships") == ["two", "three", "four", "six", "seven", "eight"]
+    far = row | {"boxes": [*boxes, [300.0, 300.0, 315.0, 315.0]], "concepts": ["ship"] * 6}
+    assert list_numbers(far, "one of five ships in a row") == ["seven", "eight", "nine"]
+
+
+def test_next_to_is_denied_only_of_what_is_far():
+    def list_relations(gap):
+        boxes = [[10.0, 10.0, 50.0, 30.0], [50.0 + gap, 10.0, 90.0 + gap, 30.0]]
+        row = {"image": Image.new("RGB", (400, 400)), "boxes": boxes, "concepts": ["ship", "harbor"]}
+        changes = list_changes("a ship to the left of a harbor", 0, find_facts(row), [])
+        return [words for kind, words in changes if kind == "relation"]
+
+    assert list_relations(100) == ["a ship next to a harbor", "a ship to the right of a harbor"]
+    assert list_relations(60) == ["a ship to the right of a harbor"]
 
 
 def test_the_seed_decides(made):

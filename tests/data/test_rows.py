@@ -1,4 +1,4 @@
-"""Laws of the row: what is refused on the way in, and what comes back as it was."""
+"""Laws of rows: what is refused, and what comes back as it was."""
 
 import io
 import re
@@ -6,6 +6,7 @@ import re
 import pytest
 from datasets import Dataset, load_from_disk
 from PIL import Image
+from refusals import refuses
 
 from geoalign_hf.data.collator import RowCollator
 from geoalign_hf.data.loading import load_rows, remove_concepts
@@ -19,10 +20,6 @@ from geoalign_hf.data.schema import (
 )
 
 MINIMAL = {"image": Image.new("RGB", (8, 6)), "boxes": [], "phrases": [], "concepts": []}
-
-
-def refuses(message: str):
-    return pytest.raises(ValueError, match=f"^{re.escape(message)}$")
 
 
 # Rows of any source
@@ -44,38 +41,31 @@ def test_rows_are_the_same_after_saving_and_loading(rows, tmp_path):
         assert before == after
 
 
-def test_what_may_be_missing_is_empty(tmp_path):
+def test_columns_that_may_be_missing_are_empty(tmp_path):
     Image.new("RGB", (8, 6), (1, 2, 3)).save(tmp_path / "a.png")
     row = build_rows([MINIMAL | {"image": tmp_path / "a.png", "quads": None}])[0]
     assert row.pop("image").getpixel((7, 5)) == (1, 2, 3)
     assert row == {
         "captions": [], "description": None, "boxes": [], "quads": [], "phrases": [], "concepts": [],
-        "hard_negatives": [], "negative_kinds": [], "difficult": [], "unboxed": [], "source": None,
-        "window": [],
+        "ambiguous": [], "hard_negatives": [], "negative_kinds": [], "difficult": [], "unboxed": [],
+        "source": None, "window": [], "dataset": None, "license": None,
     }  # fmt: skip
 
 
 def test_a_row_that_lacks_a_column_is_refused():
-    with refuses(
-        "row 1 lacks ['phrases', 'concepts']; it has ['boxes', 'image']. "
-        "Give every row an image and its regions."
-    ):
+    with refuses("row 1", "['phrases', 'concepts']", "['boxes', 'image']"):
         build_rows([MINIMAL, {name: MINIMAL[name] for name in ("image", "boxes")}])
 
 
 @pytest.mark.parametrize("name", ["image", "boxes", "phrases", "concepts"])
 def test_a_row_whose_required_column_is_none_is_refused_as_if_it_lacked_it(name):
     left = sorted(MINIMAL.keys() - {name})
-    with refuses(f"row 0 lacks ['{name}']; it has {left}. Give every row an image and its regions."):
+    with refuses("row 0", f"['{name}']", str(left)):
         build_rows([MINIMAL | {name: None}])
 
 
 def test_unknown_columns_are_refused():
-    with refuses(
-        "row 0 has the unknown columns ['bbox', 'labels']; a row has ['image', 'captions', 'description', "
-        "'boxes', 'quads', 'phrases', 'concepts', 'hard_negatives', 'negative_kinds', 'difficult', "
-        "'unboxed', 'source', 'window']."
-    ):
+    with refuses("row 0", "['bbox', 'labels']", str(list(FEATURES))):
         build_rows([MINIMAL | {"labels": [], "bbox": []}])
 
 
@@ -84,23 +74,19 @@ def test_lists_of_different_lengths_are_refused(name):
     quad = [[0, 0], [1, 0], [1, 1], [0, 1]]
     row = MINIMAL | {"boxes": [[0, 0, 1, 1]] * 2, "phrases": ["a ship"] * 2, "concepts": ["ship"] * 2}
     row |= {"quads": [quad] * 2, "hard_negatives": [[], []], "negative_kinds": [[], []]}
-    row |= {"difficult": [True, False]}
-    with refuses(f"row 1 has 2 boxes, but 1 {name}. Give one entry per region, in the same order."):
+    row |= {"difficult": [True, False], "ambiguous": [True, False]}
+    with refuses("row 1", "2 boxes", f"1 {name}"):
         build_rows([row, row | {name: row[name][:1]}])
 
 
 def test_no_rows_are_refused():
-    with refuses("there are no rows. Give at least one."):
+    with refuses("no rows"):
         build_rows([])
 
 
 def test_a_dataset_without_the_columns_of_a_row_is_refused(rows):
     check_columns(rows)
-    with refuses(
-        "the dataset lacks the columns ['boxes', 'phrases']; it has ['captions', 'concepts', 'description', "
-        "'difficult', 'hard_negatives', 'image', 'negative_kinds', 'quads', 'source', 'unboxed', 'window']. "
-        "Rename them, or build rows with geoalign_hf.rows.from_coco or build_rows."
-    ):
+    with refuses("['boxes', 'phrases']", "'captions', 'concepts', 'dataset'", "build_rows"):
         check_columns(rows.remove_columns(["boxes", "phrases"]))
 
 
@@ -128,10 +114,7 @@ def folder(toy_rows, tmp_path):
     return tmp_path / "rows"
 
 
-CUT = re.compile(
-    r"^the image of row '5.png' cannot be decoded \(.*\)\. "
-    r"Replace it or leave it out\.$"
-)
+CUT = r"the image of row '5.png' cannot be decoded"
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -148,26 +131,26 @@ def test_a_row_is_loaded_as_it_was_written(folder, toy_rows, streaming):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_bad_image_can_be_left_out_and_is_counted(folder, toy_rows, streaming, caplog):
+def test_a_bad_image_can_be_skipped_and_is_counted(folder, toy_rows, streaming, caplog):
     rows = list(load_rows(folder, streaming=streaming, on_bad_image="skip"))
     assert [row["description"] for row in rows] == [
         row["description"] for i, row in enumerate(toy_rows) if i != 5
     ]
     assert rows[5]["image"].tobytes() == toy_rows[6]["image"].tobytes()
-    assert re.match(r"^left out 1 rows .*the image of row '5.png' cannot be decoded", caplog.messages[-1])
+    assert re.match(r"^skipped 1 rows .*the image of row '5.png' cannot be decoded", caplog.messages[-1])
 
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_every_row_goes_to_one_process(folder, toy_rows, streaming):
-    shares = [
+    parts = [
         [row["description"] for row in load_rows(
             folder, streaming=streaming, on_bad_image="skip", rank=rank, num_processes=2)]
         for rank in range(2)
     ]  # fmt: skip
-    assert sorted(shares[0] + shares[1]) == sorted(
+    assert sorted(parts[0] + parts[1]) == sorted(
         row["description"] for i, row in enumerate(toy_rows) if i != 5
     )
-    assert all(shares)
+    assert all(parts)
 
 
 def test_images_are_decoded_when_their_row_is_read_and_once(folder, monkeypatch):
@@ -180,17 +163,14 @@ def test_images_are_decoded_when_their_row_is_read_and_once(folder, monkeypatch)
 
 
 def test_another_way_with_bad_images_is_refused(folder):
-    with refuses("on_error is 'ignore'. Choose 'stop' or 'skip'."):
+    with refuses("'ignore'", "'stop'", "'skip'"):
         load_rows(folder, on_bad_image="ignore")
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_folder_that_holds_no_rows_is_refused_on_loading(tmp_path, streaming):
+def test_a_folder_without_rows_is_refused_on_loading(tmp_path, streaming):
     Dataset.from_dict({"image": [1], "bbox": [2]}).to_parquet(tmp_path / "train.parquet")
-    with refuses(
-        "the dataset lacks the columns ['boxes', 'phrases', 'concepts']; it has ['bbox', 'image']. "
-        "Rename them, or build rows with geoalign_hf.rows.from_coco or build_rows."
-    ):
+    with refuses("['boxes', 'phrases', 'concepts']", "['bbox', 'image']"):
         load_rows(tmp_path, streaming=streaming)
 
 
@@ -212,10 +192,7 @@ def test_a_written_image_is_in_the_file_also_where_its_name_is_a_file_here(toy_r
 
 def test_rows_without_a_kind_for_each_negative_are_refused():
     row = MINIMAL | {"boxes": [[0, 0, 1, 1]], "phrases": ["a ship"], "concepts": ["ship"]}
-    with refuses(
-        "row 0 has 2 hard_negatives of region 0, but 1 negative_kinds. "
-        "Name the kind of each, or leave the column out."
-    ):
+    with refuses("row 0", "region 0", "2 hard_negatives", "1 negative_kinds"):
         build_rows([row | {"hard_negatives": [["a car", "a bus"]], "negative_kinds": [["concept"]]}])
 
 
@@ -225,10 +202,10 @@ def test_training_takes_rows_as_they_are_loaded(folder, processor):
     assert batch["region_mask"].sum() == len(rows[0]["boxes"]) + len(rows[1]["boxes"])
 
 
-# Concepts left out
+# Removing concepts
 
 
-def test_a_left_out_concept_is_told_nowhere_and_all_else_stays():
+def test_a_removed_concept_is_mentioned_nowhere_and_all_else_stays():
     image = Image.new("RGB", (8, 6), (1, 2, 3))
     rows = build_rows(
         [
@@ -265,11 +242,11 @@ def test_a_left_out_concept_is_told_nowhere_and_all_else_stays():
     assert second == rows.remove_columns("image")[2]
 
 
-def test_leaving_out_what_is_not_there_or_all_that_is_there_is_refused(rows):
+def test_removing_what_is_not_there_or_all_that_is_there_is_refused(rows):
     concepts = list_concepts(rows)
-    with refuses(f"the rows have no concepts ['boat']; they have {concepts}. Name some of these."):
+    with refuses("['boat']", str(concepts)):
         remove_concepts(rows, ["boat", concepts[0]])
     bare = rows.remove_columns(["captions", "description"])
     bare = bare.add_column("captions", [[]] * len(rows)).add_column("description", [None] * len(rows))
-    with refuses(f"no row says anything but {concepts}. Leave out fewer concepts."):
+    with refuses(str(concepts)):
         remove_concepts(bare, concepts)

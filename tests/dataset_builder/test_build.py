@@ -17,6 +17,7 @@ from huggingface_hub import DatasetCard
 from PIL import Image
 from toy_rows import draw_rows
 
+from geoalign_hf.captioning.balance import find_change, list_contrasts
 from geoalign_hf.data.loading import load_rows
 from geoalign_hf.data.schema import FEATURES
 from geoalign_hf.dataset_builder.build import BuildConfig, build
@@ -61,7 +62,11 @@ def coco(drawn, tmp_path):
 
 @pytest.fixture
 def config(coco, tmp_path):
-    return BuildConfig(output=str(tmp_path / "rows"), coco=str(coco), images_per_shard=4, sheet_rows=3)
+    return BuildConfig(output_dir=str(tmp_path / "rows"), coco=str(coco), images_per_shard=4, sheet_rows=3)
+
+
+# The terms of use stand in every row.
+TERMS = {"license": "other", "license_name": "toy terms", "license_link": "https://example.org"}
 
 
 def read_shards(output: str) -> dict[str, bytes]:
@@ -73,9 +78,10 @@ def run(config: BuildConfig) -> list[str]:
     command = [
         sys.executable,
         "-m",
-        "geoalign_hf.dataset_builder.build",
-        "--output",
-        config.output,
+        "geoalign_hf",
+        "build",
+        "--output_dir",
+        config.output_dir,
         "--coco",
         config.coco,
     ]
@@ -85,6 +91,7 @@ def run(config: BuildConfig) -> list[str]:
         str(config.images_per_shard),
         "--num_workers",
         str(config.num_workers),
+        *(f"--{name}={getattr(config, name)}" for name in TERMS if getattr(config, name)),
     ]
 
 
@@ -95,15 +102,15 @@ def run(config: BuildConfig) -> list[str]:
 def built(drawn, tmp_path_factory):
     folder = tmp_path_factory.mktemp("source")
     config = BuildConfig(
-        output=str(folder / "rows"), coco=str(write_coco(folder, drawn)), images_per_shard=4, sheet_rows=3,
-        title="toy", license="other", license_name="toy terms", license_link="https://example.org",
+        output_dir=str(folder / "rows"), coco=str(write_coco(folder, drawn)), images_per_shard=4,
+        sheet_rows=3, title="toy", **TERMS,
     )  # fmt: skip
     return config, build(config)
 
 
 def test_every_image_becomes_a_row_with_its_boxes_and_its_own_bytes(built, drawn):
     config, _ = built
-    rows = load_dataset(config.output, split="train")
+    rows = load_dataset(config.output_dir, split="train")
     assert rows.features == FEATURES and len(rows) == len(drawn)
     for i, (row, source) in enumerate(zip(rows, drawn, strict=True)):
         assert row["source"] == f"{i}.png" and row["concepts"] == source["concepts"]
@@ -120,8 +127,8 @@ def test_every_image_becomes_a_row_with_its_boxes_and_its_own_bytes(built, drawn
 
 def test_the_statistics_are_those_of_the_rows(built):
     config, statistics = built
-    rows = load_dataset(config.output, split="train").remove_columns("image")
-    assert statistics == json.loads(Path(config.output, "statistics.json").read_text())
+    rows = load_dataset(config.output_dir, split="train").remove_columns("image")
+    assert statistics == json.loads(Path(config.output_dir, "statistics.json").read_text())
     concepts = Counter(concept for row in rows for concept in row["concepts"])
     kinds = Counter(kind for row in rows for kinds in row["negative_kinds"] for kind in kinds)
     assert statistics["num_rows"] == 14 and statistics["concepts"] == concepts
@@ -137,50 +144,78 @@ def test_the_statistics_are_those_of_the_rows(built):
 
 def test_the_card_carries_counts_and_licence(built):
     config, statistics = built
-    card = DatasetCard.load(Path(config.output, "README.md"))
+    card = DatasetCard.load(Path(config.output_dir, "README.md"))
     assert card.data.license == "other" and card.data.license_name == "toy terms"
     assert card.data.license_link == "https://example.org" and card.data.pretty_name == "toy"
     assert f"14 rows with {statistics['num_regions']} regions" in card.text
     for name, number in statistics["concepts"].items():
         assert f"| {name} | {number} |" in card.text
     assert "toy terms (https://example.org)" in card.text
-    assert Image.open(Path(config.output, "contact_sheet.png")).width == 1200
-    assert not Path(config.output, "contact_sheet_2.png").exists()  # three rows fit on one page
+    assert Image.open(Path(config.output_dir, "contact_sheet.png")).width == 1200
+    assert not Path(config.output_dir, "contact_sheet_2.png").exists()  # three rows fit on one page
 
 
 def test_a_complete_build_is_not_repeated(built):
     config, statistics = built
-    before = {path: path.stat().st_mtime_ns for path in Path(config.output).rglob("*.parquet")}
+    before = {path: path.stat().st_mtime_ns for path in Path(config.output_dir).rglob("*.parquet")}
     assert build(config) == statistics
-    assert {path: path.stat().st_mtime_ns for path in Path(config.output).rglob("*.parquet")} == before
+    assert {path: path.stat().st_mtime_ns for path in Path(config.output_dir).rglob("*.parquet")} == before
 
 
 def test_another_seed_gives_other_text_for_the_same_boxes(built, tmp_path):
     config, _ = built
-    build(replace(config, output=str(tmp_path / "rows"), seed=1))
-    first, second = (load_dataset(path, split="train") for path in (config.output, str(tmp_path / "rows")))
+    build(replace(config, output_dir=str(tmp_path / "rows"), seed=1))
+    first, second = (
+        load_dataset(path, split="train") for path in (config.output_dir, str(tmp_path / "rows"))
+    )
     assert first["boxes"][:] == second["boxes"][:] and first["phrases"][:] != second["phrases"][:]
+
+
+def count_contrasts(rows, key) -> Counter:
+    contrasts = list_contrasts(rows.remove_columns("image").to_list())
+    return Counter((contrast.kind, *key(contrast)) for contrast in contrasts)
+
+
+@pytest.mark.parametrize(
+    ("split", "negatives", "key"),
+    [("train", "matched", lambda c: find_change(c.right, c.wrong)), ("test", "balanced", lambda c: c[-2:])],
+)
+def test_by_default_hard_negatives_are_exchanged_equally_often(config, split, negatives, key):
+    statistics = build(replace(config, split=split, images_per_shard=14))
+    pairs = count_contrasts(load_rows(config.output_dir, split), key)
+    assert pairs and all(pairs[kind, wrong, right] == n for (kind, right, wrong), n in pairs.items())
+    assert statistics["negatives"] == negatives
+    kept = sum(counts["kept"] for counts in statistics["negative_balance"].values())
+    assert kept == pairs.total() == statistics["num_hard_negatives"]
+    assert split == "train" or statistics["text_only_baseline"]["accuracy"] == 0.5
+
+
+def test_images_in_false_colours_get_no_words_of_colour(config):
+    build(replace(config, false_colour=True))
+    for row in load_rows(config.output_dir).remove_columns("image"):
+        texts = [*row["captions"], row["description"], *row["phrases"], *sum(row["hard_negatives"], [])]
+        assert not re.search(r"\b(white|red|green|blue|yellow)\b", " ".join(texts))
 
 
 def test_large_images_become_tiles_that_name_their_window(config, drawn):
     build(replace(config, tile=128, overlap=32))
-    rows = load_rows(config.output)
+    rows = load_rows(config.output_dir)
     assert {len(row["window"]) for row in rows} == {4}
     for row in rows:
         source = drawn[int(Path(row["source"]).stem)]["image"]
         assert row["image"].tobytes() == source.crop(row["window"]).tobytes()
-    report = [json.loads(line) for line in Path(config.output, "report.jsonl").read_text().splitlines()]
+    report = [json.loads(line) for line in Path(config.output_dir, "report.jsonl").read_text().splitlines()]
     num_empty = sum(entry["kind"] == "no text" for entry in report)
     assert num_empty and len(rows) + num_empty > 14
 
 
 def test_a_model_writes_the_text_and_its_raw_answers_are_kept(drawn, tiny_pipeline, tmp_path):
     (tmp_path / "source").mkdir()
-    coco = write_coco(tmp_path / "source", [row for row in drawn if len(row["boxes"]) == 1][:1])
+    coco = write_coco(tmp_path / "source", [min(drawn, key=lambda row: len(row["boxes"]))])
     tiny_pipeline.model.save_pretrained(tmp_path / "model")
     tiny_pipeline.processor.save_pretrained(tmp_path / "model")
     output = tmp_path / "rows"
-    statistics = build(BuildConfig(output=str(output), coco=str(coco), model=str(tmp_path / "model")))
+    statistics = build(BuildConfig(output_dir=str(output), coco=str(coco), model=str(tmp_path / "model")))
     answers = [json.loads(line) for line in (output / "answers" / "00000.jsonl").read_text().splitlines()]
     assert {entry["granularity"] for entry in answers} == {"caption", "description", "phrase"}
     assert all(entry["raw"] for entry in answers)
@@ -199,14 +234,15 @@ def test_a_model_writes_the_text_and_its_raw_answers_are_kept(drawn, tiny_pipeli
 def test_the_command_makes_the_same_bytes_in_other_processes_and_prints_what_it_built(
     built, config, num_workers
 ):
-    command = run(replace(config, num_workers=num_workers))
+    command = run(replace(config, num_workers=num_workers, **TERMS))
     result = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
-    assert read_shards(config.output) == read_shards(built[0].output)
+    assert read_shards(config.output_dir) == read_shards(built[0].output_dir)
     statistics = built[1]
     assert re.fullmatch(
-        rf"{re.escape(config.output)}: 14 rows, {statistics['num_regions']} regions of 5 concepts, "
-        rf"{statistics['num_hard_negatives']} hard negatives; skipped: nothing; \d+ s\n",
+        rf"14 rows, {statistics['num_regions']} regions of 5 concepts, "
+        rf"{statistics['num_hard_negatives']} hard negatives; skipped: nothing; \d+ s\n"
+        rf"wrote {re.escape(config.output_dir)}\n",
         result.stdout,
     )
     assert "14 images," in result.stderr
@@ -214,20 +250,20 @@ def test_the_command_makes_the_same_bytes_in_other_processes_and_prints_what_it_
 
 def test_an_interrupted_build_continues_and_removes_no_file_of_the_user(built, config, coco):
     """A finished shard is kept. A half-written shard and a missing shard are built."""
-    alone = replace(built[0], output=config.output, coco=str(coco))
+    alone = replace(built[0], output_dir=config.output_dir, coco=str(coco))
     build(alone)
-    output = Path(config.output)
+    output = Path(config.output_dir)
     (output / "report.jsonl").unlink()
     shards = sorted((output / "data").iterdir())
     (output / ".build").mkdir()
     for i in range(4):
-        (output / ".build" / f"{i:05d}.json").write_text('{"skipped": [], "overlaps": []}')
+        (output / ".build" / f"{i:05d}.json").write_text('{"skipped": [], "overlaps": [], "balance": {}}')
     shards[1].unlink()
     (output / "data" / f".{shards[1].name}.partial").write_bytes(shards[0].read_bytes()[:100])
     (output / "notes.partial").write_text("the user's own")
     kept = shards[0].stat().st_mtime_ns
     build(alone)
-    assert read_shards(config.output) == read_shards(built[0].output)
+    assert read_shards(config.output_dir) == read_shards(built[0].output_dir)
     assert (output / "notes.partial").read_text() == "the user's own"
     assert shards[0].stat().st_mtime_ns == kept
     assert not (output / ".build").exists()
@@ -238,9 +274,9 @@ def test_an_interrupted_build_continues_and_removes_no_file_of_the_user(built, c
 def test_a_build_killed_ten_times_equals_one_that_was_never_killed(num_workers, tmp_path):
     (tmp_path / "source").mkdir()
     coco = write_coco(tmp_path / "source", draw_rows(60, seed=2))
-    whole = BuildConfig(output=str(tmp_path / "whole"), coco=str(coco), images_per_shard=2)
+    whole = BuildConfig(output_dir=str(tmp_path / "whole"), coco=str(coco), images_per_shard=2)
     build(whole)
-    killed = replace(whole, output=str(tmp_path / "killed"), num_workers=num_workers)
+    killed = replace(whole, output_dir=str(tmp_path / "killed"), num_workers=num_workers)
     num_kills = 0
     for attempt in range(60):
         process = subprocess.Popen(run(killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -254,9 +290,9 @@ def test_a_build_killed_ten_times_equals_one_that_was_never_killed(num_workers, 
         process.wait()
         num_kills += 1
     assert process.wait(timeout=300) == 0 and num_kills == 10
-    assert read_shards(killed.output) == read_shards(whole.output)
+    assert read_shards(killed.output_dir) == read_shards(whole.output_dir)
     for name in ("statistics.json", "report.jsonl"):
-        assert Path(killed.output, name).read_bytes() == Path(whole.output, name).read_bytes()
+        assert Path(killed.output_dir, name).read_bytes() == Path(whole.output_dir, name).read_bytes()
     assert not list(tmp_path.rglob("*.partial"))
 
 
@@ -277,7 +313,7 @@ def test_a_corrupt_image_can_be_skipped_and_is_reported(config, coco):
         build(config)  # and then goes on
     statistics = build(replace(config, on_error="skip"))
     assert statistics["num_rows"] == 13 and statistics["skipped"] == {"bad image": 1}
-    (entry,) = [json.loads(line) for line in Path(config.output, "report.jsonl").read_text().splitlines()]
+    (entry,) = [json.loads(line) for line in Path(config.output_dir, "report.jsonl").read_text().splitlines()]
     assert entry["kind"] == "bad image" and "'5.png'" in entry["message"]
 
 
@@ -287,11 +323,11 @@ def test_a_build_without_rows_says_what_was_skipped(config, coco):
         path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(
         ValueError,
-        match=rf"^{re.escape(config.output)}: no row remains of 14 images; skipped: {{'bad image': 14}} "
-        r"\(the first: the image of row '0\.png' cannot be decoded .*--output",
+        match=rf"^{re.escape(config.output_dir)}: no row remains of 14 images; skipped: {{'bad image': 14}} "
+        r"\(the first: the image of row '0\.png' cannot be decoded .*--output_dir",
     ):
         build(replace(config, on_error="skip"))
-    assert not Path(config.output, "README.md").exists()
+    assert not Path(config.output_dir, "README.md").exists()
 
 
 def test_images_of_an_evaluation_set_are_skipped(config, drawn, tmp_path):
@@ -300,10 +336,10 @@ def test_images_of_an_evaluation_set_are_skipped(config, drawn, tmp_path):
     config = replace(config, eval_images=[str(tmp_path / "eval")])
     statistics = build(config)
     assert statistics["num_rows"] == 13 and statistics["skipped"] == {"in an evaluation set": 1}
-    assert "3.png" not in list(load_rows(config.output)["source"])
-    assert json.loads(Path(config.output, "leakage.jsonl").read_text())["row"] == "3.png"
-    assert f"| {tmp_path / 'eval'} | 1 | 0 | 0 | 1 | 0 |" in Path(config.output, "README.md").read_text()
-    kept = build(replace(config, leaks="keep", output=str(tmp_path / "kept")))
+    assert "3.png" not in list(load_rows(config.output_dir)["source"])
+    assert json.loads(Path(config.output_dir, "leakage.jsonl").read_text())["row"] == "3.png"
+    assert f"| {tmp_path / 'eval'} | 1 | 0 | 0 | 1 | 0 |" in Path(config.output_dir, "README.md").read_text()
+    kept = build(replace(config, leaks="keep", output_dir=str(tmp_path / "kept")))
     assert kept["num_rows"] == 14 and len((tmp_path / "kept" / "leakage.jsonl").read_text().splitlines()) == 1
 
 
@@ -318,11 +354,11 @@ def test_captions_of_an_evaluation_set_are_removed_from_their_rows(drawn, tmp_pa
     (tmp_path / "train.json").write_text(json.dumps({"images": entries}))
     (tmp_path / "eval.json").write_text(json.dumps({"images": [entries[1]]}))
     config = BuildConfig(
-        output=str(tmp_path / "rows"), captions=str(tmp_path / "train.json"), images=str(tmp_path),
+        output_dir=str(tmp_path / "rows"), captions=str(tmp_path / "train.json"), images=str(tmp_path),
         eval_captions=[str(tmp_path / "eval.json")],
     )  # fmt: skip
     statistics = build(config)
-    assert list(load_rows(config.output)["captions"]) == [["many boats"]]
+    assert list(load_rows(config.output_dir)["captions"]) == [["many boats"]]
     assert statistics["skipped"] == {"in an evaluation set": 2, "no text": 1}
 
 
@@ -330,22 +366,25 @@ def test_captions_of_an_evaluation_set_are_removed_from_their_rows(drawn, tmp_pa
 
 
 def test_a_second_build_in_the_same_folder_is_refused_with_the_process_that_holds_it(config):
-    with lock_folder(config.output), pytest.raises(RuntimeError, match=rf"{config.output}.*{os.getpid()}"):
+    with (
+        lock_folder(config.output_dir),
+        pytest.raises(RuntimeError, match=rf"{config.output_dir}.*{os.getpid()}"),
+    ):
         build(config)
     build(config)
 
 
 def test_a_built_test_set_is_what_evaluation_reads_by_default(config, drawn, tmp_path):
     build(replace(config, split="test"))
-    assert [path.name[:5] for path in Path(config.output, "data").iterdir()] == ["test-"] * 4
+    assert [path.name[:5] for path in Path(config.output_dir, "data").iterdir()] == ["test-"] * 4
     for default in ("train", "test"):
-        assert len(load_rows(config.output, default_split=default)) == 14
-    (Path(config.output, "data") / "other-00000-of-00001.parquet").write_bytes(
-        next(Path(config.output, "data").iterdir()).read_bytes()
+        assert len(load_rows(config.output_dir, default_split=default)) == 14
+    (Path(config.output_dir, "data") / "other-00000-of-00001.parquet").write_bytes(
+        next(Path(config.output_dir, "data").iterdir()).read_bytes()
     )
-    assert len(load_rows(config.output, default_split="test")) == 14
+    assert len(load_rows(config.output_dir, default_split="test")) == 14
     with pytest.raises(ValueError, match=r"no split 'train'.*'test'"):
-        load_rows(config.output)
+        load_rows(config.output_dir)
 
 
 def test_shards_are_limited_in_bytes_and_large_images_have_their_own(coco, tmp_path):
@@ -363,15 +402,15 @@ def test_pillows_limit_is_lifted_only_for_scenes_that_are_cut_into_tiles(config,
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 9000)
     with pytest.raises(ValueError, match="'0.png' cannot be decoded"):
         build(config)
-    assert build(replace(config, output=f"{config.output}2", tile=128, overlap=32))["num_rows"]
+    assert build(replace(config, output_dir=f"{config.output_dir}2", tile=128, overlap=32))["num_rows"]
     assert Image.MAX_IMAGE_PIXELS == 9000
 
 
 def test_a_folder_of_another_build_is_refused(config):
     build(config)
     with refuses(
-        f"{config.output} holds a build with other settings: ['max_negatives', 'seed'] differ. "
-        "Give another --output, or delete the folder."
+        f"{config.output_dir} holds a build with other settings: ['max_negatives', 'seed'] differ. "
+        "Give another --output_dir, or delete the folder."
     ):
         build(replace(config, seed=3, max_negatives=2))
 
@@ -379,7 +418,7 @@ def test_a_folder_of_another_build_is_refused(config):
 def test_a_folder_of_something_else_is_refused(config, tmp_path):
     (tmp_path / "rows").mkdir()
     (tmp_path / "rows" / "thesis.tex").write_text("")
-    with refuses(f"{config.output} is not empty and holds no build. Give another --output."):
+    with refuses(f"{config.output_dir} is not empty and holds no build. Give another --output_dir."):
         build(config)
 
 
@@ -387,9 +426,9 @@ def test_a_folder_of_something_else_is_refused(config, tmp_path):
     ("changes", "message"),
     [
         ({"coco": None}, "the sources are []. Give exactly one of ['--coco', '--dota', '--voc', '--yolo', "
-                         "'--captions']."),
+                         "'--captions', '--recipe']."),
         ({"dota": "x"}, "the sources are ['coco', 'dota']. Give exactly one of ['--coco', '--dota', '--voc', "
-                        "'--yolo', '--captions']."),
+                        "'--yolo', '--captions', '--recipe']."),
         ({"coco": None, "voc": "x"}, "--voc is given without --images. Give both."),
         ({"coco": None, "yolo": "x", "images": "x"},
          "--yolo is given without --concepts. Give both."),

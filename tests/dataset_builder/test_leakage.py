@@ -2,21 +2,18 @@
 
 import io
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 from toy_rows import draw_rows
 
+from geoalign_hf.data.duplicates import hash_appearance, list_orientations
 from geoalign_hf.data.schema import write_rows
 from geoalign_hf.dataset_builder.leakage import (
     collect_set,
     collect_sets,
     find_overlaps,
-    hash_appearance,
-    list_orientations,
     write_table,
 )
 
@@ -84,7 +81,7 @@ def test_the_table_counts_each_kind(images, evaluation):
 
 
 @pytest.mark.slow
-def test_the_command_prints_the_table_and_writes_the_list(images, tmp_path):
+def test_the_command_prints_the_table_and_writes_the_list(images, tmp_path, geoalign):
     (tmp_path / "eval").mkdir()
     images[0].save(tmp_path / "eval" / "a.png")
     captions = {"images": [{"filename": "x.png", "sentences": [{"raw": "a SHIP ."}]}]}
@@ -102,21 +99,10 @@ def test_the_command_prints_the_table_and_writes_the_list(images, tmp_path):
         rows.append(row | {"captions": ["a ship"], "source": "i.png"})
     (tmp_path / "rows").mkdir()
     write_rows(rows, tmp_path / "rows" / "train.parquet")
-    command = [
-        sys.executable,
-        "-m",
-        "geoalign_hf.dataset_builder.leakage",
-        "--dataset",
-        tmp_path / "rows",
-        "--output",
-        "found.json",
-    ]
-    command += ["--eval_captions", tmp_path / "captions.json", "--eval_images", tmp_path / "eval"]
-    result = subprocess.run(
-        list(map(str, command)), capture_output=True, text=True, cwd=tmp_path, timeout=120
-    )
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.splitlines()[2:] == [
+    sets = ["--eval_captions", tmp_path / "captions.json", "--eval_images", tmp_path / "eval"]
+    printed = geoalign("check-leakage", "--dataset", tmp_path / "rows", "--output", "found.json", *sets)
+    assert printed.endswith("wrote found.json\n")
+    assert printed.splitlines()[2:-1] == [
         f"| {tmp_path / 'captions.json'} | 0 | 1 | 0 | 0 | 2 |",
         f"| {tmp_path / 'eval'} | 1 | 0 | 1 | 0 | 0 |",
     ]

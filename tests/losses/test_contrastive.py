@@ -1,4 +1,4 @@
-"""Laws of contrast: hand-worked numbers, invariances, and slow second ways to the same value and gradient."""
+"""Laws of the contrastive losses: numbers computed by hand, invariances, and slow second implementations."""
 
 import math
 
@@ -33,13 +33,13 @@ def number(values) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("num", [1, 2, 5])
-def test_pairs_that_all_look_alike_cost_the_logarithm_of_their_number(num):
+def test_the_loss_of_pairs_with_equal_embeddings_is_the_logarithm_of_their_number(num):
     same = draw(1, 4).expand(num, 4)
     loss = contrast_pairs(same, same, number(range(num)), SCALE)
     assert loss.item() == pytest.approx(math.log(num), abs=1e-12)
 
 
-def test_two_orthogonal_pairs_cost_what_is_worked_out_by_hand():
+def test_the_loss_of_two_orthogonal_pairs_is_the_one_computed_by_hand():
     eye = torch.eye(2, dtype=torch.float64)
     # Own logit 7, other 0: log(1 + e^-7), each way.
     assert contrast_pairs(eye, eye, number([0, 1]), SCALE).item() == pytest.approx(math.log1p(math.exp(-7)))
@@ -48,14 +48,14 @@ def test_two_orthogonal_pairs_cost_what_is_worked_out_by_hand():
     assert loss.item() == pytest.approx(7 + math.log1p(math.exp(-7)))
 
 
-def test_pairs_with_ids_of_their_own_cost_cross_entropy_both_ways():
+def test_with_unique_ids_the_loss_of_pairs_is_cross_entropy_in_both_directions():
     left, right, target = draw(6, 5, seed=1), draw(6, 5, seed=2), torch.arange(6)
     logits = SCALE * left @ right.T
     expected = (cross_entropy(logits, target) + cross_entropy(logits.T, target)) / 2
     torch.testing.assert_close(contrast_pairs(left, right, number(range(6)), SCALE), expected)
 
 
-def test_a_pair_with_the_same_id_is_no_negative():
+def test_a_pair_with_the_same_id_is_not_a_negative():
     left, right = draw(3, 5, seed=1), draw(3, 5, seed=2)
     logits = SCALE * left @ right.T
     # Pairs 0 and 2 share an id: row by row, what each pair is compared with.
@@ -68,25 +68,25 @@ def test_a_pair_with_the_same_id_is_no_negative():
     torch.testing.assert_close(contrast_pairs(left, right, number([4, 9, 4]), SCALE), expected)
 
 
-def test_any_one_of_several_ids_makes_pairs_alike():
+def test_pairs_that_share_one_of_several_ids_are_not_negatives():
     left, right = draw(3, 5, seed=1), draw(3, 5, seed=2)
     by_second = contrast_pairs(left, right, torch.tensor([[1, 8], [2, 9], [3, 8]]), SCALE)
     torch.testing.assert_close(by_second, contrast_pairs(left, right, number([8, 9, 8]), SCALE))
 
 
-def test_pairs_that_lack_an_id_are_not_alike_for_that():
+def test_two_missing_ids_are_not_equal():
     left, right = draw(3, 5, seed=1), draw(3, 5, seed=2)
     lacking = contrast_pairs(left, right, torch.tensor([[1, -100], [2, -100], [3, 7]]), SCALE)
     torch.testing.assert_close(lacking, contrast_pairs(left, right, number([1, 2, 3]), SCALE))
 
 
-def test_equal_numbers_in_different_places_are_not_alike():
+def test_ids_of_different_columns_are_not_compared():
     left, right = draw(2, 5, seed=1), draw(2, 5, seed=2)
     crossed = contrast_pairs(left, right, torch.tensor([[1, 2], [2, 1]]), SCALE)
     torch.testing.assert_close(crossed, contrast_pairs(left, right, number([0, 1]), SCALE))
 
 
-def test_pairs_that_are_all_duplicates_cost_nothing():
+def test_the_loss_of_duplicates_alone_is_zero():
     assert contrast_pairs(draw(4, 5), draw(4, 5, seed=1), number([3] * 4), SCALE).item() == 0
 
 
@@ -96,7 +96,7 @@ def test_a_duplicate_row_changes_no_gradient_of_itself():
     assert left.grad.abs().max() == 0
 
 
-def test_a_pair_with_the_id_minus_100_is_left_out():
+def test_a_pair_with_the_id_minus_100_is_ignored():
     left, right = draw(4, 5, seed=1), draw(4, 5, seed=2)
     loss = contrast_pairs(left, right, number([0, -100, 1, -100]), SCALE)
     torch.testing.assert_close(loss, contrast_pairs(left[::2], right[::2], number([0, 1]), SCALE))
@@ -145,7 +145,7 @@ def contrast_concepts_slowly(region_embeds, concept_embeds, concept_ids, scale) 
 @pytest.mark.parametrize(
     "concept_ids", [[7, 9, 7, 7, 2, 9], [7, -100, 9, -100, 7, 2], [5] * 6, [0, 1, 2, 3, 4, 5], [2**62] * 6]
 )
-def test_concepts_cost_what_plain_loops_say(concept_ids):
+def test_the_loss_of_concepts_equals_plain_loops(concept_ids):
     concept_ids = torch.tensor(concept_ids)
     of_concept = {concept: draw(5, seed=n) for n, concept in enumerate(concept_ids.unique().tolist())}
     concept_embeds = torch.stack([of_concept[concept] for concept in concept_ids.tolist()])
@@ -155,20 +155,20 @@ def test_concepts_cost_what_plain_loops_say(concept_ids):
     assert loss.item() == pytest.approx(expected, rel=1e-12)
 
 
-def test_regions_and_concepts_that_all_look_alike_cost_their_logarithms():
+def test_the_loss_of_concepts_with_equal_embeddings_is_the_mean_of_two_logarithms():
     same = draw(1, 4).expand(6, 4)
     loss = contrast_concepts(same, same, torch.tensor([1, 1, 1, 2, 2, 3]), SCALE)
     assert loss.item() == pytest.approx((math.log(3) + math.log(6)) / 2, abs=1e-12)
 
 
-def test_with_one_region_per_concept_concepts_cost_what_pairs_cost():
+def test_with_one_region_per_concept_the_loss_equals_that_of_pairs():
     left, right, ids = draw(6, 5, seed=1), draw(6, 5, seed=2), torch.arange(6)
     torch.testing.assert_close(
         contrast_concepts(left, right, ids, SCALE), contrast_pairs(left, right, ids.unsqueeze(-1), SCALE)
     )
 
 
-def test_the_order_of_regions_does_not_matter_to_concepts():
+def test_the_order_of_regions_does_not_change_the_loss_of_concepts():
     concept_ids = torch.tensor([7, 9, 7, -100, 2, 9])
     concept_embeds = draw(10, 5, seed=3)[concept_ids.clamp(min=0)]
     region_embeds = draw(6, 5)
@@ -180,7 +180,7 @@ def test_the_order_of_regions_does_not_matter_to_concepts():
 
 
 @pytest.mark.parametrize("contrast", [contrast_pairs, contrast_concepts])
-def test_nothing_costs_nothing_and_gives_gradients_of_zero(contrast):
+def test_without_pairs_loss_and_gradients_are_zero(contrast):
     left, right = draw(3, 5).requires_grad_(), draw(3, 5, seed=1).requires_grad_()
     scale = SCALE.clone().requires_grad_()
     ids = torch.full((3,), -100)
@@ -192,7 +192,7 @@ def test_nothing_costs_nothing_and_gives_gradients_of_zero(contrast):
 
 
 @pytest.mark.parametrize("contrast", [contrast_pairs, contrast_concepts])
-def test_one_region_has_nothing_to_be_told_from(contrast):
+def test_the_loss_of_one_region_is_zero(contrast):
     left, right = draw(3, 5).requires_grad_(), draw(3, 5, seed=1).requires_grad_()
     ids = torch.tensor([-100, 4, -100])
     loss = contrast(left, right, ids.unsqueeze(-1) if contrast is contrast_pairs else ids, SCALE)
@@ -203,7 +203,7 @@ def test_one_region_has_nothing_to_be_told_from(contrast):
 
 @pytest.mark.parametrize("function", [contrast_pairs, contrast_concepts])
 @pytest.mark.parametrize("block_size", [1, 13, 2**23])
-def test_gradients_are_those_of_the_function_whatever_the_blocks(function, block_size, monkeypatch):
+def test_gradients_pass_gradcheck_for_every_block_size(function, block_size, monkeypatch):
     monkeypatch.setattr(contrast, "BLOCK_SIZE", block_size)
     ids = torch.tensor([7, 9, 7, -100, 2, 9, 9])
     ids = ids.unsqueeze(-1) if function is contrast_pairs else ids
@@ -221,7 +221,7 @@ def test_gradients_are_those_of_the_function_whatever_the_blocks(function, block
 
 
 @pytest.mark.parametrize("function", [contrast_pairs, contrast_concepts])
-def test_blocks_change_neither_value_nor_gradient(function, monkeypatch):
+def test_the_block_size_changes_neither_value_nor_gradient(function, monkeypatch):
     ids = torch.arange(40) % 11
     left, right = draw(40, 8), draw(11, 8, seed=1)[ids]
     results = []
@@ -235,7 +235,7 @@ def test_blocks_change_neither_value_nor_gradient(function, monkeypatch):
         torch.testing.assert_close(blocks, whole)
 
 
-def test_at_the_highest_scale_a_small_loss_keeps_its_digits_in_float32():
+def test_at_the_highest_scale_a_small_loss_is_precise_in_float32():
     generator = torch.Generator().manual_seed(0)
     left = normalize(torch.randn(200, 64, generator=generator, dtype=torch.float64), dim=-1)
     right = normalize(left + 0.05 * torch.randn(200, 64, generator=generator, dtype=torch.float64), dim=-1)
@@ -260,7 +260,7 @@ def contrast_vocabulary_slowly(regions, vocabulary, targets, scale, smoothing=0.
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
 @pytest.mark.parametrize("block_size", [1, 13, 2**23])
-def test_a_vocabulary_costs_what_torch_s_cross_entropy_says(smoothing, block_size, monkeypatch):
+def test_the_loss_of_a_vocabulary_equals_torch_s_cross_entropy(smoothing, block_size, monkeypatch):
     monkeypatch.setattr(contrast, "BLOCK_SIZE", block_size)
     vocabulary_ids = torch.tensor([40, 7, 2**62, 3, 9])  # not sorted; 2**62 has no region
     targets = torch.tensor([1, 4, 1, 0, 3, 1])
@@ -281,7 +281,7 @@ def test_a_vocabulary_costs_what_torch_s_cross_entropy_says(smoothing, block_siz
         torch.testing.assert_close(found, expected)
 
 
-def test_a_vocabulary_of_the_regions_own_concepts_costs_what_they_cost_alone():
+def test_a_vocabulary_of_the_regions_own_concepts_changes_no_loss():
     vocabulary, ids = draw(3, 5, seed=2), torch.tensor([20, 10, 30])
     targets = torch.tensor([0, 1, 2, 1, 1])
     alone = contrast_concepts(draw(5, 5), vocabulary[targets], ids[targets], SCALE, 0.2)
@@ -299,7 +299,7 @@ def test_the_order_of_a_vocabulary_does_not_matter():
     )
 
 
-def test_a_vocabulary_without_regions_costs_nothing_and_gives_gradients_of_zero():
+def test_without_regions_the_loss_of_a_vocabulary_and_its_gradients_are_zero():
     regions, vocabulary = draw(3, 5).requires_grad_(), draw(4, 5, seed=1).requires_grad_()
     ids = torch.full((3,), -100)
     loss = contrast_vocabulary(regions, vocabulary, torch.arange(4), ids, SCALE, 0.1)
@@ -310,7 +310,7 @@ def test_a_vocabulary_without_regions_costs_nothing_and_gives_gradients_of_zero(
 # Hard negatives
 
 
-def test_each_region_is_asked_among_its_own_negatives_alone():
+def test_each_region_is_contrasted_with_its_own_negatives_only():
     texts, regions = draw(9, 5, seed=1), draw(2, 2, 5, seed=2)
     phrase = torch.tensor([[0, 1], [2, 3]])
     negative = torch.tensor([[[4, 5, 6], [7, -100, -100]], [[-100] * 3, [8, 4, -100]]])
@@ -322,7 +322,7 @@ def test_each_region_is_asked_among_its_own_negatives_alone():
     torch.testing.assert_close(loss, sum(costs) / 3)
 
 
-def test_a_negative_with_the_words_of_its_phrase_is_none():
+def test_a_text_equal_to_the_phrase_is_not_a_negative():
     texts, regions = draw(3, 5, seed=1), draw(1, 1, 5)
     phrase = torch.tensor([[0]])
     clean = contrast_negatives(regions, texts, phrase, torch.tensor([[[1, 2]]]), SCALE)
@@ -331,7 +331,7 @@ def test_a_negative_with_the_words_of_its_phrase_is_none():
 
 
 @pytest.mark.parametrize("K", [0, 3])
-def test_regions_without_negatives_cost_nothing_and_give_gradients_of_zero(K):
+def test_without_negatives_loss_and_gradients_are_zero(K):
     texts, regions = draw(3, 5, seed=1).requires_grad_(), draw(2, 2, 5).requires_grad_()
     negative = torch.full((2, 2, K), -100)
     loss = contrast_negatives(regions, texts, torch.zeros(2, 2, dtype=torch.long), negative, SCALE)
@@ -339,10 +339,10 @@ def test_regions_without_negatives_cost_nothing_and_give_gradients_of_zero(K):
     assert loss == 0 and regions.grad.abs().max() == 0 and texts.grad.abs().max() == 0
 
 
-# Agreement of a whole with its parts
+# Alignment of distributions
 
 
-def agree_slowly(whole, parts, ids, is_real, scale) -> torch.Tensor:
+def align_slowly(whole, parts, ids, is_real, scale) -> torch.Tensor:
     costs = []
     for i in range(len(whole)):
         others = [j for j in range(len(whole)) if ids[j] >= 0 and ids[j] != ids[i]]
@@ -357,16 +357,16 @@ def agree_slowly(whole, parts, ids, is_real, scale) -> torch.Tensor:
 
 @pytest.mark.parametrize("ids", [[0, 1, 2, 3, 4, 5], [0, 1, 0, 2, -100, 1]])
 @pytest.mark.parametrize("block_size", [7, 2**23])
-def test_agreement_costs_the_symmetric_divergence_of_what_both_are_near_to(ids, block_size, monkeypatch):
+def test_alignment_equals_the_symmetric_divergence_of_two_distributions(ids, block_size, monkeypatch):
     monkeypatch.setattr(contrast, "BLOCK_SIZE", block_size)
     ids = torch.tensor(ids)
     is_real = torch.tensor([True, True, False, True, False, True])
     whole, parts = draw(6, 5, seed=1), draw(6, 5, seed=2)
     loss = align_distributions(whole, parts, ids, is_real, SCALE)
-    torch.testing.assert_close(loss, agree_slowly(whole, parts, ids, is_real, SCALE))
+    torch.testing.assert_close(loss, align_slowly(whole, parts, ids, is_real, SCALE))
 
 
-def test_both_sides_of_an_agreement_move_and_the_scale_does_not():
+def test_alignment_has_gradients_for_both_sides_and_none_for_the_scale():
     whole, parts = draw(6, 5, seed=1).requires_grad_(), draw(6, 5, seed=2).requires_grad_()
     scale = SCALE.clone().requires_grad_()
     align_distributions(whole, parts, torch.arange(6), torch.ones(6, dtype=torch.bool), scale).backward()
@@ -375,7 +375,7 @@ def test_both_sides_of_an_agreement_move_and_the_scale_does_not():
 
 
 @pytest.mark.parametrize("ids", [[3], [3, 3, 3], [-100, -100]])
-def test_with_nothing_else_to_be_near_to_agreement_costs_nothing(ids):
+def test_without_other_rows_alignment_is_zero(ids):
     whole, parts = draw(len(ids), 5, seed=1).requires_grad_(), draw(len(ids), 5, seed=2).requires_grad_()
     ids = torch.tensor(ids)
     loss = align_distributions(whole, parts, ids, ids >= 0, SCALE)
@@ -383,6 +383,6 @@ def test_with_nothing_else_to_be_near_to_agreement_costs_nothing(ids):
     assert loss == 0 and whole.grad.abs().max() == 0 and parts.grad.abs().max() == 0
 
 
-def test_the_share_of_one_process_is_the_mean():
+def test_the_local_mean_of_one_process_is_the_mean():
     assert local_mean(torch.tensor([1.0, 2.0, 6.0])) == 3
     assert local_mean(torch.tensor([])) == 0

@@ -1,4 +1,4 @@
-"""Laws of the objective: every term is what its words say, weighs what it should, and knows padding."""
+"""Laws of the objective: every term computes what it documents, has its weight, and ignores padding."""
 
 import math
 from dataclasses import fields, replace
@@ -65,7 +65,7 @@ def collect_grads(output) -> dict:
     return {name: leaf.grad for name, leaf in vars(output).items()}
 
 
-def test_equal_embeddings_cost_the_logarithm_of_what_they_are_told_from():
+def test_the_terms_of_equal_embeddings_are_logarithms_of_counts():
     output, batch, crops, targets = make_case(B=4, R=3, num_real=(3, 3, 3, 3))
     for name in ("image_embeds", "text_embeds", "region_embeds"):
         embeds = getattr(output, name)
@@ -84,7 +84,7 @@ def test_equal_embeddings_cost_the_logarithm_of_what_they_are_told_from():
     assert found == pytest.approx(expected, rel=1e-6, abs=1e-6)
 
 
-def test_terms_are_those_of_the_texts_that_the_indices_name():
+def test_terms_use_the_texts_that_the_indices_select():
     output, batch, crops, targets = make_case()
     texts, mask = output.text_embeds, batch["phrase_ids"] >= 0
     losses = compute_losses(output, batch, ALL, crops, targets)
@@ -148,7 +148,7 @@ def test_a_term_of_weight_zero_is_absent_and_changes_no_other(name):
 
 
 @pytest.mark.parametrize("name", TERMS)
-def test_every_term_alone_has_a_gradient_for_what_it_compares(name):
+def test_every_term_has_gradients_for_exactly_the_embeddings_that_it_compares(name):
     output, batch, crops, targets = make_case()
     compute_losses(output, batch, replace(OFF, **{name: 1.0}), crops, targets)["loss"].backward()
     moved = {key for key, grad in collect_grads(output).items() if grad.abs().max() > 1e-6}
@@ -197,7 +197,7 @@ def test_presets_are_the_objectives_of_the_peers():
     }
 
 
-def test_only_texts_that_a_term_reads_are_asked_for():
+def test_only_texts_that_a_term_reads_are_encoded():
     assert OFF.text_kinds == set()
     assert PRESETS["clip"].text_kinds == {"caption", "description"}
     assert PRESETS["fg_clip"].text_kinds == {"caption", "description", "phrase", "negative"}
@@ -207,7 +207,7 @@ def test_only_texts_that_a_term_reads_are_asked_for():
 
 
 @pytest.mark.parametrize("term", ["concept", "crop_concept"])
-def test_with_a_vocabulary_regions_are_contrasted_with_all_of_it(term):
+def test_with_a_vocabulary_regions_are_contrasted_with_all_its_concepts(term):
     output, batch, crops, targets = make_case()
     batch["vocabulary_ids"] = torch.tensor([2, 0, 7, 1])  # the three of the regions, and one more
     index = torch.tensor([[0, 1], [2, 3], [4, 5], [6, 7]])
@@ -222,7 +222,7 @@ def test_with_a_vocabulary_regions_are_contrasted_with_all_of_it(term):
     torch.testing.assert_close(losses[term], expected.detach())
 
 
-def test_regions_with_equal_phrases_are_no_negatives_of_each_other_though_their_concepts_differ():
+def test_regions_with_equal_phrases_are_not_negatives_of_each_other():
     output, batch, crops, targets = make_case(num_real=(3, 3, 3, 3))
     batch["concept_ids"] = torch.arange(12).view(4, 3)
     batch["phrase_ids"][0] = 40  # "a large vehicle", three times in one image
@@ -253,7 +253,7 @@ def test_padding_changes_no_loss_and_no_gradient(model, processor, toy_rows):
     assert (padded_grads - grads).norm() < 1e-5 * grads.norm()
 
 
-def test_what_padding_holds_does_not_matter():
+def test_the_content_of_padding_does_not_matter():
     output, batch, crops, targets = make_case()
     before = compute_losses(output, batch, ALL, crops, targets)
     padding = batch["phrase_ids"] < 0
@@ -284,7 +284,7 @@ def test_the_order_of_images_and_regions_changes_no_loss():
         torch.testing.assert_close(after[name], before[name], rtol=1e-5, atol=1e-7)
 
 
-def test_a_batch_without_regions_costs_its_scenes_alone_and_leaves_finite_gradients():
+def test_a_batch_without_regions_has_scene_terms_only_and_finite_gradients():
     output, batch, crops, targets = make_case(num_real=(0, 0, 0, 0))
     weights = replace(ALL, text_consistency=0.0)
     losses = compute_losses(output, batch, weights, crops, targets)
@@ -297,7 +297,7 @@ def test_a_batch_without_regions_costs_its_scenes_alone_and_leaves_finite_gradie
     assert grads["region_embeds"].abs().max() == 0 and grads["region_logit_scale"] == 0
 
 
-def test_a_model_without_regions_or_words_in_its_batch_gets_finite_gradients(model, processor, toy_rows):
+def test_a_batch_without_regions_or_texts_has_finite_gradients(model, processor, toy_rows):
     empty = {name: [] for name in ("boxes", "quads", "phrases", "concepts", "hard_negatives", "crops")}
     for words in ({}, {"captions": [], "description": None}):
         batch = RowCollator(processor, 2)([row | empty | words for row in toy_rows[:3]])
@@ -310,7 +310,7 @@ def test_a_model_without_regions_or_words_in_its_batch_gets_finite_gradients(mod
     assert all(loss == 0 for loss in losses.values())
 
 
-def test_a_text_that_is_missing_leaves_its_row_out():
+def test_a_row_without_a_text_is_ignored():
     output, batch, crops, targets = make_case()
     for name, kind in (("scene", "caption"), ("description", "description")):
         batch[f"{kind}_ids"][1] = -100

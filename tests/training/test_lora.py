@@ -5,7 +5,6 @@ import json
 import re
 import subprocess
 import sys
-from functools import partial
 from itertools import chain
 
 import peft
@@ -14,11 +13,11 @@ import torch
 import torch.distributed
 from absent import ABSENT
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from gradients import ALL_TERMS, check_grads, compute_grads, list_cases
 from packaging.version import Version
 from peft import AutoPeftModelForFeatureExtraction, LoraConfig, PeftModel, get_peft_model
 from refusals import refuses
+from runs import build_trainer, list_losses
 from safetensors.torch import load_file
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModel, AutoProcessor, CLIPModel, pipeline
@@ -29,13 +28,10 @@ from geoalign_hf.data.augmentation import Augmentation
 from geoalign_hf.data.collator import RowCollator
 from geoalign_hf.evaluation.classification import RegionClassificationEvaluator
 from geoalign_hf.losses.objective import LossWeights
-from geoalign_hf.training.arguments import TrainingConfig
-from geoalign_hf.training.history import read_records
 from geoalign_hf.training.launch import prepare_model
 from geoalign_hf.training.lora import AdapterConfig, adapt_model, count_parameters, describe_trained
 from geoalign_hf.training.step import compute_gradients
 from geoalign_hf.training.teacher import Teacher
-from geoalign_hf.training.trainer import train
 
 BOTH = AdapterConfig(lora="vision,text", lora_rank=4)
 EVERYTHING = AdapterConfig(lora="vision,text", lora_rank=4, lora_blocks=1, train_projections=True)
@@ -86,12 +82,12 @@ def trained(folder, processor, rows, tmp_path_factory):
     """An adapter with scales and projections of its own, trained on the saved base: folder and model."""
     path = tmp_path_factory.mktemp("adapted")
     model = adapt_model(AutoModel.from_pretrained(folder), EVERYTHING)
-    config = TrainingConfig(
-        output_dir=str(path), num_epochs=3, batch_size=4, learning_rate=0.01, save_every=5, eval_every=5
-    )
-    evaluate = partial(RegionClassificationEvaluator(rows), processor=processor)
-    train(model, processor, rows, config=config, evaluate=evaluate)
-    return path, model.eval()
+    trainer = build_trainer(
+        model, processor, rows, path, num_train_epochs=3, learning_rate=0.01,
+        eval_strategy="steps", eval_steps=5, evaluators=[RegionClassificationEvaluator(rows)],
+    )  # fmt: skip
+    trainer.train()
+    return path, model.eval(), list_losses(trainer)
 
 
 def load_base(folder):
@@ -156,15 +152,17 @@ def batch(processor, toy_rows):
     return RowCollator(processor, 6)(list_cases(toy_rows)["uneven"])
 
 
-@pytest.mark.parametrize("num_chunks", [1, 3])
+@pytest.mark.parametrize("mini_batch_size", [None, 3])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_each_adapter_gets_gradient_and_nothing_else_does(model, batch, num_chunks, checkpointing):
+def test_each_adapter_gets_gradient_and_nothing_else_does(model, batch, mini_batch_size, checkpointing):
     adapted = move(adapt_model(model, AdapterConfig("vision,text", lora_rank=4, train_projections=True)))
     expected = copy.deepcopy(adapted)
     accelerator = Accelerator(cpu=True)
-    prepare_model(adapted, checkpointing, accelerator)
+    prepare_model(adapted, accelerator)
+    if checkpointing:
+        adapted.activation_checkpointing_enable({"use_reentrant": False})
     teacher = Teacher("self", adapted, 0.0)
-    compute_gradients(accelerator, adapted.train(), batch, ALL_TERMS, teacher, num_chunks)
+    compute_gradients(accelerator, adapted.train(), batch, ALL_TERMS, teacher, mini_batch_size)
     compute_gradients(accelerator, expected.train(), batch, ALL_TERMS, Teacher("self", expected, 0.0))
     for (name, found), other in zip(adapted.named_parameters(), expected.parameters(), strict=True):
         if not found.requires_grad:
@@ -177,7 +175,7 @@ def test_each_adapter_gets_gradient_and_nothing_else_does(model, batch, num_chun
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_through_a_frozen_tower_no_gradient_is_kept(model, inputs, checkpointing):
     adapted = adapt_model(model, AdapterConfig(lora="text"))
-    prepare_model(adapted, checkpointing, Accelerator(cpu=True))
+    prepare_model(adapted, Accelerator(cpu=True))
     output = adapted.train()(**inputs)
     assert output.text_embeds.requires_grad
     assert not (output.image_embeds.requires_grad or output.region_embeds.requires_grad)
@@ -186,7 +184,8 @@ def test_through_a_frozen_tower_no_gradient_is_kept(model, inputs, checkpointing
 def test_a_frozen_tower_keeps_its_bits_and_the_rest_is_trained(built, model, processor, rows, tmp_path):
     frozen = adapt_model(model, AdapterConfig(freeze="vision"))
     assert frozen is model
-    folder = train(frozen, processor, rows, config=configure(tmp_path))
+    build_trainer(frozen, processor, rows, tmp_path).train()
+    folder = tmp_path / "final"
     after, before = load_file(folder / "model.safetensors"), built[0].state_dict()
     same = {name for name in after if torch.equal(after[name], before[name])}
     assert same == {name for name in after if name.startswith("vision_model.")} | {"scene_scale.offset"}
@@ -195,21 +194,8 @@ def test_a_frozen_tower_keeps_its_bits_and_the_rest_is_trained(built, model, pro
 # Training
 
 
-@pytest.fixture
-def fresh_accelerate():
-    """Accelerate keeps its settings for the life of a process; let a test have its own."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-def configure(path, **changes) -> TrainingConfig:
-    return TrainingConfig(output_dir=str(path), **{"num_epochs": 2, "batch_size": 4} | changes)
-
-
 def test_training_learns_by_the_adapter_alone_and_leaves_the_base(trained, folder):
-    path, model = trained
-    losses = [record["loss"] for record in read_records(path / "history.jsonl") if "loss" in record]
+    _, model, losses = trained
     assert losses[-1] < losses[0]
     base = load_base(folder).state_dict()
     for name, weight in model.get_base_model().state_dict().items():
@@ -219,8 +205,8 @@ def test_training_learns_by_the_adapter_alone_and_leaves_the_base(trained, folde
 
 
 def test_every_folder_holds_the_adapter_alone_and_knows_its_base(trained, folder):
-    path, model = trained
-    for name in ("final", "best", "checkpoint-5"):
+    path, model, _ = trained
+    for name in ("final", "best", "checkpoint-6"):
         weights = load_file(path / name / "adapter_model.safetensors")
         assert sum(weight.numel() for weight in weights.values()) == count_parameters(model)[0]
         assert not any((path / name).glob("model*.safetensors"))
@@ -232,35 +218,42 @@ def test_every_folder_holds_the_adapter_alone_and_knows_its_base(trained, folder
 @pytest.mark.parametrize(
     "changes",
     [
-        {"chunk_size": 1, "gradient_checkpointing": True},
+        {"mini_batch_size": 1, "activation_checkpointing": True},
         pytest.param({}, marks=pytest.mark.slow),
-        pytest.param({"teacher": "ema", "teacher_decay": 0.5}, marks=pytest.mark.slow),
+        pytest.param({"teacher": "ema", "teacher_decay": 0.5, "ema_decay": 0.5}, marks=pytest.mark.slow),
     ],
 )
 def test_a_stopped_run_goes_on_with_the_same_bits(folder, processor, rows, tmp_path, changes):
-    changes = {"num_epochs": 3, "save_every": 1, "keep_checkpoints": 10, **changes}
+    changes = {
+        "num_train_epochs": 3,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "save_total_limit": 9,
+        **changes,
+    }
     adapters = AdapterConfig(lora="vision,text", lora_rank=4, lora_dropout=0.2, train_projections=True)
 
     def run(output_dir, seed, **more):
         torch.manual_seed(seed)
         model = adapt_model(AutoModel.from_pretrained(folder), adapters)
-        return train(
-            model, processor, rows, config=configure(output_dir, **changes | more), augment=Augmentation()
-        )
+        options = changes | more | {"augmentation": Augmentation()}
+        build_trainer(model, processor, rows, output_dir, **options).train()
+        return output_dir / "final"
 
     whole = run(tmp_path / "a", 0)
     (tmp_path / "b").mkdir()
     (tmp_path / "a" / "checkpoint-3").rename(tmp_path / "b" / "checkpoint-3")
-    resumed = run(tmp_path / "b", 99, resume=True)
+    resumed = run(tmp_path / "b", 99, resume_from_checkpoint="last")
     left, right = (load_file(path / "adapter_model.safetensors") for path in (whole, resumed))
     assert left.keys() == right.keys()
     assert all(torch.equal(left[name], right[name]) for name in left)
 
 
 def test_an_adapter_is_trained_further(trained, folder, processor, rows, tmp_path):
-    path, _ = trained
+    path, *_ = trained
     model = PeftModel.from_pretrained(AutoModel.from_pretrained(folder), path / "final", is_trainable=True)
-    final = train(model, processor, rows, config=configure(tmp_path))
+    build_trainer(model, processor, rows, tmp_path).train()
+    final = tmp_path / "final"
     before, after = (load_file(each / "adapter_model.safetensors") for each in (path / "final", final))
     assert before.keys() == after.keys()
     assert not any(torch.equal(before[name], after[name]) for name in before)
@@ -269,18 +262,22 @@ def test_an_adapter_is_trained_further(trained, folder, processor, rows, tmp_pat
 @pytest.mark.parametrize(
     ("base", "precision"), [(torch.float32, "bf16"), (torch.bfloat16, "bf16"), (torch.bfloat16, "no")]
 )
-def test_whatever_the_precision_adapters_train_in_single(
-    folder, processor, rows, tmp_path, base, precision, fresh_accelerate
-):
+def test_whatever_the_precision_adapters_train_in_single(folder, processor, rows, tmp_path, base, precision):
     model = adapt_model(AutoModel.from_pretrained(folder, dtype=base), EVERYTHING)
-    config = configure(tmp_path, mixed_precision=precision, chunk_size=2)
-    final = train(model, processor, rows, config=config)
-    assert {weight.dtype for weight in load_file(final / "adapter_model.safetensors").values()} == {
-        torch.float32
+    options = {
+        "bf16": precision == "bf16",
+        "mini_batch_size": 2,
+        "num_train_epochs": 10,
+        "learning_rate": 3e-3,
     }
+    trainer = build_trainer(model, processor, rows, tmp_path, **options)
+    trainer.train()
+    assert {
+        weight.dtype for weight in load_file(tmp_path / "final" / "adapter_model.safetensors").values()
+    } == {torch.float32}
     frozen = model.get_base_model().vision_model.post_layernorm.weight
     assert frozen.dtype == (base if precision == "bf16" else torch.float32)
-    losses = [record["loss"] for record in read_records(tmp_path / "history.jsonl")]
+    losses = list_losses(trainer)
     assert losses[-1] < losses[0]
 
 
@@ -315,14 +312,14 @@ def load_by_peft(base, adapter):
     ],
 )
 def test_every_way_of_loading_gives_equal_bits(trained, folder, inputs, load):
-    path, model = trained
+    path, model, _ = trained
     expected = embed(model, inputs)
     assert differ(expected, embed(load_base(folder), inputs)) == list(NAMES)
     check_close(embed(load(folder, path / "final"), inputs), expected)
 
 
 def test_two_adapters_share_one_base_and_can_be_switched_off(trained, folder, model, inputs, tmp_path):
-    path, first = trained
+    path, first, _ = trained
     second = move(adapt_model(load_base(folder), BOTH), seed=7)
     second.save_pretrained(tmp_path)
     both = PeftModel.from_pretrained(load_base(folder), path / "final", adapter_name="first")
@@ -507,7 +504,7 @@ torch.save(found, path)
 def test_where_geoalign_hf_is_not_installed_adapters_load_over_the_base_s_own_code(
     trained, folder, inputs, toy_rows, tmp_path
 ):
-    path, model = trained
+    path, model, _ = trained
     row = toy_rows[0]
     given = {"inputs": dict(inputs), "names": NAMES, "image": row["image"], "boxes": row["boxes"]}
     torch.save(given, tmp_path / "file")
@@ -590,7 +587,8 @@ def test_on_a_base_of_8_bits_adapters_train_save_and_reload(folder, processor, r
     model = adapt_model(AutoModel.from_pretrained(folder, quantization_config=quantised), EVERYTHING)
     weight = model.get_base_model().vision_model.encoder.layers[0].mlp.fc1.weight
     assert weight.dtype == torch.int8
-    final = train(model, processor, rows, config=configure(tmp_path))
+    build_trainer(model, processor, rows, tmp_path).train()
+    final = tmp_path / "final"
     base = AutoModel.from_pretrained(folder, quantization_config=quantised)
     check_close(embed(PeftModel.from_pretrained(base, final), inputs), embed(model, inputs))
     check_close(embed(model.merge_and_unload(), inputs), embed(load_by_peft(folder, final), inputs), 0.05)

@@ -75,12 +75,12 @@ def test_each_modality_is_encoded_once_with_gradient(model, batch, preset, expec
 
 @pytest.mark.parametrize("preset", ["geoalign", "far_slip"])
 @pytest.mark.parametrize("kind", ["self", "ema", "frozen"])
-def test_chunks_give_the_gradient_of_the_batch_with_every_teacher(model, batch, preset, kind):
+def test_mini_batches_give_the_gradient_of_the_batch_with_every_teacher(model, batch, preset, kind):
     teacher = Teacher(kind, model, 0.5)
     grads = []
-    for num_chunks in (1, 3):
+    for mini_batch_size in (None, 3):
         model.zero_grad()
-        compute_gradients(Accelerator(), model, batch, PRESETS[preset], teacher, num_chunks)
+        compute_gradients(Accelerator(), model, batch, PRESETS[preset], teacher, mini_batch_size)
         grads.append(collect_grads(model))
     assert (grads[0] - grads[1]).norm() < 1e-5 * grads[0].norm()
 

@@ -1,34 +1,70 @@
-"""The Accelerate loop: step, log, evaluate, save, resume, and what stops it."""
+"""Laws of the trainer: what a run logs, evaluates and leaves, how it resumes, and what it refuses."""
 
 import copy
 import json
-import re
-from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from PIL import Image
+from refusals import refuses
+from runs import build_trainer, list_losses
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from transformers import AutoModel
+from transformers import AutoModel, EarlyStoppingCallback, TrainerCallback
 
 from geoalign_hf.data.augmentation import Augmentation
 from geoalign_hf.data.collator import RowCollator
 from geoalign_hf.data.loading import from_coco
+from geoalign_hf.data.schema import build_rows, list_concepts
 from geoalign_hf.data.training_dataset import EpochSampler
 from geoalign_hf.evaluation.classification import RegionClassificationEvaluator
 from geoalign_hf.losses.objective import PRESETS, LossWeights, compute_losses
-from geoalign_hf.training.arguments import TrainingConfig
 from geoalign_hf.training.checkpoints import find_newest_checkpoint
-from geoalign_hf.training.history import read_records
 from geoalign_hf.training.step import encode_batch
-from geoalign_hf.training.trainer import train
 
 
-def configure(path, **changes) -> TrainingConfig:
-    return TrainingConfig(output_dir=str(path), **{"num_epochs": 2, "batch_size": 4} | changes)
+class ServedScores:
+    """An evaluator whose scores are given beforehand."""
+
+    name, primary_metric, greater_is_better = "served", "score", True
+
+    def __init__(self, *scores, greater_is_better=True):
+        self.scores, self.greater_is_better, self.seen = iter(scores), greater_is_better, []
+
+    def __call__(self, embedder):
+        self.seen.append(embedder.model.visual_projection.weight.detach().clone())
+        score = next(self.scores)
+        return (score if isinstance(score, dict) else {"score": score}) | {"protocol": {"split": "all"}}
+
+
+@pytest.fixture
+def start(built, processor, rows, tmp_path):
+    """Build a trainer on eight rows: two steps per epoch."""
+
+    def start(folder=None, model=None, train_rows=None, **options):
+        model = copy.deepcopy(built[0]) if model is None else model
+        return build_trainer(model, processor, train_rows or rows, folder or tmp_path, **options)
+
+    return start
+
+
+@pytest.mark.parametrize(
+    ("options", "has_vocabulary"),
+    [
+        ({}, True),
+        ({"max_vocabulary": 2}, False),
+        ({"loss_weights": LossWeights(concept=0.0)}, False),
+        ({"loss_weights": LossWeights(concept=0.0, crop_concept=1.0)}, True),
+    ],
+)
+def test_regions_are_contrasted_with_all_concepts_of_the_rows_if_these_are_few(
+    start, rows, options, has_vocabulary
+):
+    batch = start(**options).data_collator([rows[i] for i in range(2)])
+    assert ("vocabulary_ids" in batch) == has_vocabulary
+    if has_vocabulary:
+        assert len(batch["vocabulary_ids"]) == len(list_concepts(rows)) > 2
 
 
 def check_equal_weights(first, second) -> None:
@@ -38,7 +74,7 @@ def check_equal_weights(first, second) -> None:
         assert torch.equal(left[name], right[name]), name
 
 
-def test_training_lowers_the_loss_and_leaves_a_folder_that_loads(model, processor, rows, tmp_path):
+def test_training_lowers_the_loss_and_leaves_a_folder_that_loads(start, model, processor, rows, tmp_path):
     batch = RowCollator(processor, 6)([rows[i] for i in range(8)])
     weights = LossWeights(crop_consistency=0.0)
 
@@ -48,265 +84,317 @@ def test_training_lowers_the_loss_and_leaves_a_folder_that_loads(model, processo
             return compute_losses(output, batch, weights)["loss"].item()
 
     before = measure(model)
-    folder = train(model, processor, rows, config=configure(tmp_path, num_epochs=15, learning_rate=1e-3))
+    start(model=model, num_train_epochs=15, learning_rate=1e-3, save_strategy="no").train()
     assert measure(model) < 0.7 * before
-    assert measure(AutoModel.from_pretrained(folder)) == measure(model)
+    assert measure(AutoModel.from_pretrained(tmp_path / "final")) == measure(model)
+    assert not hasattr(AutoModel.from_pretrained(tmp_path / "final").config, "use_cache")
 
 
-@pytest.mark.parametrize("changes", [{}, {"chunk_size": 1}, {"teacher": "ema", "teacher_decay": 0.5}])
-def test_a_run_that_was_stopped_and_resumed_ends_with_the_same_bits(
-    built, processor, rows, tmp_path, changes
-):
-    changes = {"num_epochs": 3, "save_every": 1, "keep_checkpoints": 10, **changes}
-
-    def run(folder, **more):
-        config = configure(folder, **changes | more)
-        return train(copy.deepcopy(built[0]), processor, rows, config=config, augment=Augmentation())
-
-    whole = run(tmp_path / "a")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"teacher": "ema", "teacher_decay": 0.5, "ema_decay": 0.9},
+        pytest.param({}, marks=pytest.mark.slow),
+        pytest.param({"mini_batch_size": 1, "dataloader_num_workers": 2}, marks=pytest.mark.slow),
+        pytest.param({"teacher": "frozen", "ema_decay": 0.9, "max_steps": 5}, marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.parametrize("step", [3, pytest.param(4, marks=pytest.mark.slow)])
+def test_a_resumed_run_ends_with_the_bits_of_an_uninterrupted_one(start, rows, tmp_path, options, step):
+    options |= {"num_train_epochs": 3, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 10}
+    options |= {"augmentation": Augmentation(), "evaluators": [RegionClassificationEvaluator(rows)]}
+    whole = start(tmp_path / "a", **options)
+    whole.train()
     torch.manual_seed(99)  # another process would start from another state
     (tmp_path / "b").mkdir()
-    (tmp_path / "a" / "checkpoint-3").rename(tmp_path / "b" / "checkpoint-3")
-    check_equal_weights(whole, run(tmp_path / "b", resume=True, num_workers=2))
-    steps = [record["step"] for record in read_records(tmp_path / "b" / "history.jsonl")]
-    assert steps == [4, 5, 6]
+    (tmp_path / "a" / f"checkpoint-{step}").rename(tmp_path / "b" / f"checkpoint-{step}")
+    resumed = start(tmp_path / "b", **options, resume_from_checkpoint="last")
+    resumed.train()
+    check_equal_weights(tmp_path / "a" / "final", tmp_path / "b" / "final")
+    last = f"checkpoint-{whole.state.max_steps}"
+    check_equal_weights(tmp_path / "a" / last, tmp_path / "b" / last)
+    assert list_losses(resumed) == list_losses(whole)
+    assert resumed.scores == whole.scores
 
 
-def test_every_checkpoint_is_a_whole_model_and_only_the_newest_are_kept(model, processor, rows, tmp_path):
-    train(model, processor, rows, config=configure(tmp_path, num_epochs=3, save_every=1, keep_checkpoints=2))
+def test_checkpoints_are_saved_after_every_epoch_and_only_the_newest_are_kept(start, tmp_path):
+    start(num_train_epochs=3).train()
     kept = sorted(path.name for path in tmp_path.iterdir() if path.is_dir())
-    assert kept == ["checkpoint-4", "checkpoint-5", "final"]
+    assert kept == ["checkpoint-4", "checkpoint-6", "final"]
     for name in kept:
         assert AutoModel.from_pretrained(tmp_path / name).config.model_type == "geoalign_clip"
-    assert find_newest_checkpoint(tmp_path).name == "checkpoint-5"
+    assert find_newest_checkpoint(tmp_path).name == "checkpoint-6"
 
 
-def test_arguments_are_written_beside_the_model(model, processor, rows, tmp_path):
+def test_arguments_are_written_beside_the_model(start, tmp_path):
     weights = LossWeights(scene=0.25)
-    train(model, processor, rows, weights, configure(tmp_path, num_epochs=1), Augmentation(turn=False))
-    arguments = json.loads((tmp_path / "args.json").read_text())
-    assert arguments["loss_weights"]["scene"] == 0.25
-    assert arguments["loss_weights"]["crop_consistency"] == 0.1
-    assert arguments["augment"]["turn"] is False
-    assert (arguments["num_rows"], arguments["num_steps"], arguments["num_processes"]) == (8, 2, 1)
+    start(num_train_epochs=1, loss_weights=weights, augmentation=Augmentation()).train()
+    settings = json.loads((tmp_path / "args.json").read_text())
+    assert settings["loss_weights"]["scene"] == 0.25
+    assert settings["training"]["per_device_train_batch_size"] == 4
+    assert settings["augmentation"]["whole_share"] == Augmentation().whole_share
+    assert (settings["num_rows"], settings["num_processes"]) == (8, 1)
+    assert "output_dir" not in settings["training"]
 
 
-def test_a_run_says_what_happened_in_every_step(model, processor, rows, tmp_path):
-    evaluate = partial(RegionClassificationEvaluator(rows), processor=processor)
-    config = configure(tmp_path, num_epochs=3, eval_every=2, report_to="tensorboard")
-    train(model, processor, rows, config=config, evaluate=evaluate)
-    records = read_records(tmp_path / "history.jsonl")
-    steps = [record for record in records if "loss" in record]
+def test_every_step_is_logged_with_all_terms(start, rows, tmp_path, monkeypatch):
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "board"))
+    trainer = start(
+        num_train_epochs=3, evaluators=[RegionClassificationEvaluator(rows)], eval_strategy="steps",
+        eval_steps=4, report_to="tensorboard",
+    )  # fmt: skip
+    trainer.train()
+    steps = [record for record in trainer.state.log_history if "loss" in record]
     assert [record["step"] for record in steps] == [1, 2, 3, 4, 5, 6]
     terms = {name for name in vars(LossWeights()) if getattr(LossWeights(), name)}
-    others = {"step", "loss", "grad_norm", "learning_rate", "images_per_second"}
+    others = {"step", "epoch", "loss", "grad_norm", "learning_rate", "images_per_second"}
     assert all(record.keys() == terms | others for record in steps)
-    evaluations = {record["step"]: record for record in records if "eval_top1_macro" in record}
-    assert list(evaluations) == [0, 2, 4, 6]
-    tracked = EventAccumulator(str(tmp_path / "geoalign_clip")).Reload().Scalars("loss")
+    evaluated = [r["step"] for r in trainer.state.log_history if "eval_regions_top1_macro" in r]
+    assert evaluated == [0, 4, 6]
+    tracked = EventAccumulator(str(tmp_path / "board")).Reload().Scalars("train/loss")
     assert [event.value for event in tracked] == pytest.approx([record["loss"] for record in steps])
     assert Image.open(tmp_path / "curves.png").width > 500
 
 
-def test_the_best_model_is_kept_with_its_scores(model, processor, rows, tmp_path):
-    served = iter([0.1, 0.7, 0.4, 0.7])
-    seen = []
+def test_a_log_entry_is_the_mean_since_the_last_one(start, tmp_path):
+    each, pairs = start(tmp_path / "a"), start(tmp_path / "b", logging_steps=2, logging_first_step=False)
+    each.train(), pairs.train()
+    scene = [r["scene"] for r in each.state.log_history if "scene" in r]
+    found = [r["scene"] for r in pairs.state.log_history if "scene" in r]
+    assert found == pytest.approx([(scene[0] + scene[1]) / 2, (scene[2] + scene[3]) / 2], rel=1e-5)
 
-    def evaluate(trained):
-        assert trained is model
-        seen.append(trained.visual_projection.weight.detach().clone())
-        trained.eval()
-        return {"score": next(served), "protocol": {"split": "all"}}
 
-    config = configure(tmp_path, num_epochs=3, eval_every=2, best_metric="score")
-    train(model, processor, rows, config=config, evaluate=evaluate)
-    assert model.training
+@pytest.mark.parametrize("is_greater", [True, False])
+def test_the_best_model_is_kept_with_its_scores(start, tmp_path, is_greater):
+    evaluator = ServedScores(0.1, *((0.7, 0.4) if is_greater else (0.4, 0.7)), greater_is_better=is_greater)
+    trainer = start(evaluators=[evaluator])
+    trainer.train()
     metrics = json.loads((tmp_path / "metrics.json").read_text())
-    assert metrics["start"] == {"score": 0.1, "protocol": {"split": "all"}, "step": 0}
-    assert (metrics["best"]["step"], metrics["final"]["step"]) == (2, 6)
+    assert metrics["served start"] == {"score": 0.1, "protocol": {"split": "all"}, "step": 0}
+    assert (metrics["served best"]["step"], metrics["served final"]["step"]) == (2, 4)
     best = AutoModel.from_pretrained(tmp_path / "best").visual_projection.weight
-    assert torch.equal(best, seen[1]) and not torch.equal(best, seen[3])
+    assert torch.equal(best, evaluator.seen[1]) and not torch.equal(best, evaluator.seen[2])
 
 
-def test_a_number_that_is_none_is_told_and_stops_nothing(model, processor, rows, tmp_path, caplog):
-    evaluate = lambda _: {"score": 0.5, "other": float("nan")}  # noqa: E731
-    config = configure(tmp_path, best_metric="score")
-    train(model, processor, rows, config=config, evaluate=evaluate)
-    assert "the evaluation of step 0 gives no number for ['other']" in caplog.text
+def test_any_number_can_choose_the_best_model_which_can_be_the_final_one(start, tmp_path):
+    scores = [{"score": 0.0, "other": other} for other in (0.5, 0.2, 0.8)]
+    trainer = start(
+        evaluators=[ServedScores(*scores)], metric_for_best_model="served_other", greater_is_better=False,
+        load_best_model_at_end=True,
+    )  # fmt: skip
+    trainer.train()
+    assert trainer.state.best_metric == 0.2
+    check_equal_weights(tmp_path / "best", tmp_path / "final")
+    assert torch.equal(trainer.model.visual_projection.weight, trainer.evaluators[0].seen[1])
+
+
+def test_early_stopping_and_callbacks_of_the_user_work(start):
+    class Count(TrainerCallback):
+        steps = 0
+
+        def on_step_end(self, args, state, control, **kwargs):
+            self.steps += 1
+
+    count = Count()
+    trainer = start(
+        num_train_epochs=9, evaluators=[ServedScores(0.1, 0.9, 0.5, 0.4, 0.3)], load_best_model_at_end=True,
+        callbacks=[EarlyStoppingCallback(early_stopping_patience=2), count],
+    )  # fmt: skip
+    trainer.train()
+    assert trainer.state.global_step == count.steps == 6
+
+
+def test_the_average_of_the_weights_is_evaluated_and_saved(start, tmp_path):
+    evaluator, seen = ServedScores(0.1, 0.2), []
+
+    class Look(TrainerCallback):
+        def on_step_end(self, args, state, control, model, **kwargs):
+            seen.append(model.visual_projection.weight.detach().clone())
+
+    trainer = start(num_train_epochs=1, ema_decay=0.5, evaluators=[evaluator], callbacks=[Look()])
+    first = trainer.model.visual_projection.weight.detach().clone()
+    trainer.train()
+    average = first
+    for step, weight in enumerate(seen):  # the decay starts at (1 + n) / (10 + n)
+        average = average.lerp(weight, 1 - min(0.5, (1 + step) / (10 + step)))
+    saved = AutoModel.from_pretrained(tmp_path / "final").visual_projection.weight
+    for found in (saved, evaluator.seen[-1], trainer.model.visual_projection.weight):
+        torch.testing.assert_close(found, average)
+
+
+def test_scores_that_are_not_finite_are_reported_and_stop_nothing(start, tmp_path, caplog):
+    scores = [{"score": 0.5, "other": float("nan")}] * 3
+    start(evaluators=[ServedScores(*scores)]).train()
+    assert "served: the scores ['other'] are not finite" in caplog.text
     metrics = json.loads((tmp_path / "metrics.json").read_text())
-    assert metrics["final"]["other"] is None and metrics["final"]["score"] == 0.5
-
-
-def test_the_best_and_the_first_scores_survive_a_resume(built, processor, rows, tmp_path):
-    def run(scores, **more):
-        served = iter(scores)
-        config = configure(tmp_path, eval_every=2, save_every=2, best_metric="score", **more)
-        evaluate = lambda _: {"score": next(served)}  # noqa: E731
-        train(copy.deepcopy(built[0]), processor, rows, config=config, evaluate=evaluate)
-        return {
-            name: each["score"] for name, each in json.loads((tmp_path / "metrics.json").read_text()).items()
-        }
-
-    assert run([0.1, 0.9, 0.5]) == {"start": 0.1, "best": 0.9, "final": 0.5}
-    assert run([0.6], resume=True) == {"start": 0.1, "best": 0.9, "final": 0.6}
+    assert metrics["served final"]["other"] is None and metrics["served final"]["score"] == 0.5
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_every_preset_trains_with_all_of_its_terms(model, processor, rows, tmp_path, preset):
-    train(model, processor, rows, PRESETS[preset], configure(tmp_path, num_epochs=1, batch_size=8))
-    record = read_records(tmp_path / "history.jsonl")[-1]
+def test_every_preset_trains_with_all_of_its_terms(start, preset):
+    trainer = start(num_train_epochs=1, per_device_train_batch_size=8, loss_weights=PRESETS[preset])
+    trainer.train()
+    record = next(r for r in trainer.state.log_history if "loss" in r)
     terms = {name: weight for name, weight in vars(PRESETS[preset]).items() if weight}
     assert all(record[name] > 0.01 for name in terms)
-    assert record["loss"] == pytest.approx(
-        sum(weight * record[name] for name, weight in terms.items()), rel=1e-5
-    )
+    expected = sum(weight * record[name] for name, weight in terms.items())
+    assert record["loss"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_checkpoint_in_half_precision_is_trained_and_saved_in_single(built, processor, rows, tmp_path):
-    half = copy.deepcopy(built[0]).to(torch.bfloat16)
-    folder = train(half, processor, rows, config=configure(tmp_path, num_epochs=1))
-    assert {tensor.dtype for tensor in load_file(folder / "model.safetensors").values()} == {torch.float32}
-    train(half, processor, rows, config=configure(tmp_path, num_epochs=1))
+def test_a_checkpoint_in_half_precision_is_trained_and_saved_in_single(start, built, tmp_path):
+    start(model=copy.deepcopy(built[0]).to(torch.bfloat16), num_train_epochs=1).train()
+    dtypes = {tensor.dtype for tensor in load_file(tmp_path / "final" / "model.safetensors").values()}
+    assert dtypes == {torch.float32}
 
 
-@pytest.fixture
-def fresh_accelerate():
-    """Accelerate keeps its settings for the life of a process; let this test have its own."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-def test_under_bf16_the_loss_is_nearly_the_same_and_the_weights_are_float32(
-    built, processor, rows, tmp_path, fresh_accelerate
-):
+def test_under_bf16_the_loss_is_nearly_the_same_and_the_weights_are_float32(start, tmp_path):
     losses = []
-    for precision in ("no", "bf16"):
-        AcceleratorState._reset_state(reset_partial_state=True)
-        folder = tmp_path / precision
-        config = configure(folder, mixed_precision=precision, chunk_size=2)
-        train(copy.deepcopy(built[0]), processor, rows, config=config)
-        losses.append(torch.tensor([record["loss"] for record in read_records(folder / "history.jsonl")]))
-        weights = load_file(folder / "final" / "model.safetensors").values()
+    for bf16 in (False, True):
+        trainer = start(tmp_path / str(bf16), bf16=bf16, mini_batch_size=2)
+        trainer.train()
+        losses.append(torch.tensor(list_losses(trainer)))
+        weights = load_file(tmp_path / str(bf16) / "final" / "model.safetensors").values()
         assert {tensor.dtype for tensor in weights} == {torch.float32}
     assert 0 < (losses[0] - losses[1]).abs().max() < 0.02 * losses[0].max()
 
 
-def test_gradient_checkpointing_changes_no_bit_of_the_loss(built, processor, rows, tmp_path):
+def test_activation_checkpointing_changes_no_bit_of_the_loss(start, tmp_path):
     losses = []
-    for name in (False, True):
-        config = configure(tmp_path / str(name), gradient_checkpointing=name)
-        train(copy.deepcopy(built[0]), processor, rows, config=config)
-        losses.append([record["loss"] for record in read_records(tmp_path / str(name) / "history.jsonl")])
+    for is_on in (False, True):
+        trainer = start(tmp_path / str(is_on), activation_checkpointing=is_on)
+        trainer.train()
+        losses.append(list_losses(trainer))
     assert losses[0] == losses[1]
+
+
+def test_terms_without_data_are_reported_once_and_left_out(start, toy_rows, tmp_path, caplog):
+    less = [row | {"description": None, "hard_negatives": [], "negative_kinds": []} for row in toy_rows]
+    trainer = start(train_rows=build_rows(less))
+    trainer.train()
+    for column, term in (("description", "description"), ("hard_negatives", "hard_negative")):
+        assert caplog.text.count(f"nothing in {column!r}, so the term {term!r}") == 1
+        assert all(term not in record for record in trainer.state.log_history)
+        assert json.loads((tmp_path / "args.json").read_text())["loss_weights"][term] == 0
+
+
+def test_long_texts_that_are_cut_are_counted(start, toy_rows, tmp_path, caplog):
+    long_rows = [row | {"description": f"{i} ships. " * 60} for i, row in enumerate(toy_rows)]
+    start(train_rows=build_rows(long_rows), num_train_epochs=1).train()
+    assert "8 texts in 'description' are longer than the text tower (77 tokens)" in caplog.text
+    assert json.loads((tmp_path / "args.json").read_text())["num_cut_texts"] == {"description": 8}
 
 
 # Refusals
 
 
-def test_fewer_rows_than_a_batch_are_refused(model, processor, rows, tmp_path):
-    message = "there are 8 rows, fewer than one batch of 9 (9 on each of 1 processes). Lower batch_size."
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        train(model, processor, rows, config=configure(tmp_path, batch_size=9))
+def test_rows_with_no_data_for_any_term_and_streamed_rows_are_refused(start, toy_rows, rows):
+    nothing = [{name: row[name] for name in ("image", "boxes", "phrases", "concepts")} for row in toy_rows]
+    with refuses("captions", "description"):
+        start(train_rows=build_rows(nothing), loss_weights=PRESETS["clip"])
+    with refuses("IterableDataset", "streaming", kind=TypeError):
+        start(train_rows=rows.to_iterable_dataset())
 
 
-def test_a_dataset_that_holds_no_rows_is_refused(model, processor, rows, tmp_path):
-    message = (
-        "the dataset lacks the columns ['boxes']; it has ['bbox', 'captions', 'concepts', 'description', "
-        "'difficult', 'hard_negatives', 'image', 'negative_kinds', 'phrases', 'quads', 'source', 'unboxed', "
-        "'window']. "
-        "Rename them, or build rows with geoalign_hf.rows.from_coco or build_rows."
-    )
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        train(model, processor, rows.rename_column("boxes", "bbox"), config=configure(tmp_path))
+def test_fewer_rows_than_a_batch_are_refused(start):
+    with refuses("8 rows", "one batch of 9", "1 processes", "per_device_train_batch_size"):
+        start(per_device_train_batch_size=9).train()
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_rows(built, processor, rows, tmp_path):
-    """The third batch of an epoch of two rows each meets a region scale that has become infinite."""
-    model = copy.deepcopy(built[0])
-    config = configure(tmp_path, batch_size=2, num_epochs=1, save_every=2)
+def test_a_dataset_that_holds_no_rows_is_refused(start, rows):
+    with refuses("['boxes']", "bbox", "build_rows"):
+        start(train_rows=rows.rename_column("boxes", "bbox"))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_rows(start, tmp_path):
+    """The third batch of two rows meets a region scale that has become infinite."""
+    options = {
+        "num_train_epochs": 1,
+        "per_device_train_batch_size": 2,
+        "loss_weights": LossWeights(crop_consistency=0),
+    }
+    trainer = start(save_strategy="steps", save_steps=2, **options)
     steps = []
 
     def spoil(*_):
         steps.append(1)
         if len(steps) == 3:
-            model.region_scale.logit_scale.data.fill_(float("nan"))
+            trainer.model.region_scale.logit_scale.data.fill_(float("nan"))
 
-    model.region_scale.register_forward_pre_hook(spoil)
-    with pytest.raises(
-        ValueError, match=r"^the loss is not finite: \{'scene': [\d.]+, .*'region': nan"
-    ) as caught:
-        train(model, processor, rows, LossWeights(crop_consistency=0), config)
+    trainer.model.region_scale.register_forward_pre_hook(spoil)
     expected = sorted(list(EpochSampler(8, 0))[4:6])
-    assert f"in the batch of the rows {expected}. Look at those rows, lower learning_rate" in str(
-        caught.value
-    )
+    with refuses("not finite", "'region': nan", f"rows {expected}", "learning_rate"):
+        trainer.train()
     newest = find_newest_checkpoint(tmp_path)
     assert newest.name == "checkpoint-2"
     assert all(tensor.isfinite().all() for tensor in load_file(newest / "model.safetensors").values())
 
 
-def test_a_gradient_that_is_not_finite_stops_the_run_before_it_spoils_the_weights(
-    model, processor, rows, tmp_path
-):
+def test_a_gradient_that_is_not_finite_stops_the_run_before_the_weights_change(start, model):
     model.visual_projection.weight.register_hook(lambda grad: grad * float("inf"))
     before = model.visual_projection.weight.detach().clone()
-    with pytest.raises(ValueError, match=r"^the loss is not finite: .*'grad_norm': (nan|inf)"):
-        train(model, processor, rows, config=configure(tmp_path))
+    with refuses("not finite", "'grad_norm': "):
+        start(model=model).train()
     assert torch.equal(model.visual_projection.weight, before)
 
 
-def test_an_output_folder_that_cannot_be_written_is_refused(model, processor, rows, tmp_path):
+def test_a_gradient_norm_limit_of_0_means_no_limit(start, tmp_path):
+    trainers = [start(tmp_path / str(limit), max_grad_norm=limit) for limit in (0.0, 1e9)]
+    for trainer in trainers:
+        trainer.train()
+    assert list_losses(trainers[0]) == list_losses(trainers[1])
+
+
+def test_an_output_folder_that_cannot_be_written_is_refused(start, tmp_path):
     (tmp_path / "file").write_text("")
-    message = f"output_dir {tmp_path / 'file' / 'out'} cannot be written ("
-    with pytest.raises(RuntimeError, match=f"^{re.escape(message)}.*Give a folder that can\\.$"):
-        train(model, processor, rows, config=configure(tmp_path / "file" / "out"))
+    with refuses(str(tmp_path / "file" / "out"), "cannot be written", kind=RuntimeError):
+        start(tmp_path / "file" / "out").train()
 
 
-def test_an_evaluation_without_the_best_metric_is_refused(model, processor, rows, tmp_path):
-    message = "best_metric is 'top1_macro', but the evaluation gives ['score']."
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        train(model, processor, rows, config=configure(tmp_path), evaluate=lambda _: {"score": 0.5})
+def test_evaluators_without_the_best_metric_are_refused(start):
+    with refuses("'served_top1'", "eval_served_score"):
+        start(evaluators=[ServedScores(0.5)], metric_for_best_model="served_top1").train()
 
 
-def test_settings_that_mean_nothing_are_refused():
-    message = "teacher is 'mine'; it must be one of ('self', 'ema', 'frozen')."
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        TrainingConfig(teacher="mine")
-    for low, names in (
-        (0, ("chunk_size", "max_crops", "max_negatives")),
-        (1, ("num_epochs", "keep_checkpoints")),
-    ):
-        for name in names:
-            with pytest.raises(ValueError, match=f"^{name} is {low - 1}; it must be at least {low}.$"):
-                TrainingConfig(**{name: low - 1})
+def test_evaluators_that_cannot_be_told_apart_are_refused(start):
+    with refuses("['served', 'served']", "name"):
+        start(evaluators=[ServedScores(), ServedScores()])
+    with refuses("name", kind=TypeError):
+        start(evaluators=[lambda embedder: {}])
 
 
-def test_a_folder_with_checkpoints_of_another_run_is_refused(model, processor, rows, tmp_path):
-    (tmp_path / "checkpoint-8").mkdir()
-    message = (
-        f"output_dir {tmp_path} holds checkpoint-8 of another run. Give --resume to go on with it, or "
-        "another output_dir."
-    )
-    with pytest.raises(RuntimeError, match=f"^{re.escape(message)}$"):
-        train(model, processor, rows, config=configure(tmp_path))
+@pytest.mark.parametrize("option", [{"eval_strategy": "steps"}, {"metric_for_best_model": "x"}])
+def test_options_that_need_evaluators_are_refused_without(start, option):
+    with refuses("evaluators", *option):
+        start(**option)
 
 
-def test_a_checkpoint_of_a_run_of_another_shape_is_refused(built, processor, rows, tmp_path):
-    run = partial(train, processor=processor, rows=rows)
-    run(copy.deepcopy(built[0]), config=configure(tmp_path, save_every=1))
-    message = (
-        "the checkpoint is of a run with {'num_steps': 4, 'batch': 4, 'num_processes': 1}, but this one has "
-        "{'num_steps': 8, 'batch': 2, 'num_processes': 1}, so its data would come in another order. "
-        "Resume with the same settings, or start from its weights."
-    )
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        run(copy.deepcopy(built[0]), config=configure(tmp_path, batch_size=2, resume=True))
+def test_a_teacher_that_no_term_asks_is_refused(start):
+    with refuses("teacher is 'ema'", "crop_consistency"):
+        start(teacher="ema", loss_weights=LossWeights(crop_consistency=0))
 
 
-def test_an_image_that_cannot_be_read_is_named(model, processor, coco_folder, tmp_path):
+@pytest.mark.parametrize("name", ["final", "best", "checkpoint-8", "metrics.json"])
+def test_a_folder_with_anything_of_another_run_is_refused_or_cleared(start, tmp_path, name):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / name).mkdir() if "." not in name else (tmp_path / name).write_text("{}")
+    with refuses(str(tmp_path), name, "overwrite_output_dir", kind=RuntimeError):
+        start().train()
+    start(num_train_epochs=1, overwrite_output_dir=True).train()
+    assert (tmp_path / "mine").exists() and not (tmp_path / "checkpoint-8").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"per_device_train_batch_size": 2}, {"learning_rate": 1e-5}, {"num_train_epochs": 3}, {"seed": 1}],
+)
+def test_a_checkpoint_of_a_run_with_other_settings_is_refused(start, change):
+    start(num_train_epochs=1).train()
+    with refuses("other settings", *[name for name in change if name != "num_train_epochs"]):
+        start(**{"num_train_epochs": 1} | change, resume_from_checkpoint="last").train()
+
+
+def test_an_image_that_cannot_be_read_is_named(start, coco_folder):
     path = coco_folder / "0.png"
     path.write_bytes(path.read_bytes()[:200])
-    rows = from_coco(coco_folder / "rows.json", coco_folder)
-    with pytest.raises(ValueError, match=r"^the image of row '.*0\.png' cannot be decoded"):
-        train(model, processor, rows, config=configure(tmp_path))
+    with refuses("0.png", "cannot be decoded"):
+        start(train_rows=from_coco(coco_folder / "rows.json", coco_folder)).train()

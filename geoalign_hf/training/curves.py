@@ -1,0 +1,31 @@
+"""A picture of all numbers that a run has logged."""
+
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+
+def draw_curves(records: list[dict], path: Path) -> None:
+    """Draw every number of the records over the steps, one panel per number.
+
+    Args:
+        records: log entries with a `step`, as `trainer.state.log_history` holds them. They need not have the
+            same numbers.
+        path: PNG file to write.
+    """
+    names = list(
+        dict.fromkeys(name for record in records for name in record if name not in ("step", "epoch"))
+    )
+    columns = max(1, min(4, len(names)))
+    rows = max(1, -(-len(names) // columns))
+    figure = Figure(figsize=(3.6 * columns, 2.4 * rows), layout="constrained")
+    for axes, name in zip(figure.subplots(rows, columns, squeeze=False).flat, names, strict=False):
+        points = [(record["step"], record[name]) for record in records if name in record]
+        axes.plot(
+            *zip(*points, strict=True), linewidth=1, marker="o" if len(points) < 30 else None, markersize=3
+        )
+        axes.set_title(name, fontsize=9)
+        axes.tick_params(labelsize=7)
+    for axes in figure.axes[len(names) :]:
+        axes.set_axis_off()
+    figure.savefig(path, dpi=110)

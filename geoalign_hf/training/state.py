@@ -1,0 +1,92 @@
+"""What a resumed run needs beside the model: optimizer, schedule, random generators, averages and scores."""
+
+import json
+from pathlib import Path
+
+from peft import PeftModel
+from safetensors.torch import save_file
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+
+from ..storage import read_json, write_json
+from .checkpoints import STATE, get_random_state, load_tree, read_weights, save_tree
+from .launch import collect_weights, copy_weights, reshard
+
+
+def write_state(trainer, folder: Path) -> None:
+    """Write the state of a trainer into a folder. Every process must call it.
+
+    Args:
+        trainer: a `GeoAlignTrainer` between two steps.
+        folder: folder to write into.
+    """
+    model, average = trainer.accelerator.unwrap_model(trainer.model), trainer.average
+    reshard(model)
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    optimizer = get_optimizer_state_dict(trainer.model, trainer.optimizer.optimizer, options=options)
+    weights = None
+    if average is not None or isinstance(model, PeftModel):  # else they are in the saved model
+        trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+        weights = collect_weights(trained)
+    averaged = collect_weights(average.weights) if average is not None else None
+    folder.mkdir(exist_ok=True)
+    save_tree(get_random_state(), folder / f"random-{trainer.args.process_index}.safetensors")
+    if not trainer.accelerator.is_main_process:
+        return
+    trees = {
+        "optimizer": optimizer,
+        "scheduler": trainer.lr_scheduler.state_dict(),
+        "teacher": trainer.teacher.state_dict(),
+    }
+    if averaged is not None:
+        trees["average"] = {"weights": averaged, "num_updates": average.num_updates}
+    if trainer.accelerator.scaler is not None:
+        trees["scaler"] = trainer.accelerator.scaler.state_dict()
+    for name, tree in trees.items():
+        save_tree(tree, folder / f"{name}.safetensors")
+    if weights is not None:
+        save_file(weights, folder / "weights.safetensors")
+    write_json(folder / "run.json", {"settings": trainer.describe_run(), "scores": trainer.scores})
+
+
+def restore_state(trainer, checkpoint: Path) -> None:
+    """Restore everything but the random generators.
+
+    Args:
+        trainer: a `GeoAlignTrainer` before its first step, whose model is prepared.
+        checkpoint: a complete checkpoint.
+
+    Raises:
+        ValueError: if the checkpoint is of a run with other settings.
+    """
+    folder = checkpoint / STATE
+    run = read_json(folder / "run.json")
+    here = json.loads(json.dumps(trainer.describe_run()))
+    there = run["settings"]
+    if changed := {name: (there.get(name), here[name]) for name in here if there.get(name) != here[name]}:
+        listed = "; ".join(f"{name} was {old!r} and is {new!r}" for name, (old, new) in changed.items())
+        raise ValueError(
+            f"{checkpoint} is a checkpoint of a run with other settings: {listed}. Resume with the same "
+            "settings, or start a new run from its weights."
+        )
+    trainer.scores = run["scores"]
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    copy_weights(model, read_weights(checkpoint))
+    set_optimizer_state_dict(
+        trainer.model,
+        trainer.optimizer.optimizer,
+        load_tree(folder / "optimizer.safetensors"),
+        options=StateDictOptions(full_state_dict=True),
+    )
+    trainer.lr_scheduler.load_state_dict(load_tree(folder / "scheduler.safetensors"))
+    trainer.teacher.load_state_dict(load_tree(folder / "teacher.safetensors"))
+    if trainer.accelerator.scaler is not None:
+        trainer.accelerator.scaler.load_state_dict(load_tree(folder / "scaler.safetensors"))
+    if trainer.average is not None:
+        average = load_tree(folder / "average.safetensors")
+        trainer.average.num_updates = average["num_updates"]
+        with trainer.average.in_place():
+            copy_weights(model, average["weights"])

@@ -1,0 +1,63 @@
+"""Laws of the training arguments: every number has a range, and nothing is ignored."""
+
+from dataclasses import fields
+
+import pytest
+from refusals import refuses
+
+from geoalign_hf.training.arguments import LOWEST, GeoAlignTrainingArguments
+
+NUMBERS = [
+    option.name
+    for option in fields(GeoAlignTrainingArguments)
+    if isinstance(option.default, (int, float)) and not isinstance(option.default, bool)
+]
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_no_number_may_be_infinite_or_nan(name, value):
+    with refuses(name, str(value), "finite"):
+        GeoAlignTrainingArguments(**{name: value})
+
+
+@pytest.mark.parametrize("name", LOWEST)
+def test_numbers_below_their_range_are_refused(name):
+    low, includes_low = LOWEST[name]
+    with refuses(f"{name} is", str(low)):
+        GeoAlignTrainingArguments(**{name: low - 1 if includes_low else low})
+
+
+@pytest.mark.parametrize("name", ["ema_decay", "teacher_decay", "adam_beta1", "adam_beta2"])
+def test_a_decay_of_1_is_refused(name):
+    with refuses(name, "below 1"):
+        GeoAlignTrainingArguments(**{name: 1.0})
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"gradient_accumulation_steps": 2},
+        {"auto_find_batch_size": True},
+        {"save_only_model": True},
+        {"neftune_noise_alpha": 5.0},
+        {"train_sampling_strategy": "group_by_length"},
+        {"dataloader_persistent_workers": True, "dataloader_num_workers": 1},
+        {"hub_strategy": "all_checkpoints"},
+        {"max_steps": 0},
+        {"teacher": "mine"},
+    ],
+    ids=str,
+)
+def test_what_has_no_effect_or_no_meaning_is_refused(option):
+    with refuses(next(iter(option))):
+        GeoAlignTrainingArguments(**option)
+
+
+def test_a_description_holds_what_defines_a_run_and_no_paths_or_tokens():
+    args = GeoAlignTrainingArguments(
+        output_dir="/secret/place", hub_token="hf_secret", adam_beta1=0.8, seed=3
+    )
+    described = args.describe()
+    assert described["adam_beta1"] == 0.8 and described["seed"] == 3
+    assert "secret" not in repr(described)
