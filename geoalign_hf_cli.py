@@ -12,6 +12,7 @@ from difflib import get_close_matches
 VERBS = {
     "convert": "Convert a CLIP checkpoint into a GeoAlignCLIP.",
     "build": "Build a dataset of rows from annotated images.",
+    "train": "Train a GeoAlignCLIP on rows.",
     "check-leakage": "Find images and captions of evaluation sets in a dataset.",
     "evaluate regions": "Score the concepts and phrases of ground-truth boxes.",
     "evaluate scenes": "Score zero-shot scene classification.",
@@ -20,6 +21,7 @@ VERBS = {
     "evaluate localization": "Draw and score maps of where phrases are true in large images.",
     "embed": "Embed a folder of images, and boxes in them.",
     "search": "Search embedded images by text or by example.",
+    "adapt": "Adapt a model to new concepts from a few boxes of each.",
     "export": "Export a model to ONNX.",
     "push": "Push a model, an adapter or a dataset to the Hub.",
 }

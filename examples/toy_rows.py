@@ -1,15 +1,16 @@
-"""Draws small labelled overhead scenes, so that every example and every test runs offline.
+"""Draw small labelled overhead scenes, so that every example and every test runs offline.
 
-What enters is a seed; what leaves are rows of the package's schema that also hold one quad (the oriented box)
-and a few hard negatives per region. What the words say is true of the drawing.
+Each scene is a row of the package's schema, with an oriented box (quad) and hard negatives per region. All
+texts are true of the drawing. Ships lie mostly on water, airplanes mostly on aprons.
 
     python examples/toy_rows.py --num_rows 12 --output outputs/toy_rows/contact_sheet.png
 
-takes a second, draws the scenes side by side with boxes (yellow) and quads (cyan), and prints the path.
+draws scenes side by side with boxes (yellow) and quads (cyan).
 """
 
 import argparse
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,9 +21,9 @@ RGB = tuple[int, ...]
 Part = tuple[np.ndarray, RGB]  # one polygon, (points, 2), and its fill
 SUPERSAMPLING = 3
 DARK, WHITE = (45, 50, 58), (240, 240, 236)
-COLOURS = {"white": (236, 236, 232), "gray": (132, 134, 138), "red": (190, 44, 40), "blue": (38, 84, 180)}
+COLOURS = {"white": (236, 236, 232), "black": (44, 46, 52), "red": (190, 44, 40), "blue": (38, 84, 180)}
 COLOURS |= {"green": (36, 134, 62), "yellow": (228, 190, 44)}
-SIZES = {"small": (0.58, 0.74), "": (0.9, 1.1), "large": (1.4, 1.75)}  # factors on the concept's length
+LENGTHS = (0.7, 1.8)  # least and greatest factor on the length of a concept
 COUNTS = ("no", "one", "two", "three", "four", "five", "six")
 PLACES = (
     ("at the upper left", "at the top", "at the upper right"),
@@ -32,31 +33,31 @@ PLACES = (
 
 
 class Ground(NamedTuple):
-    """What a scene lies on; no region has the colour that would vanish on it."""
+    """A kind of ground. No region on it has the colour that would not be visible there."""
 
     rgb: RGB
     roughness: float
-    hides: str | None
+    hides: str | None  # a colour
     odds: tuple[float, ...]  # of each concept, in the order of CONCEPTS
 
 
 GROUNDS = {
-    "grass": Ground((98, 116, 64), 13, "green", (0.25, 0.08, 0.2, 0.27, 0.2)),
-    "water": Ground((44, 76, 96), 7, "blue", (0.14, 0.5, 0.14, 0.08, 0.14)),
-    "concrete": Ground((164, 160, 152), 8, "gray", (0.34, 0.08, 0.24, 0.18, 0.16)),
-    "bare soil": Ground((150, 118, 84), 12, None, (0.22, 0.1, 0.26, 0.18, 0.24)),
+    "grass": Ground((98, 116, 64), 13, "green", (0.14, 0, 0.16, 0.4, 0.3)),
+    "water": Ground((44, 76, 96), 7, "blue", (0, 0.82, 0.12, 0, 0.06)),
+    "an apron": Ground((164, 160, 152), 8, None, (0.52, 0.08, 0.16, 0.06, 0.18)),
+    "bare soil": Ground((150, 118, 84), 12, None, (0.1, 0.06, 0.42, 0.16, 0.26)),
 }
 
 
 class Region(NamedTuple):
-    """One drawn thing, in pixels of the image; `size` is "" for the middle one."""
+    """One drawn object, in pixels of the image."""
 
-    size: str
     colour: str
     concept: str
     parts: list[Part]
     quad: np.ndarray  # (4, 2), the tightest rectangle along the thing's own axis
     shadow: float  # its length
+    noun: str  # the concept, or another word for it
 
 
 def find_box(parts: list[Part]) -> np.ndarray:
@@ -65,9 +66,21 @@ def find_box(parts: list[Part]) -> np.ndarray:
     return np.concatenate([points.min(axis=0), points.max(axis=0)])
 
 
-def shade(rgb: RGB, factor: float) -> RGB:
+def shade(rgb: Sequence[float], factor: float) -> RGB:
     """Darken (factor < 1) or lighten (factor > 1) a colour."""
-    return tuple(int(min(channel * factor, 255)) for channel in rgb)
+    return tuple(int(min(max(channel * factor, 0), 255)) for channel in rgb)
+
+
+def draw_gray(rng: np.random.Generator, low: float = 50, high: float = 190) -> RGB:
+    """Draw a gray with a hint of some colour."""
+    return tuple((rng.uniform(low, high) + rng.integers(-12, 13, size=3)).astype(int))
+
+
+def draw_tone(rgb: RGB, rng: np.random.Generator) -> RGB:
+    """Draw a tone near a colour; white and dark details get any tone between dark gray and white."""
+    if rgb in (WHITE, DARK):
+        return draw_gray(rng, *((150, 245) if rgb == WHITE else (25, 110)))
+    return shade(rgb, rng.uniform(0.6, 1.3))
 
 
 def mirror(points: list[tuple[float, float]]) -> np.ndarray:
@@ -120,9 +133,9 @@ def draw_ship(rgb: RGB, rng: np.random.Generator) -> list[Part]:
 
 def draw_storage_tank(rgb: RGB, rng: np.random.Generator) -> list[Part]:
     """Draw a round roof with a dark wall, a rim lit from the upper left, a ring and a hatch."""
-    x, y = rng.uniform(-0.15, 0.15, 2)
-    disks = [(0.5, 0, 0, 0.5), (0.455, -0.025, -0.025, 1.35), (0.43, 0, 0, 1), (0.3, 0, 0, 0.84)]
-    disks += [(0.27, 0, 0, 1), (0.06, x, y, 0.55)]
+    hatch = (0.06, *rng.uniform(-0.15, 0.15, 2), 0.55)
+    wall, rim = (0.5, 0, 0, 0.5), (0.455, -0.025, -0.025, 1.35)
+    disks = [wall, rim, (0.43, 0, 0, 1), (0.3, 0, 0, 0.84), (0.27, 0, 0, 1), hatch]
     return [(outline_disk(radius, x, y), shade(rgb, factor)) for radius, x, y, factor in disks]
 
 
@@ -161,6 +174,8 @@ KINDS = {
     "road": (draw_road, 92, 0),
 }
 CONCEPTS = tuple(KINDS)
+# Other words, which occur in phrases only. No row has one of them as its concept.
+OTHER_WORDS = dict(zip(CONCEPTS, ("plane", "vessel", "silo", "sports ground", "street"), strict=True))
 
 
 def list_colours(concept: str, ground: Ground) -> list[str]:
@@ -172,16 +187,17 @@ def list_colours(concept: str, ground: Ground) -> list[str]:
 def place_region(concept: str, colour: str, width: int, height: int, rng: np.random.Generator) -> Region:
     """Draw a concept at a random size, angle and place; its quad may stick out of the image."""
     draw, length, tallness = KINDS[concept]
-    size = str(rng.choice(list(SIZES), p=(0.22, 0.34, 0.44)))  # large ones find a place less often
-    length *= rng.uniform(*SIZES[size]) * min(width, height) / 192
+    length *= np.exp(rng.uniform(*np.log(LENGTHS))) * min(width, height) / 192
     angle = 0.0 if concept == "storage tank" else rng.uniform(0, 2 * np.pi)
     turn = length * np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     center = rng.uniform((0, 0), (width, height))
-    rgb = COLOURS[colour] + rng.integers(-10, 11) + rng.integers(-4, 5, size=3)
-    parts = draw(tuple(rgb), rng)
+    parts = draw(tuple(COLOURS[colour] + rng.integers(-10, 11) + rng.integers(-4, 5, size=3)), rng)
     quad = outline_bar(*find_box(parts)) @ turn + center
-    parts = [(points @ turn + center, fill) for points, fill in parts]
-    return Region(size, colour, concept, parts, quad, length * tallness)
+    # Tones differ from object to object, or a histogram of colours could name the concepts.
+    tones = {fill: draw_tone(fill, rng) for _, fill in parts}
+    parts = [(points @ turn + center, tones[fill]) for points, fill in parts]
+    noun = OTHER_WORDS[concept] if rng.random() < 0.4 else concept
+    return Region(colour, concept, parts, quad, length * tallness, noun)
 
 
 def place_regions(ground: Ground, width: int, height: int, rng: np.random.Generator) -> list[Region]:
@@ -210,37 +226,27 @@ def fill_polygon(pen: ImageDraw.ImageDraw, points: np.ndarray, fill: RGB | int) 
     pen.polygon((points * SUPERSAMPLING).ravel().tolist(), fill=fill)
 
 
-def draw_car(pen: ImageDraw.ImageDraw, center: np.ndarray, unit: float, rng: np.random.Generator) -> None:
-    """Draw a car, of which no row speaks."""
-    forward = rng.normal(size=2)
-    forward *= 3 * unit / np.linalg.norm(forward)
-    side = forward[::-1] * (0.45, -0.45)
-    corners = np.array([forward + side, forward - side, -forward - side, side - forward])
-    fill_polygon(pen, center + corners, tuple(rng.integers(40, 220, size=3)))
-
-
 def draw_bush(pen: ImageDraw.ImageDraw, center: np.ndarray, unit: float, rng: np.random.Generator) -> None:
-    """Draw a bush, of which no row speaks either."""
+    """Draw a bush, which no text mentions."""
     green = shade((52, 78, 42), rng.uniform(0.7, 1.1))
     for _ in range(4):
         fill_polygon(pen, outline_disk(unit * rng.uniform(1.5, 4), *rng.normal(center, 2.5 * unit)), green)
 
 
 def draw_ground(ground: Ground, width: int, height: int, rng: np.random.Generator) -> Image.Image:
-    """Draw a coarse and a fine texture, some patches, and on land some cars and bushes."""
+    """Draw a coarse and a fine texture, some patches, and on land some bushes."""
     coarse = Image.fromarray(rng.normal(size=(5, 6)).astype(np.float32))
     texture = np.asarray(coarse.resize((40, 30), Image.Resampling.BICUBIC)) + 0.6 * rng.normal(size=(30, 40))
-    pixels = ground.rgb + rng.normal(size=3) + ground.roughness * texture[..., None]
-    canvas = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+    tint = np.array(ground.rgb) * rng.uniform(0.55, 1.25) + rng.normal(size=3, scale=10)
+    canvas = Image.fromarray((tint + ground.roughness * texture[..., None]).clip(0, 255).astype(np.uint8))
     canvas = canvas.resize((width * SUPERSAMPLING, height * SUPERSAMPLING), Image.Resampling.BICUBIC)
     pen, unit = ImageDraw.Draw(canvas), min(width, height) / 192
-    for _ in range(rng.integers(0, 4)):
-        radii = unit * rng.uniform(8, 26) * rng.uniform(0.7, 1.1, size=(40, 1))
+    for _ in range(rng.integers(3, 9)):
+        radii = unit * rng.uniform(10, 45) * rng.uniform(0.95, 1.02, size=(40, 1))
         patch = outline_disk(1) * radii + rng.uniform((0, 0), (width, height))
-        fill_polygon(pen, patch, shade(ground.rgb, rng.uniform(0.84, 1.12)))
+        fill_polygon(pen, patch, shade(tint + rng.normal(size=3, scale=8), rng.uniform(0.6, 1.5)))
     for _ in range(0 if ground is GROUNDS["water"] else rng.integers(0, 9)):
-        draw = draw_car if rng.random() < 0.35 else draw_bush
-        draw(pen, rng.uniform((0, 0), (width, height)), unit, rng)
+        draw_bush(pen, rng.uniform((0, 0), (width, height)), unit, rng)
     return canvas
 
 
@@ -256,39 +262,33 @@ def draw_scene(canvas: Image.Image, regions: list[Region], rng: np.random.Genera
         for points, fill in region.parts:
             fill_polygon(ImageDraw.Draw(canvas), points, fill)
     image = canvas.reduce(SUPERSAMPLING).filter(ImageFilter.GaussianBlur(rng.uniform(0.2, 0.6)))
-    pixels = (np.asarray(image, np.float32) - 128) * rng.uniform(0.88, 1.1) + 128 + rng.uniform(-12, 12)
-    pixels += rng.uniform(1, 5) * rng.standard_normal((*pixels.shape[:2], 1), np.float32)
-    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+    pixels = (np.asarray(image, np.float32) - 128) * rng.uniform(0.75, 1.12) + 128 + rng.uniform(-20, 20)
+    noise = rng.uniform(1, 5) * rng.standard_normal((*pixels.shape[:2], 1), np.float32)
+    return Image.fromarray((pixels + noise).clip(0, 255).astype(np.uint8))
 
 
-def compose_phrase(size: str, colour: str, concept: str) -> str:
-    """Say one region: "a small red ship", or "a red ship" if it is of middle size."""
-    return " ".join(filter(None, ("a", size, colour, concept)))
-
-
-def compose_hard_negatives(region: Region, rng: np.random.Generator) -> dict[str, str]:
-    """Say one to three phrases, each with another size, colour or concept than the region's, by that kind."""
-    choices, phrases = (("small", "large"), tuple(COLOURS), CONCEPTS), {}
-    for i in rng.permutation(3)[: rng.integers(1, 4)]:
-        words = [region.size, region.colour, region.concept]
-        words[i] = str(rng.choice([word for word in choices[i] if word != words[i]]))
-        phrases[("size", "colour", "concept")[i]] = compose_phrase(*words)
-    return phrases
+def compose_hard_negatives(region: Region, rng: np.random.Generator) -> list[tuple[str, str]]:
+    """Compose one to three (kind, phrase) with another colour or concept than the region's."""
+    nouns = [noun for pair in OTHER_WORDS.items() if region.concept not in pair for noun in pair]
+    colours = rng.permutation([colour for colour in COLOURS if colour != region.colour])
+    pairs = [("colour", f"a {colour} {region.noun}") for colour in colours[:2]]
+    pairs.append(("concept", f"a {region.colour} {rng.choice(nouns)}"))
+    return [pairs[i] for i in rng.permutation(3)[: rng.integers(1, 4)]]
 
 
 def count_nouns(noun: str, number: int) -> str:
-    """Say "an airplane", "a ship" or "two ships"."""
+    """Write "an airplane", "a ship" or "two ships"."""
     article = "an" if noun.startswith("airplane") else "a"
     return f"{article} {noun}" if number == 1 else f"{COUNTS[number]} {noun}s"
 
 
 def join_words(words: list[str]) -> str:
-    """Say "x", "x and y" or "x, y and z"."""
+    """Write "x", "x and y" or "x, y and z"."""
     return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
 def compose_words(ground_name: str, regions: list[Region], width: int, height: int) -> tuple[list[str], str]:
-    """Say two captions that count, and a description that also tells every colour and place."""
+    """Compose two captions that count, and a description that also names every colour and place."""
     plain, coloured, detailed, placed = [], [], [], []
     for concept in dict.fromkeys(region.concept for region in regions):
         group = [region for region in regions if region.concept == concept]
@@ -309,7 +309,7 @@ def compose_words(ground_name: str, regions: list[Region], width: int, height: i
 
 
 def draw_row(index: int, seed: int, size: tuple[int, int]) -> dict:
-    """Draw the row that these three arguments alone decide."""
+    """Draw a row. It depends on these three arguments alone."""
     rng = np.random.default_rng([seed, index])
     stretch, ground_name = rng.uniform(0.75, 1.25), str(rng.choice(list(GROUNDS)))
     width, height = round(size[0] * stretch), round(size[1] / stretch)
@@ -323,10 +323,10 @@ def draw_row(index: int, seed: int, size: tuple[int, int]) -> dict:
         "description": description,
         "boxes": [find_box(region.parts).round(2).tolist() for region in regions],
         "quads": [region.quad.round(2).tolist() for region in regions],
-        "phrases": [compose_phrase(region.size, region.colour, region.concept) for region in regions],
+        "phrases": [f"a {region.colour} {region.noun}" for region in regions],
         "concepts": [region.concept for region in regions],
-        "hard_negatives": [list(phrases.values()) for phrases in negatives],
-        "negative_kinds": [list(phrases) for phrases in negatives],
+        "hard_negatives": [[phrase for _, phrase in pairs] for pairs in negatives],
+        "negative_kinds": [[kind for kind, _ in pairs] for pairs in negatives],
     }
 
 
@@ -340,9 +340,8 @@ def draw_rows(num_rows: int, seed: int = 0, size: tuple[int, int] = (256, 192)) 
 
     Returns:
         Rows with `image`, `captions`, `description` and, for each of 1 to 6 regions, an entry in `boxes`
-        (xyxy pixels, tight), `quads` (four [x, y] pixels going round; a tilted airplane or ship leaves its
-        corners empty, so there the quad's envelope exceeds the box), `phrases`, `concepts`,
-        `hard_negatives` and `negative_kinds`.
+        (xyxy pixels, tight), `quads` (four [x, y] pixels going round, tight along the object's own axis),
+        `phrases`, `concepts`, `hard_negatives` and `negative_kinds`.
 
     Example:
         >>> draw_rows(4)[3] == draw_rows(10)[3]
@@ -371,8 +370,8 @@ def main() -> None:
     """Write a contact sheet."""
     parser = argparse.ArgumentParser(description="Draw toy rows and write them as one picture.")
     parser.add_argument("--output", type=Path, default=Path("outputs/toy_rows/contact_sheet.png"))
-    parser.add_argument("--num_rows", type=int, default=12)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--num_rows", type=int, default=12, help="number of scenes")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the scenes")
     arguments = parser.parse_args()
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     draw_contact_sheet(draw_rows(arguments.num_rows, arguments.seed)).save(arguments.output)

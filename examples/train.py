@@ -19,15 +19,18 @@ Ctrl-C saves a checkpoint, from which `--resume_from_checkpoint last` continues.
 """
 
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from accelerate import PartialState
-from transformers import AutoModel, AutoProcessor, HfArgumentParser
+from transformers import HfArgumentParser
+from transformers.hf_argparser import HfArg
 
 from geoalign_hf.convert.from_scratch import build_model
 from geoalign_hf.data.augmentation import Augmentation
+from geoalign_hf.data.duplicates import split_validation
 from geoalign_hf.data.loading import read_rows, remove_concepts
 from geoalign_hf.data.schema import list_concepts
 from geoalign_hf.evaluation.classification import RegionClassificationEvaluator
@@ -36,35 +39,32 @@ from geoalign_hf.losses.objective import PRESETS, LossWeights
 from geoalign_hf.model.processing_geoalign_clip import CONCEPT_TEMPLATES
 from geoalign_hf.training.arguments import GeoAlignTrainingArguments
 from geoalign_hf.training.lora import AdapterConfig, adapt_model, describe_trained
+from geoalign_hf.training.start import FINE_TUNING, load_start
 from geoalign_hf.training.trainer import GeoAlignTrainer
+
+FRESH = ("image_size", "patch_size", "width", "depth")  # options of a model with fresh weights
 
 
 @dataclass
 class ScriptArguments:
     """What to train on, and from what."""
 
-    dataset: str = field(
-        metadata={
-            "help": "to train on: a folder of geoalign_hf.build, a Hub repository, or a COCO .json file"
-        }
+    dataset: str = HfArg(help="rows to train on: a folder, a Hub repository, or a COCO .json file")
+    eval_dataset: str | None = HfArg(default=None, help="rows to evaluate on; of a folder the split test")
+    validation_share: float = HfArg(
+        default=0.0, help="fraction of the rows to evaluate on instead; near-duplicates stay on one side"
     )
-    eval_dataset: str | None = field(
-        default=None, metadata={"help": "likewise, to evaluate on; of a folder or repository the split test"}
+    images: str | None = HfArg(default=None, help="folder of the images of a COCO file")
+    exclude_concepts: list[str] = HfArg(
+        default_factory=list, help="concepts to leave out, with all boxes and texts that mention them"
     )
-    images: str | None = field(default=None, metadata={"help": "folder of the images of a COCO file"})
-    exclude_concepts: list[str] = field(
-        default_factory=list,
-        metadata={"help": "concepts that the model is not told of: their boxes and all words with them go"},
-    )
-    preset: str = field(
-        default="geoalign", metadata={"help": "objective to start from", "choices": list(PRESETS)}
-    )
-    model: str | None = field(default=None, metadata={"help": "checkpoint to start from; default: fresh"})
-    image_size: int = field(default=192, metadata={"help": "fresh model: side of pixel_values"})
-    patch_size: int = field(default=16, metadata={"help": "fresh model: side of a patch"})
-    width: int = field(default=192, metadata={"help": "fresh model: of the vision tower"})
-    depth: int = field(default=4, metadata={"help": "fresh model: blocks of the vision tower"})
-    license: str | None = field(default=None, metadata={"help": "of the weights, as the Hub spells it"})
+    preset: Literal[tuple(PRESETS)] = HfArg(default="geoalign", help="objective to start from")
+    model: str | None = HfArg(default=None, help="GeoAlignCLIP or other CLIP to start from; default: fresh")
+    image_size: int = HfArg(default=192, help="side of pixel_values of a fresh model")
+    patch_size: int = HfArg(default=16, help="side of a patch of a fresh model")
+    width: int = HfArg(default=192, help="width of the vision tower of a fresh model")
+    depth: int = HfArg(default=4, help="number of blocks of the vision tower of a fresh model")
+    license: str | None = HfArg(default=None, help="license of the weights, as the Hub spells it")
 
 
 def main() -> None:
@@ -72,7 +72,10 @@ def main() -> None:
     parser = HfArgumentParser(
         (ScriptArguments, LossWeights, GeoAlignTrainingArguments, Augmentation, AdapterConfig)
     )
-    parser.set_defaults(**asdict(PRESETS[parser.parse_known_args()[0].preset]))
+    known = parser.parse_known_args()[0]
+    parser.set_defaults(**asdict(PRESETS[known.preset]))
+    if known.model and not known.lora:
+        parser.set_defaults(**FINE_TUNING)
     arguments, weights, args, augmentation, adapters = parser.parse_args_into_dataclasses()
     if adapters.lora and not arguments.model:
         parser.error("--lora adapts a model that is there: give it as --model")
@@ -83,6 +86,10 @@ def main() -> None:
     rows, eval_rows = read_rows(arguments.dataset, arguments.images, "train"), None
     if arguments.eval_dataset:
         eval_rows = read_rows(arguments.eval_dataset, arguments.images, "test")
+    if arguments.validation_share:
+        if eval_rows:
+            parser.error("--validation_share and --eval_dataset both give rows to evaluate on: give one")
+        rows, eval_rows = split_validation(rows, arguments.validation_share, args.seed)
     if arguments.exclude_concepts:
         rows = remove_concepts(rows, arguments.exclude_concepts)
         if eval_rows:
@@ -91,8 +98,9 @@ def main() -> None:
 
     # 2. The model: a checkpoint, or fresh weights and a tokenizer learnt from the words of the rows.
     if arguments.model:
-        model = AutoModel.from_pretrained(arguments.model)
-        processor = AutoProcessor.from_pretrained(arguments.model)
+        if ignored := [name for name in FRESH if getattr(arguments, name) != parser.get_default(name)]:
+            parser.error(f"--{ignored[0]} is for fresh weights; the model of --model has its own")
+        model, processor = load_start(arguments.model)
     else:
         words = rows.remove_columns("image")
         texts = [text for row in words for text in [*row["captions"], *row["phrases"]]]

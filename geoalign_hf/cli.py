@@ -8,7 +8,7 @@ import logging
 import os
 import platform
 import sys
-from argparse import SUPPRESS, Action, ArgumentDefaultsHelpFormatter
+from argparse import SUPPRESS, Action, ArgumentDefaultsHelpFormatter, Namespace
 from collections.abc import Callable
 from difflib import get_close_matches
 from importlib import import_module
@@ -47,8 +47,11 @@ class HelpFormatter(ArgumentDefaultsHelpFormatter):
 class OptionParser(HfArgumentParser):
     """A parser of dataclasses whose errors are one line.
 
-    A dataclass may name fields in `_positional`; they can be given in this order without their names. Only
-    the first dataclass may do so. `_argument_group_name` is the heading of its options.
+    The first dataclass may have these attributes:
+
+    - `_positional`: fields that can be given in this order, without their names.
+    - `_defaults`: a function of what is parsed that returns defaults of other options.
+    - `_also_shown`: inherited options of a library's dataclass that the help shows. It hides all others.
 
     Args:
         verb: Verb that the options belong to.
@@ -57,10 +60,9 @@ class OptionParser(HfArgumentParser):
 
     def __init__(self, verb: str, function: Callable):
         hints = get_type_hints(function)
-        self.positional: tuple[str, ...] = ()
         dataclasses = [hints[name] for name in hints if name != "return"]
-        if dataclasses:
-            self.positional = getattr(dataclasses[0], "_positional", ())
+        self.positional: tuple[str, ...] = getattr(dataclasses[0], "_positional", ())
+        self.list_defaults: Callable[[Namespace], dict] = getattr(dataclasses[0], "_defaults", lambda _: {})
         names = "".join(f" {name.upper()}" for name in self.positional)
         super().__init__(
             dataclasses,
@@ -69,12 +71,29 @@ class OptionParser(HfArgumentParser):
             description=function.__doc__,
             formatter_class=HelpFormatter,
             allow_abbrev=False,
+            conflict_handler="resolve",
         )
-        self.add_argument("--debug", action="store_true", help="Traceback of an error, instead of one line.")
+        # TrainingArguments has a --debug, too, for overflows of mixed precision. Ours takes its place.
+        help_text = "Traceback of an error, instead of one line."
+        self.add_argument("--debug", action="store_true", dest="traceback", help=help_text)
+        self.set_defaults(debug="")
         for action in self._actions:
             name = action.option_strings[0].removeprefix("--no_")
             if action.option_strings[0] != f"--{name}" and action.nargs == 0 and action.dest == name:
                 action.help = f"Opposite of --{name}: turns it off."
+        self._hide_inherited(dataclasses)
+        self.set_defaults(**self.list_defaults(Namespace(**{a.dest: a.default for a in self._actions})))
+
+    def _hide_inherited(self, dataclasses: list[type]) -> None:
+        shown = {"help", "traceback", *getattr(dataclasses[0], "_also_shown", ())}
+        bases = [base for dataclass in dataclasses for base in dataclass.__mro__]
+        for base in bases:
+            if base.__module__.startswith(f"{__package__}."):
+                shown.update(base.__dict__.get("__annotations__", {}))
+        for action in self._actions:
+            if action.dest not in shown:
+                action.help = SUPPRESS
+                self.epilog = "All other options of transformers.TrainingArguments are accepted, too."
 
     def parse(self, words: list[str]) -> list:
         """Parse the words of a command line into one object per dataclass.
@@ -89,8 +108,10 @@ class OptionParser(HfArgumentParser):
             num_positional += 1
         pairs = zip(self.positional, words[:num_positional], strict=False)
         named = [word for name, value in pairs for word in (f"--{name}", value)]
+        words = [*named, *words[num_positional:]]
+        self.set_defaults(**self.list_defaults(self.parse_known_args(words)[0]))
         *parsed, _, rest = self.parse_args_into_dataclasses(
-            [*named, *words[num_positional:]], return_remaining_strings=True, look_for_args_file=False
+            words, return_remaining_strings=True, look_for_args_file=False
         )
         if rest:
             known = [name for action in self._actions for name in action.option_strings]

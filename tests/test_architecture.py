@@ -14,8 +14,8 @@ PACKAGE = ROOT / "geoalign_hf"
 # What the modules of each directory (or of a file beside them) may import from the package.
 MAY_IMPORT = {
     "storage": set(),
-    "images": {"storage"},
     "model": set(),
+    "images": {"model", "storage"},
     "losses": set(),
     "captioning": {"model", "storage"},
     "convert": {"model", "storage"},
@@ -27,7 +27,8 @@ MAY_IMPORT = {
     "evaluation": {"captioning", "data", "embedding", "images", "model", "storage"},
     "scenes": {"captioning", "data", "embedding", "images", "model", "readers", "storage"},
     "training": {
-        "captioning", "data", "embedding", "evaluation", "hub", "images", "losses", "model", "storage"
+        "captioning", "convert", "data", "embedding", "evaluation", "hub", "images", "losses", "model",
+        "storage"
     },
 }  # fmt: skip
 TOP = {"__init__", "__main__", "cli", "commands"}  # these may import everything
@@ -39,7 +40,7 @@ MAY_USE = {
     "accelerate": {"commands", "embedding", "training"},
     "geopandas": {"scenes"},
     "rasterio": {"images", "scenes"},
-    "yaml": {"dataset_builder", "readers"},
+    "yaml": {"captioning", "dataset_builder", "readers"},
 }
 
 

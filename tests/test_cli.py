@@ -23,7 +23,7 @@ NOT_NOUNS = {
 def list_options(verb: str) -> list:
     """The options of a verb that are declared in this package, not in the classes of others."""
     function = find_function(verb)
-    owned = {"debug"}
+    owned = {"traceback"}
     for options in get_type_hints(function).values():
         if dataclasses.is_dataclass(options):
             ours = [base for base in options.__mro__ if base.__module__.startswith("geoalign_hf")]
@@ -44,6 +44,15 @@ def test_every_option_of_every_verb_has_a_help_text_that_begins_with_a_noun(verb
         texts[action.help] = name
         if name.startswith("--no_"):
             assert name.removeprefix("--no_") in action.help and "off" in action.help
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_no_two_dataclasses_of_a_verb_have_an_option_of_one_name(verb):
+    hints = get_type_hints(find_function(verb)).values()
+    names = [
+        field.name for hint in hints if dataclasses.is_dataclass(hint) for field in dataclasses.fields(hint)
+    ]
+    assert len(names) == len(set(names))
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -174,12 +174,11 @@ def test_a_built_dataset_is_trained_on_with_every_term(coco_folder, geoalign, tm
         "--per_device_train_batch_size",
         4,
     ]
-    weights = ["--text_consistency", 0.1]
+    weights = ["--text_consistency", 0.1, "--logging_steps", 1]
     run("train.py", "--dataset", "rows", "--output_dir", "out", *small, *weights, cwd=tmp_path)
     history = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
-    last = next(record for record in reversed(history) if "loss" in record)
     for term in ("description", "hard_negative", "crop_consistency", "image_consistency", "text_consistency"):
-        assert last[term] > 0, term
+        assert max(record.get(term, 0) for record in history) > 0, term
 
 
 @pytest.mark.slow
@@ -215,16 +214,15 @@ def test_training_goes_on_from_a_saved_model(coco_folder, tmp_path, folder):
 
 
 @pytest.mark.slow
-def test_quickstart_goes_the_whole_way(tmp_path):
-    printed = run("quickstart.py", "--num_rows", 32, "--num_epochs", 1, cwd=tmp_path)
-    assert "untrained: region top-1" in printed
+def test_the_quickstart_leaves_a_model_folder_a_picture_and_its_numbers(tmp_path):
+    printed = run("quickstart.py", "--num_rows", 40, "--max_steps", 2, cwd=tmp_path)
     output = tmp_path / "outputs" / "quickstart"
-    assert Image.open(output / "regions.png").width > 500
+    assert Image.open(output / "quickstart.png").width > 500
     assert {"README.md", "model.safetensors", "processor_config.json"} <= {
         path.name for path in (output / "final").iterdir()
     }
-    metrics = json.loads((output / "metrics.json").read_text())
-    assert f"{metrics['image']['top1_micro']:.3f}" in printed
+    results = json.loads((output / "quickstart.json").read_text())["results"]
+    assert f"{100 * results['boxes named, by the pipeline']:.1f} %" in printed
 
 
 def test_toy_rows_draws_a_contact_sheet(tmp_path):
@@ -315,7 +313,7 @@ def test_train_pushes_its_checkpoints_and_the_final_model(hub, coco_folder, fold
     for name in ("model.safetensors", "metrics.json", "args.json", "curves.png"):
         assert hub.read("you/harbors", name) == (final / name).read_bytes()
     card = hub.read("you/harbors", "README.md").decode()
-    assert "license: mit" in card and "rows.json; its licence: not stated there." in card
+    assert "license: mit" in card and "Trained on rows.json. Licence of the data: not stated" in card
     assert f"| top1_micro | {read_json(final / 'metrics.json')['regions final']['top1_micro']:.4f} |" in card
     assert not list((tmp_path / "out").glob("partial-*"))
 

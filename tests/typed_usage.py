@@ -23,6 +23,8 @@ from geoalign_hf import (
     GeoAlignCLIPModel,
     GeoAlignCLIPOutput,
     GeoAlignCLIPProcessor,
+    GeoAlignTrainer,
+    GeoAlignTrainingArguments,
     HardNegativeEvaluator,
     LocalizationEvaluator,
     LossWeights,
@@ -112,6 +114,22 @@ def evaluate(model: GeoAlignCLIPModel, processor: GeoAlignCLIPProcessor, rows: D
     ]
     scores = [evaluator(model, processor) for evaluator in evaluators]
     return [result[one.primary_metric] for one, result in zip(evaluators, scores, strict=True)]
+
+
+def train(model: GeoAlignCLIPModel, processor: GeoAlignCLIPProcessor, rows: Dataset) -> GeoAlignTrainer:
+    """Train with the arguments of transformers' Trainer and our own."""
+    arguments = GeoAlignTrainingArguments(output_dir="outputs/train", num_train_epochs=5, mini_batch_size=8)
+    trainer = GeoAlignTrainer(
+        model,
+        arguments,
+        train_dataset=rows,
+        processing_class=processor,
+        loss_weights=LossWeights(concept=1.0),
+        evaluators=[RegionClassificationEvaluator(rows)],
+        augmentation=Augmentation(),
+    )
+    trainer.train()
+    return trainer
 
 
 def publish() -> str:

@@ -303,22 +303,27 @@ def code_colours(pixels: np.ndarray) -> np.ndarray:
         pixels: (H, W, 3), uint8 RGB.
 
     Returns:
-        (H, W), 1 + the index in `grammar.COLOURS`, or 0 for dark, gray and mixed colours.
+        (H, W), uint8: 1 + the index in `grammar.COLOURS`, or 0 for dark, gray and mixed colours.
 
     Example:
         >>> code_colours(np.uint8([[[250, 250, 245], [200, 30, 40], [90, 92, 95]]])).tolist()
         [[1, 2, 0]]
     """
-    hue, saturation, brightness = np.moveaxis(
-        np.asarray(Image.fromarray(pixels).convert("HSV"), float), -1, 0
-    )
-    hue, saturation, brightness = hue * 360 / 256, saturation / 255, brightness / 255
-    codes = np.zeros(hue.shape, dtype=int)
-    codes[(brightness > 0.75) & (saturation < 0.15)] = 1 + COLOURS.index("white")
-    is_vivid = (saturation > 0.35) & (brightness > 0.25)
+    hue, saturation, brightness = np.moveaxis(np.asarray(Image.fromarray(pixels).convert("HSV")), -1, 0)
+    is_vivid = (saturation > 0.35 * 255) & (brightness > 0.25 * 255)
+    is_white = (saturation < 0.15 * 255) & (brightness > 0.75 * 255)
+    return np.where(is_vivid, _HUE_CODES[hue], is_white * np.uint8(1 + COLOURS.index("white")))
+
+
+def _list_hue_codes() -> np.ndarray:
+    """List the code of each of the 256 hues of Pillow's HSV images."""
+    hues, codes = np.arange(256) * 360 / 256, np.zeros(256, dtype=np.uint8)
     for name, (low, high) in HUES.items():
-        codes[is_vivid & ((hue - low) % 360 < high - low)] = 1 + COLOURS.index(name)
+        codes[(hues - low) % 360 < high - low] = 1 + COLOURS.index(name)
     return codes
+
+
+_HUE_CODES = _list_hue_codes()
 
 
 def choose_colour(inside: dict[str, float], around: dict[str, float]) -> str | None:

@@ -7,9 +7,13 @@ often as the other way round. Whatever scores the two texts alone is then right 
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import numpy as np
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 
 class Contrast(NamedTuple):
@@ -137,6 +141,16 @@ def balance_negatives(
             }
         )
     return balanced, counts
+
+
+def score_text_only(rows: Sequence[dict], seed: int = 0) -> dict | None:
+    """Return `text_baseline.score_text_baseline` of rows, or None if scikit-learn is not installed."""
+    if find_spec("sklearn") is None:
+        logger.warning("scikit-learn is not installed, so the text-only baseline is not measured.")
+        return None
+    from .text_baseline import score_text_baseline  # an optional dependency
+
+    return score_text_baseline(rows, seed=seed)
 
 
 def _limit(pairs: list[tuple[Contrast, Contrast]], most: int | None, seed: int) -> list[Contrast]:

@@ -7,7 +7,7 @@ from .attributes import Facts
 from .grammar import COLOURS, ENDS, NUMBERS, PLACES, RELATIONS, SIZES, add_article, count_noun, pluralize
 from .vocabulary import may_be_same
 
-MOST_OF_A_KIND = 100  # among more regions of one concept no phrase is taken to be distinguishing
+MOST_OF_A_KIND = 50  # among more regions of one concept, only the largest, leftmost etc. are singled out
 
 
 def match_phrase(phrase: str, concept: str) -> re.Match | None:
@@ -100,34 +100,23 @@ def list_relations(facts: Facts, r: int) -> Iterator[tuple[str, str]]:
                 yield relation, facts.concepts[s]
 
 
-def find_referents(facts: Facts, phrase: str, r: int) -> list[int]:
-    """Find the regions of an image that a phrase may refer to, in the widest sense of its words.
+def is_distinguishing(facts: Facts, phrase: str, r: int) -> bool:
+    """Return whether a phrase can only mean region `r` of an image, even in the widest sense of its words.
 
-    Args:
-        facts: Facts of the image.
-        phrase: Phrase of region `r`.
-        r: The region.
-
-    Returns:
-        Numbers of regions, with `r`. Without the form of `match_phrase`, all regions of the concept.
+    It cannot be known of concepts that may be in the image without a region, or under another name. A phrase
+    without the form of `match_phrase` is distinguishing if there is no other region of its concept.
     """
     concept = facts.concepts[r]
+    kinds = [name for name in {*facts.kinds, *facts.uncounted} if may_be_same(name, concept)]
+    if kinds != [concept] or concept in facts.uncounted:
+        return False
     kind = facts.kinds[concept]
     match = match_phrase(phrase, concept)
-    if match is None:
-        return kind
-    if match["extreme"] or match["end"]:
-        return [r]
-    return [s for s in kind if s == r or _may_mean(facts, match, s)]
-
-
-def is_distinguishing(facts: Facts, phrase: str, r: int) -> bool:
-    """Return whether a phrase refers to one region of the image, as far as all of its kind are known."""
-    concept = facts.concepts[r]
-    kinds = [name for name in {*facts.kinds, *facts.uncounted} if may_be_same(name, concept)]
-    if kinds != [concept] or concept in facts.uncounted or len(facts.kinds[concept]) > MOST_OF_A_KIND:
-        return False
-    return find_referents(facts, phrase, r) == [r]
+    if match is not None and (match["extreme"] or match["end"]):
+        return True
+    if match is None or len(kind) > MOST_OF_A_KIND:
+        return len(kind) == 1
+    return not any(_may_mean(facts, match, s) for s in kind if s != r)
 
 
 def _may_mean(facts: Facts, match: re.Match, s: int) -> bool:

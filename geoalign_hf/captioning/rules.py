@@ -34,8 +34,8 @@ CONCEPT_FRAMES = (
     "aerial imagery of {}",
 )
 OPENINGS = (
-    "An aerial image that shows {}.",
-    "An overhead image of {}.",
+    "This aerial image shows {}.",
+    "This is an overhead image of {}.",
     "The aerial image shows {}.",
     "This is an aerial view of {}.",
     "Seen from the air, there {verb} {}.",
@@ -123,9 +123,14 @@ def _draw_phrase(facts: Facts, r: int, rng: np.random.Generator) -> str:
 
 def word_group(facts: Facts, group: list[int], rng: np.random.Generator) -> str:
     """Write a phrase of all regions of a group: "three white storage tanks in a row in the upper left"."""
+    return " ".join(_word_group_parts(facts, group, rng))
+
+
+def _word_group_parts(facts: Facts, group: list[int], rng: np.random.Generator) -> list[str]:
+    """Write the noun of a group, that it stands in a row, and its place, as far as they are known."""
     row = "in a row" if facts.is_in_row(group) else None
     place = word_place(find_own_place(facts, group), rng)
-    return " ".join(filter(None, (word_noun(facts, group, rng), row, place)))
+    return [part for part in (word_noun(facts, group, rng), row, place) if part]
 
 
 def word_noun(facts: Facts, group: list[int], rng: np.random.Generator) -> str:
@@ -200,18 +205,31 @@ def word_description(facts: Facts, rng: np.random.Generator) -> str:
     verb = "is" if counts.startswith(("a ", "an ")) else "are"
     sentences = [str(rng.choice(OPENINGS)).format(counts, verb=verb)]
     placed = [group for group in list_groups(facts) if is_placed(facts, group)]
-    words = {word_group(facts, group, rng): group for group in placed}
-    mentioned = list(words)[: MOST_SENTENCES // 2]
-    for text in mentioned:
-        verb = "is" if text.startswith(("a ", "an ")) else "are"
-        sentences.append(
-            f"There {verb} {text}." if rng.random() < 0.5 else f"{_capitalize(text)} can be seen."
-        )
-    concepts = {facts.concepts[words[text][0]] for text in mentioned}
+    of_groups, seen = {}, set()
+    for group in placed:
+        parts = _word_group_parts(facts, group, rng)
+        if tuple(parts) not in seen:
+            seen.add(tuple(parts))
+            of_groups[_word_group_sentence(facts, group, parts, rng)] = group
+    mentioned = list(of_groups)[: MOST_SENTENCES // 2]
+    sentences += mentioned
+    concepts = {facts.concepts[of_groups[text][0]] for text in mentioned}
     placed_regions = {r for group in placed for r in group}
     sentences += _word_places(facts, rng, placed_regions, concepts, MOST_SENTENCES - 2 - len(sentences))
     sentences += _word_neighbours(facts, rng, MOST_SENTENCES - len(sentences))
     return " ".join(sentences)
+
+
+def _word_group_sentence(facts: Facts, group: list[int], parts: list[str], rng: np.random.Generator) -> str:
+    """Write a sentence about a group from its parts: its noun, and its place or that it stands in a row."""
+    noun, *rest = parts
+    verb = "is" if len(group) == 1 else "are"
+    if len(group) == len(facts.kinds[facts.concepts[group[0]]]):  # their number was written before
+        bare = noun.partition(" ")[2]
+        subject = {1: f"The {bare}", 2: f"Both {bare}"}.get(len(group), f"All {noun}")
+        return f"{subject} {verb} {' '.join(rest)}."
+    text = " ".join([noun, *rest])
+    return f"There {verb} {text}." if rng.random() < 0.5 else f"{_capitalize(text)} can be seen."
 
 
 def _word_places(

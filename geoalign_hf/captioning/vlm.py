@@ -12,12 +12,12 @@ from PIL import Image
 
 @dataclass(frozen=True)
 class Question:
-    """What a model is asked, and what shape a usable answer has.
+    """A question for a model, and the form of a usable answer.
 
     Args:
-        words: of the question; `{}` stands for the region's concept.
-        fewest: words of an answer, at least.
-        most: words of an answer, at most.
+        words: The question. `{}` stands for the region's concept.
+        fewest: Minimum number of words of an answer.
+        most: Maximum number of words of an answer.
     """
 
     words: str
@@ -25,7 +25,7 @@ class Question:
     most: int
 
     def read_answer(self, raw: str) -> str | None:
-        """Take the answer out of what a model wrote, or None if it is no usable one.
+        """Return the answer in what a model wrote, or None if it is not usable.
 
         Example:
             >>> Question("What is it?", 2, 5).read_answer(' "A white ship." ')
@@ -53,7 +53,7 @@ QUESTIONS = {
         20,
     ),
 }
-CONTEXT_SHARE = 0.25  # of a region's longer side is shown on each side of it
+CONTEXT_SHARE = 0.25  # margin around a region that is shown with it, in parts of its longer side
 
 
 def ask_model(
@@ -67,24 +67,24 @@ def ask_model(
     skip: Callable[[str, str], None] | None = None,
     **generation,
 ) -> list[dict]:
-    """Let a vision-language model word rows: a caption, a description, and a phrase for each region.
+    """Ask a vision-language model for the text of rows: a caption, a description, and a phrase per region.
 
-    Every answer is appended to a file of JSON lines as soon as it is there. What the file has already is not
-    asked again, so that a run that was killed goes on. The first attempt is greedy, later ones are drawn.
+    Every answer is appended to a file of JSON lines at once. Questions that the file answers are not asked
+    again, so that an interrupted run continues. The first attempt is greedy, later ones are sampled.
 
     Args:
-        rows: with PIL images and `source`; `source` and `window` together name a row.
-        ask: a transformers pipeline "image-text-to-text".
-        path: of the file: `row`, `granularity`, `region`, `attempt`, `raw` (as it came) and `answer`.
-        questions: by granularity: "caption", "description" and "phrase", or some of them.
-        batch_size: questions that are asked at once.
-        max_attempts: for a usable answer; if there is none, the words that the row has stay.
-        seed: of the attempts that are drawn.
-        skip: called with a kind and a message for each question without a usable answer.
-        **generation: settings of `generate`, such as `max_new_tokens`, which is 300 by default.
+        rows: Rows with PIL images and `source`. `source` and `window` together name a row.
+        ask: A transformers pipeline "image-text-to-text".
+        path: The file, with the fields `row`, `granularity`, `region`, `attempt`, `raw` and `answer`.
+        questions: Questions by granularity: "caption", "description" and "phrase", or some of them.
+        batch_size: Number of questions that are asked at once.
+        max_attempts: Maximum number of attempts. Without a usable answer, the text of the row is kept.
+        seed: Seed of the sampled attempts.
+        skip: Called with a kind and a message for each question without a usable answer.
+        **generation: Settings of `generate`, such as `max_new_tokens`, which is 300 by default.
 
     Returns:
-        The rows with the model's words; a caption comes before those that the row has.
+        The rows with the model's text. Its caption comes before those of the row.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -135,7 +135,7 @@ class _Request:
 
 
 def name_row(row: dict) -> str:
-    """Name a row by the picture and the window it was made of.
+    """Name a row by the image and the window that it was made of.
 
     Example:
         >>> name_row({"source": "P0001.png", "window": [0, 0, 512, 512]})
@@ -162,7 +162,7 @@ def _is_open(entry: dict | None, attempt: int) -> bool:
 
 
 def _read_answers(path: Path) -> dict[tuple, dict]:
-    """Read the answers of a run that may have been killed: a last line without its end is taken off."""
+    """Read the answers of a run that may have been interrupted. An incomplete last line is removed."""
     if not path.exists():
         return {}
     whole = path.read_bytes().rpartition(b"\n")[0]

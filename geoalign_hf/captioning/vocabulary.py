@@ -1,8 +1,23 @@
-"""Relations between concepts: which may name the same thing, and which look alike from above."""
+"""Relations between concepts: which are narrower than others, may name the same thing, or look alike.
+
+`vocabulary.yaml` lists the concepts that recipes use, in a hierarchy: a concept stands below a broader one.
+"""
+
+from functools import cache
+from pathlib import Path
+
+import yaml
 
 # Concepts that look alike from above. They are exchanged for each other before others are.
 LOOK_ALIKES = (
-    {"tennis court", "basketball court", "baseball diamond", "ground track field", "soccer ball field"},
+    {
+        "tennis court",
+        "basketball court",
+        "baseball diamond",
+        "ground track field",
+        "soccer ball field",
+        "soccer field",
+    },
     {"ship", "harbor", "bridge"},
     {"airplane", "helicopter", "airport"},
     {"storage tank", "roundabout", "chimney", "windmill"},
@@ -29,6 +44,35 @@ SYNONYMS = (
 )
 
 
+@cache
+def load_vocabulary() -> dict[str, tuple[str, ...]]:
+    """Return all concepts of the vocabulary, each with the broader concepts above it, the nearest first.
+
+    Example:
+        >>> load_vocabulary()["small car"]
+        ('car', 'small vehicle', 'vehicle')
+    """
+    found: dict[str, tuple[str, ...]] = {}
+
+    def collect(concepts: dict, above: tuple[str, ...]):
+        for name, below in concepts.items():
+            found[name] = above
+            collect(below or {}, (name, *above))
+
+    collect(yaml.safe_load(Path(__file__).with_name("vocabulary.yaml").read_text(encoding="utf-8")), ())
+    return found
+
+
+def is_broader(first: str, second: str) -> bool:
+    """Return whether the first concept is broader than the second.
+
+    Example:
+        >>> is_broader("vehicle", "bus"), is_broader("bus", "vehicle")
+        (True, False)
+    """
+    return first in load_vocabulary().get(second, ())
+
+
 def may_be_same(first: str, second: str) -> bool:
     """Return whether two concepts may name one thing: synonyms, or a concept and a narrower one.
 
@@ -38,6 +82,7 @@ def may_be_same(first: str, second: str) -> bool:
     """
     words = [set(name.split()) for name in (first, second)]
     is_narrower = words[0] <= words[1] or words[1] <= words[0]
+    is_narrower |= is_broader(first, second) or is_broader(second, first)
     return is_narrower or any({first, second} <= names for names in SYNONYMS)
 
 

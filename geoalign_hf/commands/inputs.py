@@ -16,7 +16,7 @@ from ..data.loading import read_rows
 from ..embedding.embedder import Embedder
 
 MODEL = "outputs/train/final"
-ROWS, TEST_ROWS = "outputs/rows", "outputs/rows_test"
+ROWS, VALIDATION_ROWS, TEST_ROWS = "outputs/rows", "outputs/rows_validation", "outputs/rows_test"
 
 
 @dataclass

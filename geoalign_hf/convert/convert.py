@@ -91,7 +91,8 @@ def convert_clip(
     if text_length is not None:
         stretch_text(model, text_length)
     tokenizer.model_max_length = model.config.text_config.max_position_embeddings
-    return model, GeoAlignCLIPProcessor(image_processor, tokenizer)
+    patch_size = model.config.vision_config.patch_size
+    return model, GeoAlignCLIPProcessor(image_processor, tokenizer, patch_size)
 
 
 def find_open_clip(source: str | Path) -> tuple[str, str | None] | None:

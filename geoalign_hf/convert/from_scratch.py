@@ -122,7 +122,8 @@ def build_model(
     positions = model.vision_model.embeddings.position_embedding.weight
     with torch.no_grad():  # the class token's position stays as it is
         positions[1:] = encode_grid(image_size // patch_size, width)
-    return model, GeoAlignCLIPProcessor(image_processor, tokenizer)
+    patch_size = model.config.vision_config.patch_size
+    return model, GeoAlignCLIPProcessor(image_processor, tokenizer, patch_size)
 
 
 def encode_grid(side: int, width: int) -> torch.Tensor:

@@ -47,16 +47,18 @@ class Augmentation:
         ValueError: if a share is outside [0, 1], or the contexts are not in order.
     """
 
-    whole_share: float = _option(0.3, "share of training views that are whole images, not windows")
-    min_context: float = _option(1.2, "smallest side of a window in longer sides of its region")
-    max_context: float = _option(2.5, "largest side of a window in longer sides of its region")
-    turn: bool = _option(True, "mirroring and turning, windows by any angle")
-    shift: float = _option(0.08, "largest shift of a window as a share of its side")
-    stretch: float = _option(0.15, "largest change of a window's width and height as a share")
-    light: float = _option(0.3, "largest change of brightness, contrast and saturation as a share")
-    balance: float = _option(0.5, "exponent that draws regions of rare concepts more often, 0: all alike")
-    min_visible: float = _option(0.5, "smallest visible share of a region that is kept in a window")
-    views_per_row: int = _option(1, "views drawn in an epoch for each row of the data set")
+    _argument_group_name = "augmentation"
+
+    whole_share: float = _option(0.3, "Share of training views that are whole images, not windows.")
+    min_context: float = _option(1.2, "Smallest side of a window in longer sides of its region.")
+    max_context: float = _option(2.5, "Largest side of a window in longer sides of its region.")
+    turn: bool = _option(True, "Mirroring and turning, windows by any angle.")
+    shift: float = _option(0.08, "Largest shift of a window as a share of its side.")
+    stretch: float = _option(0.15, "Largest change of a window's width and height as a share.")
+    light: float = _option(0.3, "Largest change of brightness, contrast and saturation as a share.")
+    balance: float = _option(0.5, "Exponent that draws regions of rare concepts more often, 0: all alike.")
+    min_visible: float = _option(0.5, "Smallest visible share of a region that is kept in a window.")
+    views_per_row: int = _option(1, "Views drawn in an epoch for each row of the data set.")
 
     def __post_init__(self):
         for name in ("whole_share", "shift", "stretch", "light", "min_visible"):

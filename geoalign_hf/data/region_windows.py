@@ -13,6 +13,10 @@ from PIL import Image
 from .augmentation import Augmentation, change_light, drop_context, measure_visible
 from .schema import REGION_COLUMNS
 
+MAX_OFFSET = (
+    0.25  # distance of the centres of a turned window and its region, as a share of the window's side
+)
+
 
 class ImagePyramid:
     """An image with copies of a half, a quarter, ... of its size, each made when it is first needed.
@@ -101,6 +105,11 @@ def _draw_frame(row, r, size, augment, generator) -> tuple[np.ndarray, np.ndarra
     limits = np.array(row["image"].size)
     # A window lies inside the image where it fits, as windows at inference do.
     center = np.where(sides < limits, np.clip(center, sides / 2, limits - sides / 2), limits / 2)
+    # Yet a turned window must not lose a region at the border: its centre stays near that of the region.
+    middle = np.array([x0 + x1, y0 + y1]) / 2
+    distance = np.linalg.norm(center - middle)
+    if augment.turn and distance > MAX_OFFSET * side:
+        center = middle + (center - middle) * MAX_OFFSET * side / distance
     matrix = np.diag(sides / size)
     if augment.turn:
         sine, cosine = math.sin(2 * math.pi * angle), math.cos(2 * math.pi * angle)

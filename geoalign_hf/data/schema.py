@@ -28,6 +28,8 @@ FEATURES = Features(
         "unboxed": List(Value("string")),  # concepts that are also in the image, without a region
         "source": Value("string"),  # name of the image that the row was made of, or None
         "window": List(Value("int64")),  # part of that image, xyxy whole pixels; [] for all of it
+        "dataset": Value("string"),  # name of the data set that the image comes from, or None
+        "license": Value("string"),  # terms of the image and its annotations, or None
     }
 )
 MAX_COORDINATE = 1e9  # pixels; areas of larger boxes lose their last digits
@@ -72,7 +74,7 @@ def _check_row(i: int, row: dict) -> dict:
         raise ValueError(f"row {i} lacks {missing}; it has {found}. Give every row an image and its regions.")
     if unknown := sorted(map(str, row.keys() - FEATURES.keys())):
         raise ValueError(f"row {i} has the unknown columns {unknown}; a row has {list(FEATURES)}.")
-    row = {name: None if name in ("description", "source") else [] for name in FEATURES} | row
+    row = {name: [] if isinstance(FEATURES[name], List) else None for name in FEATURES} | row
     for name, feature in FEATURES.items():
         if name != "image" and row[name] is not None:
             try:

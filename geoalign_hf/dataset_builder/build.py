@@ -2,9 +2,10 @@
 
     geoalign-hf build --coco train.json --output_dir outputs/rows --num_workers 4
 
-The input is annotation files of one format. The output is a folder that can be loaded and pushed as it is. It
-holds Parquet shards, a card, statistics, contact sheets and a report. The same settings give the same shards
-for any number of processes. A build that was interrupted continues when the same command is run again.
+The input is annotation files of one format, or a recipe for several data sets. The output is a folder that
+can be loaded and pushed as it is. It holds Parquet shards, a card, statistics, contact sheets and a report.
+The same settings give the same shards for any number of processes. A build that was interrupted continues
+when the same command is run again.
 """
 
 import json
@@ -13,7 +14,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 
@@ -21,6 +21,7 @@ import transformers
 from transformers.hf_argparser import HfArg
 from transformers.utils.logging import get_logger, tqdm
 
+from ..captioning.balance import score_text_only
 from ..data.schema import count_rows
 from ..data.tiling import list_tiles
 from ..hub.cards import write_dataset_card
@@ -31,11 +32,12 @@ from ..storage import atomic_file, lock_folder, read_json, write_json
 from .contact_sheet import draw_pages
 from .leakage import EvaluationSet, collect_sets, write_table
 from .plan import Plan, plan_shards
+from .recipe import describe_sources, read_sources, select_sources
 from .shards import Job, build_shards, iterate_rows, read_rows_at
 
 logger = get_logger(__name__)
 WORK = ".build"  # subfolder of an unfinished build; it is removed at the end
-JOB_SETTINGS = ("split", "tile", "overlap", "min_visible", "max_negatives", "leaks")
+JOB_SETTINGS = ("split", "min_visible", "max_negatives", "leaks")
 JOB_SETTINGS += ("on_error", "seed")
 NEGATIVES = ("free", "matched", "balanced")
 MOST_BASELINE_ROWS = 5000  # the text-only baseline is measured on so many rows
@@ -45,7 +47,7 @@ FREE_SETTINGS = ("output_dir", "num_workers", "sheet_rows", "on_error")
 
 @dataclass(frozen=True)
 class BuildConfig:
-    """Settings of a build. Give exactly one annotation format."""
+    """Settings of a build. Give exactly one annotation format, or a recipe."""
 
     output_dir: str = HfArg(
         default="",
@@ -57,6 +59,18 @@ class BuildConfig:
     voc: str | None = HfArg(default=None, help=f"{FORMATS['voc'].description}.")
     yolo: str | None = HfArg(default=None, help=f"{FORMATS['yolo'].description}.")
     captions: str | None = HfArg(default=None, help=f"{FORMATS['captions'].description}.")
+    recipe: str | None = HfArg(
+        default=None, help="Recipe for several data sets: a YAML file, or rsfg.yaml of this package."
+    )
+    root: str | None = HfArg(default=None, help="Folder that holds the data sets of the recipe.")
+    sources: list[str] = HfArg(
+        default_factory=list,
+        help="Names of the recipe's data sets to build. Default: all but evaluation sets.",
+    )
+    license_filter: str | None = HfArg(
+        default=None,
+        help="Purpose that the terms of a data set must allow: research, commercial or redistribution.",
+    )
     images: str | None = HfArg(
         default=None, help="Folder of the images. The default for --coco is the folder of its file."
     )
@@ -150,15 +164,19 @@ def _build_locked(config: BuildConfig, output: Path) -> dict:
     # 1. The plan: which images go into which shard.
     work = output / WORK
     report = SkipReport(config.on_error)
-    sets = collect_sets(config.eval_coco, config.eval_captions, config.eval_images)
-    shutil.rmtree(work / "plan", ignore_errors=True)
-    plan = plan_shards(
-        _read_source(config, report),
-        work / "plan",
-        config.images_per_shard,
-        config.shard_megabytes * 1_000_000,
-        (config.tile, config.overlap) if config.tile else None,
+    selection = None
+    if config.recipe and config.root:
+        selection = select_sources(config.recipe, config.root, config.sources, config.license_filter)
+    sets = collect_sets(
+        config.eval_coco,
+        config.eval_captions + (selection.eval_captions if selection else []),
+        config.eval_images + (selection.eval_images if selection else []),
     )
+    counts: dict[str, dict[str, int]] = {}
+    rows = read_sources(selection.present, report, counts) if selection else _read_source(config, report)
+    shutil.rmtree(work / "plan", ignore_errors=True)
+    most_bytes = config.shard_megabytes * 1_000_000
+    plan = plan_shards(rows, work / "plan", config.images_per_shard, most_bytes)
     _check_same_build(config, plan)
     if (output / "report.jsonl").exists():
         logger.warning(f"{output} is complete. Nothing is left to do.")
@@ -188,6 +206,9 @@ def _build_locked(config: BuildConfig, output: Path) -> dict:
             f"{output}: no row remains of {plan.num_rows} images; skipped: {skipped}{first}. Correct the "
             "sources or the settings, then delete the folder or give another --output_dir."
         )
+    if selection:
+        statistics["sources"] = describe_sources(selection, counts, iterate_rows(job))
+        statistics["missing_sources"] = selection.missing
     write_json(output / "statistics.json", statistics)
     draw_pages(list(read_rows_at(job, config.sheet_rows)), output)
     write_dataset_card(output, statistics, asdict(config), _write_leakage(job, sets))
@@ -197,18 +218,14 @@ def _build_locked(config: BuildConfig, output: Path) -> dict:
 
 
 def _check_config(config: BuildConfig) -> None:
-    given = [name for name in FORMATS if getattr(config, name)]
+    given = [name for name in (*FORMATS, "recipe") if getattr(config, name)]
     if len(given) != 1:
-        raise ValueError(f"the sources are {given}. Give exactly one of {['--' + name for name in FORMATS]}.")
-    for name in FORMATS[given[0]].required:
-        if not getattr(config, name):
-            raise ValueError(f"--{given[0]} is given without --{name}. Give both.")
-    for name in sorted({option for one in FORMATS.values() for option in one.options}):
-        if getattr(config, name) and name not in FORMATS[given[0]].options:
-            formats = [key for key, one in FORMATS.items() if name in one.options]
-            raise ValueError(f"--{name} has no effect on --{given[0]}; it goes with {formats}. Omit it.")
-    if config.tile:
-        list_tiles((1, 1), config.tile, config.overlap)  # refuses an overlap as wide as a tile
+        options = [f"--{name}" for name in (*FORMATS, "recipe")]
+        raise ValueError(f"the sources are {given}. Give exactly one of {options}.")
+    if given == ["recipe"]:
+        _check_recipe(config)
+    else:
+        _check_format(config, given[0])
     if config.negatives not in (None, *NEGATIVES):
         raise ValueError(f"--negatives is {config.negatives!r}. Choose one of {NEGATIVES}.")
     if config.leaks not in ("skip", "keep"):
@@ -222,13 +239,38 @@ def _check_config(config: BuildConfig) -> None:
             raise ValueError(f"--{name} is {getattr(config, name)}. Give 1 or more.")
 
 
-def _read_source(config: BuildConfig, report: SkipReport) -> list[dict]:
+def _check_recipe(config: BuildConfig) -> None:
+    if not config.root:
+        raise ValueError("--recipe is given without --root. Give the folder that holds the data sets.")
+    options = {option for one in FORMATS.values() for option in one.options} | {"images", "tile"}
+    if without_effect := sorted(f"--{name}" for name in options if getattr(config, name)):
+        raise ValueError(f"{without_effect} have no effect on --recipe, which states them. Edit the recipe.")
+
+
+def _check_format(config: BuildConfig, given: str) -> None:
+    for name in ("root", "sources", "license_filter"):
+        if getattr(config, name):
+            raise ValueError(f"--{name} has no effect on --{given}; it goes with --recipe. Omit it.")
+    for name in FORMATS[given].required:
+        if not getattr(config, name):
+            raise ValueError(f"--{given} is given without --{name}. Give both.")
+    for name in sorted({option for one in FORMATS.values() for option in one.options}):
+        if getattr(config, name) and name not in FORMATS[given].options:
+            formats = [key for key, one in FORMATS.items() if name in one.options]
+            raise ValueError(f"--{name} has no effect on --{given}; it goes with {formats}. Omit it.")
+    if config.tile:
+        list_tiles((1, 1), config.tile, config.overlap)  # refuses an overlap as wide as a tile
+
+
+def _read_source(config: BuildConfig, report: SkipReport) -> Iterator[dict]:
     """Read the annotations that a config names."""
     name, source = next((name, FORMATS[name]) for name in FORMATS if getattr(config, name))
     options = {option: getattr(config, option) for option in source.options}
     if options.get("concepts"):
         options["concepts"] = read_names(Path(options["concepts"]))
-    return source.read(getattr(config, name), config.images, report=report, **options)
+    tile = (config.tile, config.overlap) if config.tile else None
+    for row in source.read(getattr(config, name), config.images, report=report, **options):
+        yield row | {"tile": tile, "license": config.license_name or config.license}
 
 
 def _list_visible(folder: Path) -> list[Path]:
@@ -262,7 +304,7 @@ def _describe_negatives(job: Job) -> dict:
 
     Returns:
         `negatives` (the choice), `negative_balance` (by kind, the numbers of candidates and of those kept),
-        and `text_only_baseline` if scikit-learn is installed.
+        and `text_only_baseline`, which is None without scikit-learn.
     """
     balance: dict[str, Counter] = {}
     for note in _read_notes(job):
@@ -272,13 +314,8 @@ def _describe_negatives(job: Job) -> dict:
         logger.warning(f"no hard negatives of the kind {kind!r} are kept: this data cannot balance them.")
     described: dict = {"negatives": job.negatives}
     described["negative_balance"] = {kind: dict(balance[kind]) for kind in sorted(balance)}
-    if find_spec("sklearn") is None:
-        logger.warning("scikit-learn is not installed, so the text-only baseline is not measured.")
-        return described
-    from ..captioning.text_baseline import score_text_baseline  # scikit-learn is optional
-
     rows = list(islice(iterate_rows(job), MOST_BASELINE_ROWS))
-    return described | {"text_only_baseline": score_text_baseline(rows, seed=job.seed)}
+    return described | {"text_only_baseline": score_text_only(rows, seed=job.seed)}
 
 
 def _read_notes(job: Job) -> Iterator[dict]:
@@ -319,3 +356,8 @@ def run_build(config: BuildConfig) -> None:
         f"{len(statistics['concepts'])} concepts, {statistics['num_hard_negatives']} hard negatives; "
         f"skipped: {statistics['skipped'] or 'nothing'}; {time.perf_counter() - start:.0f} s"
     )
+    for source in statistics.get("sources", []):
+        numbers = f"{source['num_rows']} rows of {source['images']} images"
+        print(f"{source['name']}: {numbers}; counts: {source['differences']}")
+    for source in statistics.get("missing_sources", []):
+        print(f"{source['name']}: not built, {source['reason']} at {source['folder']}; see {source['home']}")

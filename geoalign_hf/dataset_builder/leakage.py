@@ -9,26 +9,18 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from transformers.hf_argparser import HfArg
 
+from ..data.duplicates import FEWEST_EQUAL, KEPT, hash_appearance, hash_pixels, list_orientations
 from ..data.loading import load_rows
 from ..readers.captions import list_captions
 from ..readers.coco import read_coco
 from ..readers.files import list_images
 from ..storage import write_text
-
-# An image is reduced to SIDE x SIDE pixels. The KEPT x KEPT lowest frequencies of its cosine transform count.
-SIDE, KEPT = 32, 8
-# Two images are similar if so many of their 63 signs agree. On NWPU VHR-10, copies have 57 or more and other
-# pairs have 51 or fewer.
-FEWEST_EQUAL = 55
-FLATTEST = 2.0  # standard deviation of brightness (0 to 255) below which an image has no perceptual hash
-_waves = np.cos(np.pi * np.arange(KEPT)[:, None] * (2 * np.arange(SIDE) + 1) / (2 * SIDE))  # (KEPT, SIDE)
 
 
 @dataclass(frozen=True)
@@ -108,33 +100,6 @@ def normalize_caption(caption: str) -> str:
         'a ship at a pier'
     """
     return " ".join(re.findall(r"\w+", caption.lower()))
-
-
-def hash_pixels(image: Image.Image) -> str:
-    """Hash the decoded pixels of an image. The file format does not matter."""
-    image = image.convert("RGB")
-    return sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
-
-
-def hash_appearance(image: Image.Image) -> np.ndarray | None:
-    """Hash the appearance of an image: signs of its low frequencies, which survive resizing and compression.
-
-    Returns:
-        (63,), bool. None for an image without enough contrast to tell it from others.
-
-    Source:
-        pHash: https://www.phash.org, the discrete cosine transform of 32 x 32 pixels.
-    """
-    small = np.asarray(image.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX), dtype=float)
-    if small.std() < FLATTEST:
-        return None
-    amplitudes = (_waves @ small @ _waves.T).flatten()[1:]  # without the mean
-    return amplitudes > np.median(amplitudes)
-
-
-def list_orientations(image: Image.Image) -> list[Image.Image]:
-    """Return the eight orientations of an image: rotated by multiples of 90 degrees, and mirrored."""
-    return [image, *(image.transpose(way) for way in Image.Transpose)]
 
 
 def collect_sets(

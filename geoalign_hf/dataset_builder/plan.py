@@ -36,16 +36,15 @@ def plan_shards(
     folder: Path,
     most_images: int,
     most_bytes: int,
-    tiles: tuple[int, int] | None = None,
 ) -> Plan:
     """Divide rows into shards and write the rows of each shard to a file.
 
     Args:
-        rows: Rows of a reader, with paths of images. They are read once, one at a time.
+        rows: Rows of a reader, with paths of images. `tile` may hold side and overlap of the tiles that large
+            images are cut into. Rows are read once, one at a time.
         folder: Folder of the files; it must not exist.
         most_images: Maximum number of source images per shard.
         most_bytes: Maximum size of a shard's images. A larger image has a shard of its own.
-        tiles: Side and overlap of the tiles that large images are cut into, or None.
 
     Returns:
         The plan.
@@ -57,7 +56,7 @@ def plan_shards(
     digest, vocabulary = hashlib.sha256(), set()
     index, num_images, num_bytes, file = -1, 0, 0, None
     for i, row in enumerate(rows):
-        size = estimate_bytes(row["image"], tiles)
+        size = estimate_bytes(row["image"], row.get("tile"))
         if file is None or num_images == most_images or num_bytes + size > most_bytes:
             if file:
                 file.close()

@@ -46,8 +46,6 @@ class Job:
         vocabulary: The annotated concepts.
         sets: Evaluation sets, which must not be trained on.
         split: Name of the split.
-        tile: Side of the tiles that larger images are cut into, in pixels. 0 cuts no tiles.
-        overlap: Overlap of tiles, in pixels.
         min_visible: A region that is less visible in a tile is dropped from it.
         max_negatives: Maximum number of hard negatives per phrase.
         negatives: How hard negatives are chosen: "free", "matched" or "balanced", see `build_shard`.
@@ -63,8 +61,6 @@ class Job:
     vocabulary: list[str]
     sets: list[EvaluationSet]
     split: str
-    tile: int
-    overlap: int
     min_visible: float
     max_negatives: int
     negatives: str
@@ -211,7 +207,8 @@ def _make_rows(job: Job, index: int, note: Note, ask: Callable | None) -> Iterat
 def _open_tiles(row: dict, job: Job, note: Note) -> Iterator[dict]:
     """Decode the image of a row and cut it into tiles, without images of evaluation sets."""
     encoded = {"bytes": Path(row["image"]).read_bytes(), "path": row["source"]}
-    with allow_large_images() if job.tile else nullcontext():
+    tile = row.pop("tile", None)
+    with allow_large_images() if tile else nullcontext():
         image = decode_image(encoded, note.report)
     if image is None:
         return
@@ -219,7 +216,7 @@ def _open_tiles(row: dict, job: Job, note: Note) -> Iterator[dict]:
     row = row | {"image": image, "encoded": encoded, "captions": [] if row["boxes"] else row["captions"]}
     if _is_evaluated_on(row, job, note):
         return
-    tiles = cut_tiles(row, job.tile, job.overlap, job.min_visible, note.report) if job.tile else [row]
+    tiles = cut_tiles(row, *tile, job.min_visible, note.report) if tile else [row]
     for tile in tiles:
         if not tile.get("window") or not _is_evaluated_on(tile, job, note):
             yield tile

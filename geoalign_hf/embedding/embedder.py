@@ -7,6 +7,7 @@ import platform
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,7 +46,7 @@ class Embedder:
         `Embedder(model, processor).embed_images(["harbor.png"])` gives a tensor of shape (1, D).
     """
 
-    model: torch.nn.Module
+    model: Any  # a torch.nn.Module; its methods are described above
     processor: ProcessorMixin
     image_size: int | None = None
     batch_size: int = 16
@@ -58,8 +59,9 @@ class Embedder:
                 "embed images. Give a GeoAlignCLIPModel or a CLIPModel."
             )
         self.trained_size = self.model.config.vision_config.image_size
-        self.image_size = self.trained_size if self.image_size is None else self.image_size
-        if self.image_size < 1 or self.batch_size < 1:
+        if self.image_size is None:
+            self.image_size = self.trained_size
+        if min(self.image_size, self.batch_size) < 1:
             raise ValueError(
                 f"image_size is {self.image_size}, batch_size is {self.batch_size}; both must be at least 1."
             )

@@ -1,14 +1,16 @@
 """Hard negatives: is a region more similar to its own phrase than to nearly correct ones?"""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch.nn.functional import normalize
 
+from ..captioning.balance import Contrast, list_contrasts, match_reciprocals, score_text_only
 from ..embedding.embedder import Embedder
 from .evaluator import RegionEvaluator
-from .metrics.choice import score_hard_negatives
+from .metrics.choice import TIE, score_hard_negatives
 
 
 @dataclass(eq=False, repr=False)
@@ -17,7 +19,13 @@ class HardNegativeEvaluator(RegionEvaluator):
 
     The result holds the scores of `score_hard_negatives`. `blind_accuracy` and `blind_per_kind` are the same
     scores when every region is replaced by the mean of all regions: what can be answered without looking at
-    the region.
+    the region. `text_only_accuracy` is what a bag of words with logistic regression tells from the texts
+    alone, see `captioning.text_baseline`; it needs scikit-learn.
+
+    Where the rows have balanced hard negatives (`captioning.balance`), pairs of regions with exchanged
+    phrases are scored, too. `pair_accuracy` is the fraction of their negatives that are beaten; text alone
+    gives 0.5. `group_accuracy` is the fraction of the `num_pairs` pairs in which both are beaten, as in
+    Winoground. A guess gives 0.25, and text alone 0. Ties count against the model.
 
     Args:
         rows: dataset of rows with `hard_negatives`, and with `negative_kinds` if it is known what they
@@ -67,7 +75,42 @@ class HardNegativeEvaluator(RegionEvaluator):
         blind = score(mean_embed.expand_as(region_embeds))
         scores = score(region_embeds)
         scores |= {"blind_accuracy": blind["accuracy"], "blind_per_kind": blind["per_kind"]}
+        columns = {"phrases", "hard_negatives", "negative_kinds"} & set(self.rows.column_names)
+        text_rows = self.rows.select_columns(sorted(columns)).to_list()
+        cosines = (region_embeds[region_ids] * text_embeds).sum(dim=-1).numpy()
+        scores |= score_pairs(text_rows, cosines, bounds)
+        baseline = score_text_only(text_rows)
+        if baseline and baseline["accuracy"] is not None:
+            scores |= {"text_only_accuracy": baseline["accuracy"], "text_only_per_kind": baseline["per_kind"]}
         return scores, self._describe_regions(embedder)
+
+
+def score_pairs(rows: Sequence[dict], cosines: np.ndarray, bounds: np.ndarray) -> dict:
+    """Score pairs of regions whose phrases are each other's hard negatives.
+
+    Args:
+        rows: N regions in rows with `phrases` and `hard_negatives`.
+        cosines: Cosines of the N regions with their phrases, then with the hard negatives of each in turn.
+        bounds: (N + 1,), where the cosines of the hard negatives of each region begin and end.
+
+    Returns:
+        `pair_accuracy`, `group_accuracy` and `num_pairs`; nothing if there are no pairs.
+    """
+    first_regions = np.cumsum([0, *(len(row["phrases"]) for row in rows)])
+
+    def is_beaten(contrast: Contrast) -> bool:
+        region = first_regions[contrast.row] + contrast.region
+        return bool(cosines[region] > cosines[bounds[region] + contrast.number] + TIE)
+
+    pairs = match_reciprocals(list_contrasts(rows))
+    if not pairs:
+        return {}
+    wins = np.array([[is_beaten(contrast) for contrast in pair] for pair in pairs])
+    return {
+        "pair_accuracy": float(wins.mean()),
+        "group_accuracy": float(wins.all(axis=1).mean()),
+        "num_pairs": len(pairs),
+    }
 
 
 def list_negatives(rows, column: str = "hard_negatives") -> list[list[str]]:

@@ -23,7 +23,7 @@ from .metrics.retrieval import RECALL_AT, rank_own, score_retrieval
 # and a caption that several images share accepts any of them, as in SkyScript and FarSLIP. Scores of the two
 # protocols cannot be compared.
 CAPTION_PREFIXES = {"all": "", "unique": "a satellite image. "}
-BLOCK_SIZE = 2**24  # scores held at once
+BLOCK_SIZE = 2**20  # scores held at once; this many stay in the cache of the CPU
 
 
 @dataclass(eq=False, repr=False)
@@ -139,6 +139,9 @@ class PhraseRetrievalEvaluator(RegionEvaluator):
     - Counts: `num_regions`, `num_phrases` (different ones), and `num_images_in_image`, the images with at
       least two different phrases; only these count for the scores inside images.
 
+    A phrase that the rows mark as `ambiguous` may also mean another region of its image. It does not count
+    for the scores inside images, neither as a query nor as a candidate.
+
     Args:
         rows: dataset of rows.
         region_source: see `RegionEvaluator`, as for the following.
@@ -166,7 +169,9 @@ class PhraseRetrievalEvaluator(RegionEvaluator):
             text_ids=np.array([ids[phrase] for phrase in phrases]),
             images=np.array([i for i, boxes in enumerate(self.rows["boxes"]) for _ in boxes]),
         )
-        scores = _score_in_images(self.rows["phrases"], negatives, region_embeds, text_embeds, ids)
+        has_flags = "ambiguous" in self.rows.column_names
+        flags = self.rows["ambiguous"] if has_flags else [[]] * len(self.rows)
+        scores = _score_in_images(self.rows["phrases"], flags, negatives, region_embeds, text_embeds, ids)
 
         unique = sorted(set(phrases))
         positions = {phrase: i for i, phrase in enumerate(unique)}
@@ -182,25 +187,26 @@ class PhraseRetrievalEvaluator(RegionEvaluator):
         return scores, self._describe_regions(embedder) | {"ties": "count against the model"}
 
 
-def _score_in_images(phrases_of_rows, negatives, region_embeds, text_embeds, ids) -> dict:
+def _score_in_images(phrases_of_rows, flags_of_rows, negatives, region_embeds, text_embeds, ids) -> dict:
     """Score both directions inside each image, and the regions among hard negatives as well."""
     hits = {"region_to_phrase": [], "phrase_to_region": [], "region_to_phrase_or_negative": []}
     chances = {"region_to_phrase": [], "phrase_to_region": []}
     start = num_images = 0
-    for phrases in phrases_of_rows:
+    for phrases, flags in zip(phrases_of_rows, flags_of_rows, strict=True):
         regions, start = range(start, start + len(phrases)), start + len(phrases)
-        unique = sorted(set(phrases))
+        clear = [r for r in range(len(phrases)) if not (flags and flags[r])]
+        unique = sorted({phrases[r] for r in clear})
         if len(unique) < 2:
             continue
         num_images += 1
         cosines = (region_embeds[list(regions)] @ text_embeds[[ids[text] for text in unique]].T).numpy()
-        own_phrases = [[unique.index(phrase)] for phrase in phrases]
+        own_phrases = [[unique.index(phrases[r])] for r in clear]
         own_regions = [[r for r, phrase in enumerate(phrases) if phrase == text] for text in unique]
-        hits["region_to_phrase"] += (rank_own(cosines, own_phrases) == 1).tolist()
+        hits["region_to_phrase"] += (rank_own(cosines[clear], own_phrases) == 1).tolist()
         hits["phrase_to_region"] += (rank_own(cosines.T, own_regions) == 1).tolist()
-        chances["region_to_phrase"] += [1 / len(unique)] * len(phrases)
+        chances["region_to_phrase"] += [1 / len(unique)] * len(clear)
         chances["phrase_to_region"] += [len(own) / len(phrases) for own in own_regions]
-        for region, phrase in zip(regions, phrases, strict=True):
+        for region, phrase in ((regions[r], phrases[r]) for r in clear):
             if negatives[region]:
                 candidates = sorted({*unique, *negatives[region]})
                 cosine = text_embeds[[ids[text] for text in candidates]] @ region_embeds[region]

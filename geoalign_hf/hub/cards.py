@@ -262,8 +262,8 @@ def write_dataset_card(
     folder = Path(folder)
     data = DatasetCardData(
         language="en",
-        license=settings["license"],
-        license_name=settings["license_name"],
+        license=settings["license"] or ("other" if statistics.get("sources") else None),
+        license_name=settings["license_name"] or ("mixed" if statistics.get("sources") else None),
         license_link=settings["license_link"],
         pretty_name=settings["title"] or folder.resolve().name,
         task_categories=["zero-shot-image-classification", "object-detection", "image-to-text"],

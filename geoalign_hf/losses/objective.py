@@ -45,6 +45,8 @@ class LossWeights:
         True
     """
 
+    _argument_group_name = "loss weights"
+
     scene: float = _weight(1.0, "an image with its caption")
     description: float = _weight(1.0, "an image with its long description")
     region: float = _weight(0.1, "a region with its phrase")

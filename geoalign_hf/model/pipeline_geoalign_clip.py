@@ -8,6 +8,7 @@ from .processing_geoalign_clip import load_images
 from .views_geoalign_clip import cut_windows
 
 FORMS = {"boxes": "box", "quads": "quad", "masks": "mask"}  # the argument, and the key of a result
+IMAGE_OPTIONS = {"timeout", "stretch", "limits", "bands", "max_pixels"}
 WINDOWS_PER_PASS = 64
 
 
@@ -55,7 +56,8 @@ class ZeroShotRegionClassificationPipeline(Pipeline):
             **kwargs: `candidate_concepts`, another name for `candidate_labels`; `hypothesis_template`, a
                 sentence with one `{}` for a concept; `templates`, a list of such sentences, over which
                 embeddings are averaged; `top_k`, number of concepts to return for each region; `timeout` of
-                downloads in seconds; `batch_size`, images per forward pass.
+                downloads in seconds; `stretch`, `limits`, `bands` and `max_pixels` for images that are not
+                8-bit RGB, as in the processor; `batch_size`, images per forward pass.
 
         Returns:
             for one image a list with one entry per region, in the order given. An entry is a list of
@@ -99,13 +101,12 @@ class ZeroShotRegionClassificationPipeline(Pipeline):
         hypothesis_template=None,
         templates=None,
         top_k=None,
-        timeout=None,
         **kwargs,
     ):
-        if kwargs:
+        if unknown := sorted(kwargs.keys() - IMAGE_OPTIONS):
             raise ValueError(
-                f"unknown arguments {sorted(kwargs)}. This pipeline takes boxes, quads or masks, "
-                "candidate_labels, hypothesis_template, templates, top_k, timeout and batch_size."
+                f"unknown arguments {unknown}. This pipeline takes boxes, quads or masks, candidate_labels, "
+                f"hypothesis_template, templates, top_k, batch_size, {', '.join(sorted(IMAGE_OPTIONS))}."
             )
         if candidate_labels is not None and candidate_concepts is not None:
             raise ValueError("candidate_labels and candidate_concepts are the same. Give one of them.")
@@ -119,12 +120,12 @@ class ZeroShotRegionClassificationPipeline(Pipeline):
         forward = {"labels": labels, "templates": templates}
         post = {"labels": labels, "top_k": top_k}
         return (
-            {} if timeout is None else {"timeout": timeout},
+            {key: value for key, value in kwargs.items() if value is not None},
             {key: value for key, value in forward.items() if value is not None},
             {key: value for key, value in post.items() if value is not None},
         )
 
-    def preprocess(self, inputs, timeout=None):
+    def preprocess(self, inputs, **options):
         """Read an image and bring its regions into the frame of `pixel_values`."""
         forms = [form for form in FORMS if form in inputs] if isinstance(inputs, dict) else []
         if len(forms) != 1 or "image" not in inputs:
@@ -134,11 +135,14 @@ class ZeroShotRegionClassificationPipeline(Pipeline):
                 'Pass boxes=..., or images as {"image": ..., "boxes": [...]}.'
             )
         (form,) = forms
-        (image,) = load_images([inputs["image"]], timeout=timeout)
-        batch = self.processor(images=[image], **{form: [inputs[form]]}, return_tensors="pt")
-        regions = list(inputs[form])
+        (image,) = load_images([inputs["image"]], **options)
         if self.model.config.region_view == "window":
+            checked = self.processor.check_regions(form, inputs[form], image.size, form)
+            regions = list(checked if form == "masks" else inputs[form])
             batch = {"views": self._prepare_windows(image, regions, form)}
+        else:
+            batch = self.processor(images=[image], **{form: [inputs[form]]}, return_tensors="pt")
+        regions = list(inputs[form])
         if form != "masks":
             regions = [torch.as_tensor(region, dtype=torch.float64).tolist() for region in regions]
         return {**batch, "form": form, "regions": regions}

@@ -1,8 +1,8 @@
 # Copyright 2026 The geoalign_hf authors. Licensed under the Apache License, Version 2.0.
-"""Images, regions and words to tensors.
+"""The processor: images, regions and texts become tensors.
 
-In come images of any size, regions in pixels of the image as given, and texts; out comes one batch in
-which everything has the frame of `pixel_values`. Boxes change frame here and nowhere else.
+It takes images of any size, regions in pixels of the image as given, and texts. It returns one batch in which
+everything is in the frame of `pixel_values`. Boxes change their frame here and nowhere else.
 """
 
 from .requirements_geoalign_clip import REQUIRED_TRANSFORMERS  # noqa: F401  # before what older ones lack
@@ -12,28 +12,40 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
-from transformers.image_utils import ImageInput, PILImageResampling, get_image_size, load_image
-from transformers.processing_utils import ImagesKwargs
+from transformers.image_processing_utils import get_size_dict
+from transformers.image_utils import ImageInput
+from transformers.processing_utils import ImagesKwargs, ProcessingKwargs, TextKwargs
 
-from .regions_geoalign_clip import check_boxes, check_quads, masks_to_coverage
+from .images_geoalign_clip import read_image
+from .masks_geoalign_clip import check_masks, masks_to_coverage
+from .regions_geoalign_clip import check_boxes, check_quads
+from .resizing_geoalign_clip import can_resize_fast, resize_fast
 
 CONCEPT_TEMPLATES = ("a satellite photo of {}.", "an aerial image of {}.", "{} seen from above.")
 
-TORCH_MODES = {PILImageResampling.BICUBIC: "bicubic", PILImageResampling.BILINEAR: "bilinear"}
+FORMS = ("boxes", "quads", "masks")
+KEEPS_FRAME = {"do_resize", "do_rescale", "do_normalize", "do_convert_rgb"}
 
 
 class GeoAlignCLIPProcessor(ProcessorMixin):
     """Prepares images, regions and texts for `GeoAlignCLIPModel`.
 
-    Images are resized to a square without cropping, so a box needs no more than a division. A stock
-    CLIP image processor and a stock CLIP tokenizer do the rest.
+    Images are resized to a square without cropping, so that a box only has to be divided by the image size.
+    A stock CLIP image processor and a stock CLIP tokenizer do the rest.
+
+    Args:
+        image_processor: a CLIP image processor.
+        tokenizer: a CLIP tokenizer.
+        patch_size: side of a patch of the model in pixels. With it, masks are returned with one number per
+            patch, which is all that the model uses; None returns one number per pixel.
     """
 
     _auto_class = "AutoProcessor"
 
-    def __init__(self, image_processor=None, tokenizer=None, **kwargs):
+    def __init__(self, image_processor=None, tokenizer=None, patch_size: int | None = None, **kwargs):
+        self.patch_size = patch_size
         super().__init__(image_processor, tokenizer)
 
     def __call__(
@@ -45,303 +57,339 @@ class GeoAlignCLIPProcessor(ProcessorMixin):
         masks: list | None = None,
         max_regions: int | None = None,
         clip_boxes: bool | None = None,
+        stretch: tuple[float, float] | None = None,
+        limits: tuple[float, float] | None = None,
+        bands: tuple[int, ...] | None = None,
+        max_pixels: int | None = None,
         **kwargs,
     ) -> BatchFeature:
         """Prepare a batch.
 
         Args:
-            images: one image or a list: PIL images, arrays, tensors, paths or URLs. A file is turned as its
-                EXIF orientation says, and that is then the image as given.
-            text: one text or a list, none of them empty.
-            boxes: per image a list of boxes, xyxy pixels of the image as given; [] for an image without.
-            quads: per image a list of oriented boxes, four corners x, y each, in place of boxes.
-            masks: per image an array (R, height, width), True inside the region, in place of boxes.
-            max_regions: pad to exactly this R, so that all batches have one shape; None takes the largest
-                count.
-            clip_boxes: whether to cut a box that is partly outside its image (the default); False makes it an
-                error.
-            **kwargs: anything the image processor and the tokenizer take (`padding`, `return_tensors`, ...).
+            images: one image or a list: PIL images, arrays, tensors, paths or URLs. A file is turned upright
+                by its orientation tag, and the result is the image as given. Anything but 8-bit images and
+                floats in [0, 1] needs `stretch` or `limits`.
+            text: one text or a list; no text may be empty.
+            boxes: for each image a list of boxes, xyxy in pixels of the image as given, which may be empty.
+            quads: for each image a list of oriented boxes, four corners x, y each, instead of boxes.
+            masks: for each image an array (R, height, width), 1 or 255 inside the region, 0 outside, instead
+                of boxes. Soft masks are refused.
+            max_regions: number R of regions to pad to, so that all batches have one shape. None pads to the
+                largest number in the batch.
+            clip_boxes: whether to cut a box that is partly outside its image (the default). False refuses it.
+            stretch: two percentiles of each picture that become 0 and 255, for more than 8 bits.
+            limits: two values that become 0 and 255, for more than 8 bits.
+            bands: numbers of the bands to use as red, green and blue, counted from 1.
+            max_pixels: most pixels that a file may have; None means PIL's limit.
+            **kwargs: options of the image processor and the tokenizer, flat or in `images_kwargs` and
+                `text_kwargs`. An integer `size` means a square.
 
         Returns:
             `pixel_values` (B, 3, S, S); `input_ids` and `attention_mask` (N, L); `region_mask` (B, R), True
             for real regions; and `region_boxes` (B, R, 4), `region_quads` (B, R, 4, 2) or `region_coverage`
-            (B, R, S, S), all in [0, 1] of `pixel_values`. Padding boxes and quads are the whole image.
+            (B, R, h, w), all in [0, 1] of `pixel_values`. Padding boxes and quads are the whole image.
 
         Raises:
-            ValueError: for any image, text or region that cannot be used; the message names it.
+            ValueError: for any image, text, region or option that cannot be used; the message names it.
 
         Example:
             `processor(images=image, boxes=[[[40, 12, 310, 96]]], text=["a ship"], return_tensors="pt",
             padding=True)`
         """
-        forms = {"boxes": boxes, "quads": quads, "masks": masks}
-        given = [name for name, regions in forms.items() if regions is not None]
+        given = {"boxes": boxes, "quads": quads, "masks": masks}
+        given = {form: regions for form, regions in given.items() if regions is not None}
         if len(given) > 1:
             raise ValueError(f"regions are given as {' and '.join(given)}. Give one form in a call.")
         if given and images is None:
-            raise ValueError(f"{given[0]} are given without images. Pass the images that they lie in.")
+            raise ValueError(
+                f"{next(iter(given))} are given without images. Pass the images that they lie in."
+            )
+        if images is None and text is None:
+            raise ValueError("neither images nor text is given. Pass images, text or both.")
+        for_images, for_text = self._merge_options(kwargs)
+        batch = BatchFeature()
         if text is not None:
-            _check_text(text)
-        if images is None:
-            return super().__call__(text=text, **kwargs)
-        images = load_images(images)
-        batch = self._prepare(images, text, **kwargs)
-        if given:
-            self._check_frame(kwargs)
-            regions = forms[given[0]]
-            if len(regions) != len(images):
-                raise ValueError(
-                    f"{given[0]} are given for {len(regions)} images, but there are {len(images)} images. "
-                    "Give one list per image, an empty one where there are no regions."
+            texts = _check_text(text)
+            batch.update(self.tokenizer(text if isinstance(text, str) else texts, **for_text))
+        if images is not None:
+            settings = self._merge_settings(for_images)
+            options = {"stretch": stretch, "limits": limits, "bands": bands, "max_pixels": max_pixels}
+            layout = for_images.pop("input_data_format", None)
+            loaded = load_images(images, **options, layout=layout, do_rescale=settings["do_rescale"])
+            batch.update(self._prepare(loaded, settings, for_images))
+            for form, regions in given.items():
+                size = _check_frame(settings)
+                sizes = [image.size for image in loaded]
+                found = self._prepare_regions(
+                    form, regions, sizes, size, max_regions, clip_boxes is not False
                 )
-            counts = [len(region_list) for region_list in regions]
-            R = max(counts) if max_regions is None else max_regions
-            for i, count in enumerate(counts):
-                if count > R:
-                    raise ValueError(
-                        f"image {i} has {count} {given[0]}, but max_regions is {R}. "
-                        "Raise max_regions, or choose the regions to keep."
-                    )
-            scale = getattr(self, f"_scale_{given[0]}")
-            sizes = [_get_size(image) for image in images]
-            key, padded = scale(regions, sizes, batch, R, clip_boxes is not False)
-            region_mask = torch.arange(R) < torch.tensor(counts).unsqueeze(-1)  # (B, R)
-            regions_batch = BatchFeature({key: padded, "region_mask": region_mask})
-            batch.update(regions_batch.convert_to_tensors(kwargs.get("return_tensors")))
+                batch.update(_convert(found, for_images.get("return_tensors")))
         return batch
 
     def tokenize_concepts(self, concepts: list[str], templates=CONCEPT_TEMPLATES) -> BatchFeature:
-        """Word every concept by every template and tokenize all of it.
+        """Put every concept into every template and tokenize the sentences.
 
         Args:
             concepts: C names.
             templates: T sentences with one `{}` each.
 
         Returns:
-            `input_ids` and `attention_mask`, (C, T, L), what `embed_concepts` takes.
+            `input_ids` and `attention_mask`, (C, T, L), the arguments of `embed_concepts`.
 
         Raises:
-            ValueError: if there is no concept, one is empty, or a template lacks its `{}`.
+            ValueError: if there is no concept, one is empty, or a template has no `{}`.
         """
-        if not concepts or isinstance(concepts, str):
-            raise ValueError(f"concepts is {concepts!r}; it must be a list of at least one name.")
-        if not templates or isinstance(templates, str):
-            raise ValueError(
-                f"templates is {templates!r}; it must be a list of at least one sentence with one {{}}."
-            )
+        for name, words in (("concepts", concepts), ("templates", templates)):
+            if isinstance(words, str) or not len(words):
+                raise ValueError(f"{name} is {words!r}; it must be a list of at least one string.")
+        concepts, templates = _check_text(concepts, "concepts"), _check_text(templates, "templates")
         for t, template in enumerate(templates):
             if template.count("{}") != 1:
-                raise ValueError(f"templates[{t}] = {template!r} must hold one {{}}, where the concept goes.")
-        _check_text(concepts, name="concepts")
-        texts = [template.format(concept) for concept in concepts for template in templates]
+                raise ValueError(
+                    f"templates[{t}] = {template!r} must have one {{}} for the concept. Write one into it."
+                )
+        texts = [template.replace("{}", concept) for concept in concepts for template in templates]
         tokens = self.tokenizer(texts, padding=True, return_tensors="pt")
         shape = (len(concepts), len(templates), -1)
         return BatchFeature({key: tokens[key].view(shape) for key in ("input_ids", "attention_mask")})
 
+    def check_regions(self, form: str, regions, size: tuple[int, int], name: str, clip: bool = True):
+        """Check the regions of one image.
+
+        Args:
+            form: `boxes`, `quads` or `masks`.
+            regions: of one image, as in a call.
+            size: (width, height) of the image.
+            name: of the regions in a message.
+            clip: whether to cut boxes that are partly outside.
+
+        Returns:
+            a tensor (R, 4) or (R, 4, 2) in pixels, float64, or (R, height, width), bool.
+
+        Raises:
+            ValueError: with the place, if a region cannot be used.
+        """
+        width, height = size
+        if form == "masks":
+            return check_masks(_to_tensor(regions, (height, width), name), name)
+        if form == "quads":
+            return check_quads(_to_tensor(regions, (4, 2), name), width, height, name, clip)
+        return check_boxes(_to_tensor(regions, (4,), name), width, height, name, clip)
+
     def save_pretrained(self, save_directory, *args, **kwargs):
-        """Save as every processor does."""
+        """Save the processor as every processor does."""
         saved = super().save_pretrained(save_directory, *args, **kwargs)
-        vars(self).pop("auto_map", None)  # written to the file and of no use on the object
+        vars(self).pop("auto_map", None)  # it is in the file, and a further save would write it again
         return saved
 
     @property
     def model_input_names(self) -> list[str]:
-        """Name what a batch of images and texts holds; regions add their own keys."""
+        """Keys of a batch of images and texts; regions add their own."""
         return self.image_processor.model_input_names + self.tokenizer.model_input_names
 
-    def _prepare(self, images: list, text, **kwargs) -> BatchFeature:
-        image_keys = {"images_kwargs", "common_kwargs", "device", *ImagesKwargs.__annotations__}
-        has_image_kwargs = bool((image_keys - {"return_tensors", "size"}) & kwargs.keys())
-        size = kwargs.get("size", self.image_processor.size)
-        is_plain = kwargs.get("return_tensors") == "pt" and not has_image_kwargs
-        if not (is_plain and can_resize_fast(self.image_processor, size) and all(map(_is_uint8_rgb, images))):
-            return super().__call__(images=images, text=text, **kwargs)
-        kwargs.pop("size", None)
-        batch = BatchFeature() if text is None else super().__call__(text=text, **kwargs)
-        batch["pixel_values"] = resize_fast(images, self.image_processor, (size["height"], size["width"]))
-        return batch
-
-    def _check_frame(self, kwargs):
-        crops = kwargs.get("do_center_crop", self.image_processor.do_center_crop)
-        if crops:
+    def _merge_options(self, kwargs: dict) -> tuple[dict, dict]:
+        """Sort options into those of the image processor and those of the tokenizer; refuse unknown ones."""
+        for_images = {*ImagesKwargs.__annotations__, *self.image_processor.valid_kwargs.__annotations__}
+        for_text = set(TextKwargs.__annotations__)
+        nested = {
+            "images_kwargs": for_images,
+            "text_kwargs": for_text,
+            "common_kwargs": for_images | for_text,
+        }
+        unknown = kwargs.keys() - for_images - for_text - nested.keys()
+        for name, known in nested.items():
+            unknown |= {f"{name}[{key!r}]" for key in (kwargs.get(name) or {}).keys() - known}
+        if unknown:
             raise ValueError(
-                "this image processor crops (do_center_crop=True), so boxes would point at other pixels. "
-                "Load it with do_center_crop=False and a square size."
+                f"the processor does not know the options {sorted(unknown)}. Regions are boxes, quads or "
+                "masks; the others are options of the image processor and the tokenizer."
             )
+        init_kwargs = self.tokenizer.init_kwargs if self.tokenizer is not None else {}
+        merged = self._merge_kwargs(ProcessingKwargs, tokenizer_init_kwargs=init_kwargs, **kwargs)
+        if isinstance(size := merged["images_kwargs"].get("size"), int):
+            merged["images_kwargs"]["size"] = {"height": size, "width": size}
+        return merged["images_kwargs"], merged["text_kwargs"]
 
-    def _scale_boxes(self, boxes, sizes, batch, R, clip_boxes):
-        padded = torch.tensor([0.0, 0.0, 1.0, 1.0]).repeat(len(boxes), R, 1)
-        for i, (width, height) in enumerate(sizes):
-            image_boxes = _to_tensor(boxes[i], (4,), f"boxes[{i}]")
-            image_boxes = check_boxes(image_boxes, width, height, f"boxes[{i}]", clip_boxes)
-            padded[i, : len(image_boxes)] = (image_boxes / torch.tensor([width, height] * 2)).float()
-        return "region_boxes", padded
+    def _merge_settings(self, options: dict) -> dict:
+        """Return all settings of the image processor, those of this call first."""
+        names = {*self.image_processor.valid_kwargs.__annotations__, "do_rescale", "size"}
+        settings = {name: getattr(self.image_processor, name, None) for name in names} | options
+        if settings["size"] is not None:
+            settings["size"] = dict(
+                get_size_dict(
+                    dict(settings["size"]) if hasattr(settings["size"], "keys") else settings["size"]
+                )
+            )
+        return settings
 
-    def _scale_quads(self, quads, sizes, batch, R, clip_boxes):
-        padded = torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]]).repeat(len(quads), R, 1, 1)
-        for i, (width, height) in enumerate(sizes):
-            image_quads = _to_tensor(quads[i], (4, 2), f"quads[{i}]")
-            image_quads = check_quads(image_quads, width, height, f"quads[{i}]", clip_boxes)
-            padded[i, : len(image_quads)] = (image_quads / torch.tensor([width, height])).float()
-        return "region_quads", padded
+    def _prepare(self, images: list[Image.Image], settings: dict, options: dict) -> BatchFeature:
+        if not can_resize_fast(settings):
+            return self.image_processor(images, **options)
+        pixels = resize_fast(images, settings, self.image_processor.backend)
+        return _convert({"pixel_values": pixels}, options.get("return_tensors"))
 
-    def _scale_masks(self, masks, sizes, batch, R, clip_boxes):
-        S = tuple(batch["pixel_values"][0].shape[-2:])
-        padded = torch.zeros(len(masks), R, *S)
-        for i, (width, height) in enumerate(sizes):
-            image_masks = _to_tensor(masks[i], (height, width), f"masks[{i}]").bool()
-            for r, is_empty in enumerate((~image_masks.flatten(1).any(dim=1)).tolist()):
-                if is_empty:
-                    raise ValueError(f"masks[{i}][{r}] covers no pixel. Leave this region out.")
-            padded[i, : len(image_masks)] = masks_to_coverage(image_masks, S)
-        return "region_coverage", padded
+    def _prepare_regions(self, form, regions, sizes, size, max_regions, clip) -> dict[str, torch.Tensor]:
+        """Check the regions of all images, bring them into the frame of `pixel_values`, and pad them."""
+        regions = _check_lists(form, regions, len(sizes))
+        checked = [
+            self.check_regions(form, image_regions, image_size, f"{form}[{i}]", clip)
+            for i, (image_regions, image_size) in enumerate(zip(regions, sizes, strict=True))
+        ]
+        R = _check_counts(form, [len(image_regions) for image_regions in checked], max_regions)
+        if form == "masks":
+            is_divisible = self.patch_size and not any(side % self.patch_size for side in size)
+            grid = tuple(side // self.patch_size for side in size) if is_divisible else size
+            key, padding = "region_coverage", torch.zeros(grid)
+            scaled = [masks_to_coverage(image_masks, grid) for image_masks in checked]
+        elif form == "quads":
+            key, padding = "region_quads", torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
+            scaled = [
+                part / torch.tensor(image_size) for part, image_size in zip(checked, sizes, strict=True)
+            ]
+        else:
+            key, padding = "region_boxes", torch.tensor([0.0, 0.0, 1.0, 1.0])
+            scaled = [
+                part / torch.tensor([*image_size, *image_size])
+                for part, image_size in zip(checked, sizes, strict=True)
+            ]
+        padded = padding.repeat(len(sizes), R, *[1] * padding.ndim)
+        for i, image_regions in enumerate(scaled):
+            padded[i, : len(image_regions)] = image_regions.float()
+        counts = torch.tensor([len(image_regions) for image_regions in checked])
+        return {key: padded, "region_mask": torch.arange(R) < counts.unsqueeze(-1)}
 
 
-def load_images(images, timeout: float | None = None) -> list:
-    """Make a list of images from one image or many, and read those given as paths.
+def load_images(images, layout=None, do_rescale: bool = True, **options) -> list[Image.Image]:
+    """Read one image or many as 8-bit RGB.
 
     Args:
-        images: a PIL image, an array or tensor (H, W, 3) or (3, H, W), a path or URL; a list of those; or a
-            4-dimensional array or tensor.
-        timeout: of downloads, in seconds.
+        images: a PIL image, an array or tensor (H, W), (H, W, bands) or (bands, H, W), a path or URL; a list
+            of those; or a 4-dimensional array or tensor.
+        layout: `channels_first` or `channels_last`, for arrays whose shape does not tell.
+        do_rescale: whether pixels are divided by 255 later. Without it, arrays of floats are refused.
+        **options: `stretch`, `limits`, `bands`, `max_pixels`, `timeout`, see `read_image`.
 
     Returns:
-        a list of PIL images, arrays and tensors.
+        a list of PIL images of mode RGB.
 
     Raises:
-        ValueError: if a file cannot be read, an image has no pixels, or there is no image.
+        ValueError: with the image's index or path, if there is no image or one cannot be read.
     """
     if isinstance(images, (str, Path, Image.Image)) or getattr(images, "ndim", 4) in (2, 3):
         images = [images]
-    # Some of transformers' pipelines nest a list of images per text.
+    elif not hasattr(images, "__iter__"):
+        raise ValueError(f"images is a {type(images).__name__}. Give an image or a list of images.")
+    # Some pipelines of transformers pass one list of images per text.
     flat = [image for entry in images for image in (entry if isinstance(entry, (list, tuple)) else [entry])]
-    loaded = [_load(image, i, timeout) for i, image in enumerate(flat)]
-    if not loaded:
+    if not flat:
         raise ValueError("images is empty. Give at least one image.")
-    for i, image in enumerate(loaded):
-        width, height = _get_size(image)
-        if not width or not height:
-            raise ValueError(f"image {i} has {width} x {height} pixels (width x height). Leave it out.")
+    loaded = []
+    for i, image in enumerate(flat):
+        name = f"image {i} ({str(image)[:200]!r})" if isinstance(image, (str, Path)) else f"image {i}"
+        if not do_rescale and "float" in str(getattr(image, "dtype", "")):
+            raise ValueError(
+                f"{name} holds floats, and do_rescale is False. Leave do_rescale at True: floats in [0, 1] "
+                "are recognised by their type."
+            )
+        loaded.append(read_image(image, name, layout=layout, **options))
     return loaded
 
 
-def _load(image, i: int, timeout: float | None):
-    if not isinstance(image, (str, Path)):
-        return image
-    if str(image).startswith(("http://", "https://", "data:")):
-        return load_image(str(image), timeout=timeout)
-    try:
-        return load_image(str(image))
-    except (OSError, ValueError, UnidentifiedImageError) as error:
-        raise ValueError(
-            f"image {i} cannot be read from {str(image)!r} ({error}). "
-            "Give the path of an image that PIL can open."
-        ) from error
-
-
-def _get_size(image) -> tuple[int, int]:
-    """Width and height in pixels."""
-    if isinstance(image, Image.Image):
-        return image.size
-    if 0 in image.shape:  # transformers cannot tell its axes
-        height, width = image.shape[:2] if image.shape[-1] in (1, 3, 4) else image.shape[-2:]
-        return width, height
-    height, width = get_image_size(image)
-    return width, height
-
-
-def _check_text(text, name: str = "text"):
-    for i, words in enumerate([text] if isinstance(text, str) else text):
-        if isinstance(words, str) and not words.strip():
+def _check_text(text, name: str = "text") -> list[str]:
+    texts = [text] if isinstance(text, str) else text
+    if not isinstance(texts, (list, tuple)) and not hasattr(texts, "tolist"):
+        raise ValueError(f"{name} is a {type(text).__name__}. Give a string or a list of strings.")
+    texts = list(texts)
+    if not texts:
+        raise ValueError(f"{name} is empty. Give at least one string.")
+    for i, words in enumerate(texts):
+        if not isinstance(words, str):
+            raise ValueError(f"{name}[{i}] is {words!r:.80}, not a string. Give a list of strings.")
+        if not words.strip():
             raise ValueError(f"{name}[{i}] is empty. Every text needs at least one word; leave this one out.")
+    return texts
+
+
+def _check_frame(settings: dict) -> tuple[int, int]:
+    """Return the (height, width) to which images are resized; refuse settings that move the frame."""
+    size = settings["size"] or {}
+    moving = {name: True for name, value in settings.items() if name[:3] == "do_" and value}
+    moving = {name: value for name, value in moving.items() if name not in KEEPS_FRAME}
+    if not settings.get("do_resize"):
+        moving["do_resize"] = False
+    if not {"height", "width"} == {name for name, value in size.items() if value}:
+        moving["size"] = size
+    if moving:
+        raise ValueError(
+            f"the image processor has {', '.join(f'{name}={value}' for name, value in moving.items())}, so "
+            "that regions would point at other pixels. Regions need images that are resized as a whole: "
+            'do_resize=True, do_center_crop=False, do_pad=False and size={"height": S, "width": S}.'
+        )
+    return size["height"], size["width"]
+
+
+def _check_lists(form: str, regions, num_images: int) -> list:
+    if (
+        isinstance(regions, (str, dict))
+        or not hasattr(regions, "__len__")
+        or getattr(regions, "ndim", 1) == 0
+    ):
+        raise ValueError(f"{form} is a {type(regions).__name__}. Give one list of regions per image.")
+    if len(regions) != num_images:
+        raise ValueError(
+            f"{form} are given for {len(regions)} images, but there are {num_images} images. "
+            "Give one list per image, an empty one where there are no regions."
+        )
+    for i, part in enumerate(regions):
+        if isinstance(part, (str, dict)) or not hasattr(part, "__len__") or getattr(part, "ndim", 1) == 0:
+            raise ValueError(
+                f"{form}[{i}] is {part!r:.80}. Give one list of regions per image, [] for an image without."
+            )
+    return list(regions)
+
+
+def _check_counts(form: str, counts: list[int], max_regions: int | None) -> int:
+    if max_regions is None:
+        return max(counts)
+    if not isinstance(max_regions, int) or max_regions < 0:
+        raise ValueError(f"max_regions is {max_regions!r}; it must be a whole number, 0 or more.")
+    for i, count in enumerate(counts):
+        if count > max_regions:
+            raise ValueError(
+                f"image {i} has {count} {form}, but max_regions is {max_regions}. "
+                "Raise max_regions, or choose the regions to keep."
+            )
+    return max_regions
 
 
 def _to_tensor(regions, shape: tuple[int, ...], name: str) -> torch.Tensor:
-    """One image's regions as (R, *shape)."""
+    """Return the regions of one image as (R, *shape)."""
     if len(regions) == 0:
         return torch.zeros(0, *shape)
     if not isinstance(regions, torch.Tensor):
+        dtype = torch.float64 if len(shape) == 1 or shape == (4, 2) else None
         try:
-            regions = torch.stack([torch.as_tensor(region) for region in regions])
-        except (RuntimeError, TypeError, ValueError) as error:
+            parts = [np.asarray(region) if isinstance(region, Image.Image) else region for region in regions]
+            regions = torch.stack([torch.as_tensor(part, dtype=dtype) for part in parts])
+        except (OverflowError, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(
-                f"{name} holds regions of different shapes; each must be {list(shape)}."
+                f"{name} holds regions that are not numbers, or not of the same shape; each must be "
+                f"{list(shape)}."
             ) from error
     if tuple(regions.shape[1:]) != shape:
         raise ValueError(
             f"{name} has the shape {list(regions.shape)}; expected [R, {', '.join(map(str, shape))}]. "
             "Give a list per image, and in it one entry per region."
         )
-    return regions.cpu()
+    if regions.is_complex():
+        raise ValueError(f"{name} holds complex numbers. Give real numbers.")
+    return regions.detach().cpu()
 
 
-def can_resize_fast(settings, size) -> bool:
-    """Say whether `resize_fast` does just what an image processor with these settings would do."""
-    return bool(
-        settings.do_resize
-        and set(dict(size)) >= {"height", "width"}
-        and size["height"]
-        and size["width"]
-        and settings.resample in TORCH_MODES
-        and not settings.do_center_crop
-        and not getattr(settings, "do_pad", False)
-        and settings.do_convert_rgb
-        and settings.do_rescale
-        and settings.rescale_factor == 1 / 255
-        and settings.do_normalize
-    )
-
-
-def _is_uint8_rgb(image) -> bool:
-    if isinstance(image, Image.Image):
-        return image.mode not in ("I", "I;16", "F")
-    return str(image.dtype).endswith("uint8") and image.ndim == 3 and 3 in (image.shape[0], image.shape[-1])
-
-
-def resize_fast(images: list, image_processor, size: tuple[int, int]) -> torch.Tensor:
-    """Resize, rescale and normalise 8-bit images: what a stock image processor does, without its detours.
-
-    The filter is that of the image processor's own backend, since PIL's and torch's saturate differently:
-    PIL's, image by image, or torch's antialiased one, on uint8 and on all images of one size together. Either
-    gives the stock result within 1 of 255.
-
-    Args:
-        images: PIL images and uint8 arrays or tensors, (H, W, 3) or (3, H, W).
-        image_processor: whose backend, filter, mean and standard deviation are used.
-        size: (height, width) of the result.
-
-    Returns:
-        (B, 3, height, width), float32.
-    """
-    resize = _resize_by_torch if image_processor.backend == "torchvision" else _resize_by_pil
-    # numpy outside the filter: torch would start its threads for every one of these small steps.
-    pixels = resize(images, size, image_processor.resample).astype(np.float32)
-    pixels -= np.float32(image_processor.image_mean).reshape(3, 1, 1) * 255
-    pixels /= np.float32(image_processor.image_std).reshape(3, 1, 1) * 255
-    return torch.from_numpy(pixels)
-
-
-def _resize_by_pil(images: list, size: tuple[int, int], resample: int) -> np.ndarray:
-    resized = np.empty((len(images), *size, 3), dtype=np.uint8)
-    for i, image in enumerate(images):
-        image = image if isinstance(image, Image.Image) else Image.fromarray(_to_channels_last(image))
-        resized[i] = image.convert("RGB").resize(size[::-1], resample)
-    return resized.transpose(0, 3, 1, 2)
-
-
-def _resize_by_torch(images: list, size: tuple[int, int], resample: int) -> np.ndarray:
-    pixels = [_to_channels_last(image) for image in images]
-    resized = np.empty((len(images), 3, *size), dtype=np.uint8)
-    for shape in {image.shape for image in pixels}:
-        members = [i for i, image in enumerate(pixels) if image.shape == shape]
-        group = torch.from_numpy(np.stack([pixels[i] for i in members])).permute(0, 3, 1, 2)
-        if shape[:2] != size:
-            mode = TORCH_MODES[resample]
-            group = torch.nn.functional.interpolate(group, size, mode=mode, antialias=True)
-        resized[members] = group.numpy()
-    return resized
-
-
-def _to_channels_last(image) -> np.ndarray:
-    array = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
-    return np.ascontiguousarray(array if array.shape[-1] == 3 else array.transpose(1, 2, 0))
+def _convert(tensors: dict[str, torch.Tensor], return_tensors) -> BatchFeature:
+    """Return tensors in the form that is asked for; without one, lists of arrays, one array per image."""
+    name = getattr(return_tensors, "value", return_tensors)
+    if name == "pt":
+        return BatchFeature(tensors)
+    arrays = {key: tensor.numpy() for key, tensor in tensors.items()}
+    return BatchFeature(arrays if name == "np" else {key: list(array) for key, array in arrays.items()})

@@ -1,19 +1,22 @@
 # Copyright 2026 The geoalign_hf authors. Licensed under the Apache License, Version 2.0.
-"""All arithmetic on regions: convert between forms, check, weigh the patches, pool.
+"""Arithmetic on regions: conversion between forms, checks, weights of patches, pooling.
 
-A region is an axis-aligned box, an oriented box (four corners) or a mask. Whatever its form, it
-becomes one row of non-negative weights over the h x w patches that sums to 1, and its features are
-that row times the patch features: one matrix product for all regions of all images.
+A region is an axis-aligned box, an oriented box (four corners) or a mask. In every form it becomes one row of
+non-negative weights over the h x w patches, which sum to 1. Its features are that row times the patch
+features: one matrix product for all regions of all images.
 
-Frames: `boxes` and `quads` are pixels of the image as given; `region_boxes`, `region_quads` and
-`region_coverage` are shares of `pixel_values`. Origin top left, y downward, half open.
+Frames: `boxes` and `quads` are pixels of the image as given. `region_boxes`, `region_quads` and
+`region_coverage` are fractions of `pixel_values`. The origin is at the top left, and y points down.
 """
 
 import math
 
 import torch
 
-SMALLEST_SIDE = 1e-6  # of the image: a side that float32 rounding has closed is opened again to this
+from .masks_geoalign_clip import as_float, normalize_weights, weigh_masks
+
+SMALLEST_SIDE = 1e-6  # of the image: shorter sides are widened to this, since float32 may round them to 0
+LARGEST_QUAD = 100.0  # in sides of the image: corners further away are too inexact in float32
 
 
 def xywh_to_xyxy(boxes: torch.Tensor) -> torch.Tensor:
@@ -33,7 +36,7 @@ def xywh_to_xyxy(boxes: torch.Tensor) -> torch.Tensor:
 
 
 def xyxy_to_quads(boxes: torch.Tensor) -> torch.Tensor:
-    """Write a box as its four corners, clockwise from the top left.
+    """Convert boxes into their four corners, clockwise from the top left.
 
     Args:
         boxes: (..., 4), xyxy.
@@ -49,7 +52,7 @@ def xyxy_to_quads(boxes: torch.Tensor) -> torch.Tensor:
 
 
 def quads_to_xyxy(quads: torch.Tensor) -> torch.Tensor:
-    """Take the smallest axis-aligned box round four corners.
+    """Compute the smallest axis-aligned box around four corners.
 
     Args:
         quads: (..., 4, 2).
@@ -67,20 +70,20 @@ def quads_to_xyxy(quads: torch.Tensor) -> torch.Tensor:
 def check_boxes(
     boxes: torch.Tensor, width: int, height: int, name: str = "boxes", clip: bool = True
 ) -> torch.Tensor:
-    """Refuse boxes that are no boxes of this image, and cut the rest at its edge.
+    """Check boxes, and cut them at the edge of their image.
 
     Args:
         boxes: (R, 4), xyxy pixels of the image.
         width: of the image, in pixels.
         height: of the image, in pixels.
-        name: what to call the boxes in a message.
-        clip: cut a box that is partly outside; False refuses it.
+        name: of the boxes in a message.
+        clip: whether to cut a box that is partly outside; False refuses it.
 
     Returns:
         (R, 4), float64, inside the image.
 
     Raises:
-        ValueError: if a box is not finite, empty, wholly outside or (`clip=False`) partly outside.
+        ValueError: if a box is not finite, empty, completely outside or, with `clip=False`, partly outside.
 
     Example:
         >>> check_boxes(torch.tensor([[-5.0, 0.0, 10.0, 10.0]]), width=20, height=20).tolist()
@@ -117,22 +120,21 @@ def check_boxes(
 def check_quads(
     quads: torch.Tensor, width: int, height: int, name: str = "quads", clip: bool = True
 ) -> torch.Tensor:
-    """Refuse quads that are no oriented boxes of this image.
-
-    A quad partly outside stays as it is: only what is inside the image is weighed.
+    """Check oriented boxes. A quad that is partly outside stays as it is: only its part inside gets weights.
 
     Args:
-        quads: (R, 4, 2), pixels of the image, corners going round in either sense.
+        quads: (R, 4, 2), pixels of the image, four corners in order around the quad, in either direction.
         width: of the image, in pixels.
         height: of the image, in pixels.
-        name: what to call the quads in a message.
-        clip: allow a quad to be partly outside; False refuses it.
+        name: of the quads in a message.
+        clip: whether to allow a quad that is partly outside; False refuses it.
 
     Returns:
         (R, 4, 2), float64.
 
     Raises:
-        ValueError: if a quad is not finite, its sides cross, it has no area, or it is outside the image.
+        ValueError: if a quad is not finite, has no area or crossing sides, is outside the image, or reaches
+            more than 100 image sides beyond it.
 
     Example:
         >>> square = torch.tensor([[[0, 0], [4, 0], [4, 4], [0, 4]]])
@@ -146,6 +148,11 @@ def check_quads(
             raise ValueError(
                 f"{place} is not finite. Quads are four corners x, y in pixels; leave this one out."
             )
+        if any(abs(x) > LARGEST_QUAD * width or abs(y) > LARGEST_QUAD * height for x, y in quad):
+            raise ValueError(
+                f"{place} reaches beyond {LARGEST_QUAD:g} times the size of its image of {width} x {height} "
+                "pixels (width x height). Quads are four corners x, y in pixels; cut it to the image."
+            )
         if not _is_simple(quad):
             raise ValueError(
                 f"{place} has no area or sides that cross. "
@@ -153,8 +160,8 @@ def check_quads(
             )
     check_boxes(quads_to_xyxy(quads), width, height, f"the box round {name}", clip)
     scaled = quads / torch.tensor([width, height], dtype=torch.float64)
-    for r, share in enumerate(_cover_by_quads(scaled, (1, 1)).flatten().tolist()):
-        if share <= 0:
+    for r, area in enumerate(_cover_by_quads(scaled, (1, 1)).flatten().tolist()):
+        if area <= 0:
             raise ValueError(
                 f"{name}[{r}] = {quads[r].tolist()} lies wholly outside its image of "
                 f"{width} x {height} pixels (width x height), though the box round it does not. Leave it out."
@@ -163,6 +170,8 @@ def check_quads(
 
 
 def _is_simple(quad: list[list[float]]) -> bool:
+    """Whether a quad has an area and no two of its sides cross."""
+
     def turn(a, b, c):
         return (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])
 
@@ -172,17 +181,17 @@ def _is_simple(quad: list[list[float]]) -> bool:
     a, b, c, d = quad
     area = turn(a, b, c) + turn(a, c, d)
     longest = max(max(numbers) - min(numbers) for numbers in zip(*quad, strict=True))
-    # Thinner than this is a line but for rounding.
+    # A thinner quad is a line up to rounding.
     return abs(area) > SMALLEST_SIDE * longest**2 and not cross(a, b, c, d) and not cross(b, c, d, a)
 
 
 def weigh_boxes(region_boxes: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    """Give the weights whose product with the patch features is their mean over each box.
+    """Compute the weights whose product with the patch features is their mean over each box.
 
-    The patch features are read as a bilinear surface through the patches' centres, held constant
-    from the outermost centres to the edge, and averaged over the box exactly: what RoIAlign with one
-    bin tends to for many samples. The integral is separable: weights in y times weights in x. A box
-    smaller than a patch therefore still gets features of its own.
+    The patch features define a bilinear surface through the centres of the patches, constant from the
+    outermost centres to the edge. The weights average it over the box exactly, which is the limit of RoIAlign
+    with one bin for many samples. The integral is separable: weights in y times weights in x. A box smaller
+    than a patch therefore still gets features of its own.
 
     Args:
         region_boxes: (..., 4), xyxy in [0, 1]. Padding rows may hold any valid box.
@@ -198,7 +207,7 @@ def weigh_boxes(region_boxes: torch.Tensor, grid: tuple[int, int]) -> torch.Tens
         >>> weigh_boxes(torch.tensor([[0.0, 0.0, 0.5, 1.0]]), grid=(1, 2))
         tensor([[0.8750, 0.1250]])
     """
-    x0, y0, x1, y1 = _float(region_boxes).unbind(-1)
+    x0, y0, x1, y1 = as_float(region_boxes).unbind(-1)
     down = _weigh_intervals(y0, y1, grid[0])  # (..., h)
     across = _weigh_intervals(x0, x1, grid[1])  # (..., w)
     return (down.unsqueeze(-1) * across.unsqueeze(-2)).flatten(-2)
@@ -209,10 +218,10 @@ def _weigh_intervals(start: torch.Tensor, stop: torch.Tensor, num_patches: int) 
     middle, half = (start + stop) / 2, ((stop - start) / 2).clamp(min=SMALLEST_SIDE / 2)
     start, stop = (middle - half) * num_patches, (middle + half) * num_patches
     start, stop = start.unsqueeze(-1), stop.unsqueeze(-1)  # (..., 1)
-    # One patch more on either side, which later adds its weight to the outermost real one.
+    # One more patch on each side; its weight is added to the outermost real patch below.
     centers = torch.arange(-1, num_patches + 1, dtype=start.dtype, device=start.device) + 0.5
     weights = 0
-    for low, high in ((centers - 1, centers), (centers, centers + 1)):  # the hat's rise and its fall
+    for low, high in ((centers - 1, centers), (centers, centers + 1)):  # its rising and its falling half
         left, right = torch.maximum(start, low), torch.minimum(stop, high)
         # A linear function's integral is its value in the middle times the length: no cancellation.
         weights = weights + (right - left).clamp(min=0) * (1 - ((left + right) / 2 - centers).abs())
@@ -224,9 +233,9 @@ def _weigh_intervals(start: torch.Tensor, stop: torch.Tensor, num_patches: int) 
 
 
 def weigh_quads(region_quads: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    """Give each patch's share of the area of an oriented box, in closed form.
+    """Compute which fraction of an oriented box lies in each patch, in closed form.
 
-    Any four corners that go round without crossing are allowed, in either sense, also partly outside.
+    The four corners may go around in either direction, and may lie outside of the image.
 
     Args:
         region_quads: (..., 4, 2), corners x, y in [0, 1].
@@ -244,92 +253,44 @@ def weigh_quads(region_quads: torch.Tensor, grid: tuple[int, int]) -> torch.Tens
         >>> weigh_quads(diamond, grid=(2, 2))
         tensor([[0.2500, 0.2500, 0.2500, 0.2500]])
     """
-    quads = _float(region_quads)
+    quads = as_float(region_quads)
     cover = _cover_by_quads(quads, grid)
-    # Where float32 rounding has left no area inside the image, the box round the quad stands in for it.
+    # If float32 rounding leaves no area inside the image, the box around the quad is used instead.
     is_closed = cover.sum(dim=-1, keepdim=True) <= 0
     around = weigh_boxes(quads_to_xyxy(quads).clamp(0, 1), grid)
-    return torch.where(is_closed, around, _normalize_weights(cover))
+    return torch.where(is_closed, around, normalize_weights(cover))
 
 
 def _cover_by_quads(region_quads: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    """Area of every grid cell inside each quad, in cells: (..., h * w)."""
+    """Return the area of every grid cell inside each quad, in cells: (..., h * w)."""
     h, w = grid
     corners = region_quads * torch.tensor([w, h], dtype=region_quads.dtype, device=region_quads.device)
     column = torch.arange(w, dtype=corners.dtype, device=corners.device)
     row = torch.arange(h, dtype=corners.dtype, device=corners.device).unsqueeze(-1)  # (h, 1)
     signed = 0
-    for k in range(4):  # edge by edge: the same in one tensor takes twice as long
+    for k in range(4):  # one edge at a time: a single tensor for all takes twice as long
         x0, y0 = corners[..., k, :, None].unbind(-2)  # (..., 1)
         x1, y1 = corners[..., (k + 1) % 4, :, None].unbind(-2)
         left, right = x0.clamp(column, column + 1), x1.clamp(column, column + 1)  # (..., w)
         # A vertical edge has no extent in x and adds nothing.
         slope = (y1 - y0) / torch.where(x0 == x1, 1, x1 - x0)
         y_left, y_right = y0 + (left - x0) * slope, y0 + (right - x0) * slope
-        low = torch.minimum(y_left, y_right).unsqueeze(-2) - row  # (..., h, w), seen from each row's top
+        low = torch.minimum(y_left, y_right).unsqueeze(-2) - row  # (..., h, w), from the top of each row
         high = torch.maximum(y_left, y_right).unsqueeze(-2) - row
-        # How far the edge's piece lies below the top of the row on average, between 0 and 1.
+        # How far this piece of the edge lies below the top of the row on average, between 0 and 1.
         signed = signed + _mean_clamped(low, high) * (right - left).unsqueeze(-2)
     return signed.sum(dim=(-2, -1), keepdim=True).sign().mul(signed).clamp(min=0).flatten(-2)
 
 
 def _mean_clamped(low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
-    """Mean of clamp(y, 0, 1) for y spread evenly over [low, high]."""
+    """Return the mean of clamp(y, 0, 1) for y uniform over [low, high]."""
     span = (high - low).clamp(min=torch.finfo(low.dtype).tiny)
     inner_low, inner_high = low.clamp(0, 1), high.clamp(0, 1)
-    # Where the span is nothing the piece is level and all of it lies at `low`.
+    # Where the span is 0, the piece is horizontal and all of it lies at `low`.
     inside = (inner_high - inner_low) / span
     above = (high - 1).clamp(min=0).minimum(span) / span
     level = high - low < 1e-12
     return torch.where(level, inner_low, inside * (inner_low + inner_high) / 2 + above)
-
-
-def weigh_masks(region_coverage: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    """Give each patch's share of a mask.
-
-    Args:
-        region_coverage: (..., H, W), how much of each pixel of `pixel_values` the region covers, 0 to 1.
-        grid: (h, w), the number of patches down and across; H and W are multiples of them.
-
-    Returns:
-        (..., h * w), float32 or float64, each row sums to 1; an empty mask (padding) gives zeros.
-
-    Example:
-        >>> weigh_masks(torch.tensor([[1.0, 1.0, 0.0, 1.0]]), grid=(1, 2))
-        tensor([0.6667, 0.3333])
-    """
-    coverage = _float(region_coverage)
-    h, w = grid
-    patches = coverage.unflatten(-1, (w, -1)).unflatten(-3, (h, -1))  # (..., h, p, w, p)
-    return _normalize_weights(patches.sum(dim=(-3, -1)).flatten(-2))
-
-
-def masks_to_coverage(masks: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Resample masks to another size by area: how much of each new pixel is covered.
-
-    Args:
-        masks: (R, H, W), bool, pixels of the image.
-        size: (height, width) of the result.
-
-    Returns:
-        (R, height, width), float32 in [0, 1].
-
-    Example:
-        >>> masks_to_coverage(torch.tensor([[[True, False, True]]]), size=(1, 2))
-        tensor([[[0.6667, 0.6667]]])
-    """
-    down = _overlap_pixels(masks.shape[-2], size[0])  # (height, H)
-    across = _overlap_pixels(masks.shape[-1], size[1])  # (width, W)
-    return down @ masks.float() @ across.T
-
-
-def _overlap_pixels(num_old: int, num_new: int) -> torch.Tensor:
-    """Share of each new pixel that each old one fills: (num_new, num_old), rows sum to 1."""
-    old = torch.arange(num_old, dtype=torch.float64)
-    start = torch.arange(num_new, dtype=torch.float64).unsqueeze(-1) * num_old / num_new
-    stop = start + num_old / num_new
-    overlap = (torch.minimum(stop, old + 1) - torch.maximum(start, old)).clamp(min=0)
-    return (overlap / overlap.sum(dim=-1, keepdim=True)).float()
 
 
 def weigh_regions(
@@ -340,7 +301,12 @@ def weigh_regions(
     region_coverage: torch.Tensor | None = None,
     region_mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Turn whichever form of regions is given into weights (B, R, h * w); zeros for padding."""
+    """Compute the weights of regions in one of three forms: (B, R, h * w), zeros for padding.
+
+    Raises:
+        ValueError: if regions are given in no form or several, for another number of images, or are not in
+            the frame of `pixel_values`.
+    """
     forms = {
         "region_boxes": (region_boxes, weigh_boxes),
         "region_quads": (region_quads, weigh_quads),
@@ -352,13 +318,32 @@ def weigh_regions(
     if len(given) > 1:
         raise ValueError(f"regions are given as {' and '.join(given)}. Give one form in a call.")
     regions, weigh = forms[given[0]]
-    if regions.shape[0] != num_images:  # `len` would fix the number of images of an exported model
+    if regions.shape[0] != num_images:  # `len` would make it a constant of an exported model
         raise ValueError(
             f"{given[0]} is for {len(regions)} images, but there are {num_images} images. "
             "Give one list of regions per image, an empty one where there are none."
         )
+    if not torch.compiler.is_compiling() and regions.device.type != "meta":
+        _check_frame(given[0], regions)
     weights = weigh(regions, grid)
     return weights if region_mask is None else weights * region_mask.unsqueeze(-1)
+
+
+def _check_frame(name: str, regions: torch.Tensor):
+    """Refuse regions in pixels: they would silently get the weights of a corner of the image."""
+    low, high = (-LARGEST_QUAD, LARGEST_QUAD) if name == "region_quads" else (-1e-3, 1 + 1e-3)
+    is_inside = (regions >= low) & (regions <= high)  # False for NaN
+    if name == "region_quads":  # at least a part of each quad is inside the image
+        is_inside &= (regions.amin(dim=-2, keepdim=True) <= 1) & (regions.amax(dim=-2, keepdim=True) >= 0)
+    elif name == "region_boxes":
+        is_inside &= (regions[..., 2:] >= regions[..., :2]).all(dim=-1, keepdim=True)
+    if not is_inside.all():
+        place = (~is_inside).nonzero()[0, :2].tolist()
+        raise ValueError(
+            f"{name}[{place[0]}, {place[1]}] = {regions[tuple(place)].tolist()!s:.200} is not in the frame "
+            "of pixel_values: from 0 to 1, with x0 <= x1 and y0 <= y1. Pass pixels of the image to the "
+            "processor as boxes, quads or masks; it converts them."
+        )
 
 
 def pool_regions(features: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -366,10 +351,10 @@ def pool_regions(features: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
 
     Args:
         features: (B, h * w, D), one vector per patch, row by row.
-        weights: (B, R, h * w), of `weigh_boxes`, `weigh_quads` or `weigh_masks`.
+        weights: (B, R, h * w), from `weigh_boxes`, `weigh_quads` or `weigh_masks`.
 
     Returns:
-        (B, R, D), in the type of `features`, not of unit length.
+        (B, R, D), in the type of `features`, not normalised.
 
     Raises:
         ValueError: if the two differ in the number of images or patches.
@@ -387,11 +372,3 @@ def pool_regions(features: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
             f"{weights.shape[0]} images with {weights.shape[-1]} patches. Make the weights for this grid."
         )
     return weights.to(features.dtype) @ features
-
-
-def _normalize_weights(weights: torch.Tensor) -> torch.Tensor:
-    return weights / weights.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
-
-
-def _float(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()

@@ -5,7 +5,6 @@ import math
 
 import torch
 from PIL import Image
-from transformers.image_transforms import to_pil_image
 
 from .regions_geoalign_clip import quads_to_xyxy
 
@@ -53,7 +52,6 @@ def cut_windows(image: Image.Image, regions: list, context: float, form: str = "
         >>> window.size, boxes[0].tolist()
         ((60, 60), [20.0, 25.0, 40.0, 35.0])
     """
-    image = image if isinstance(image, Image.Image) else to_pil_image(image)
     windows, moved = [], []
     for region in regions:
         region = torch.as_tensor(region, dtype=None if form == "masks" else torch.float64)

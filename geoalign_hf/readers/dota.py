@@ -7,7 +7,7 @@ from .base import Annotation, finish_rows, make_row
 from .files import list_files, pair_images, parse_numbers, try_read_lines
 from .skipped import SkipReport
 
-HEADER = re.compile(r"^\s*(imagesource|gsd)\s*:", re.IGNORECASE)
+HEADER = re.compile(r"^\s*(imagesource|gsd|acquisition dates?)\s*:", re.IGNORECASE)
 FORM = "`x1 y1 x2 y2 x3 y3 x4 y4 class difficult`"
 
 
@@ -16,18 +16,20 @@ def read_dota(
     images: str | Path,
     drop_difficult: bool = False,
     concepts: list[str] | None = None,
+    only: set[str] | None = None,
     report: SkipReport | None = None,
 ) -> list[dict]:
     """Read DOTA text files: oriented boxes, each with a flag for difficult ones.
 
     A line is `x1 y1 x2 y2 x3 y3 x4 y4 class difficult`; without a flag the region is not difficult. The
-    header lines `imagesource:` and `gsd:` are ignored.
+    header lines `imagesource:`, `gsd:` and `acquisition dates:` are ignored.
 
     Args:
         annotations: A file, or a folder of files.
         images: Folder of the images; see `files.pair_images` for which image belongs to a file.
         drop_difficult: Skip regions that are marked as difficult.
         concepts: Names that are allowed; None allows all.
+        only: Names without suffix of the files to read; None reads all.
         report: Collects what is skipped, and decides whether an error stops the reading.
 
     Returns:
@@ -38,7 +40,7 @@ def read_dota(
     """
     report = report or SkipReport()
     rows: list[dict | None] = []
-    pairs, _ = pair_images(list_files(annotations, [".txt"]), annotations, images, report)
+    pairs, _ = pair_images(list_files(annotations, [".txt"], only), annotations, images, report)
     for path, image in pairs.items():
         lines, regions = try_read_lines(path, report), []
         if lines is None:

@@ -31,7 +31,7 @@ FLAGS |= {"1": True, "1.0": True, "2": True, "true": True, "yes": True}
 ABSOLUTE = re.compile(r"[/\\]|[A-Za-z]:[/\\]")
 
 
-def list_files(source: str | Path, suffixes: Iterable[str]) -> list[Path]:
+def list_files(source: str | Path, suffixes: Iterable[str], only: set[str] | None = None) -> list[Path]:
     """List the files below a folder that have one of some suffixes, in any case, sorted by path.
 
     Hidden files and folders, `__MACOSX` and GDAL's `.aux.xml` files are ignored.
@@ -39,20 +39,24 @@ def list_files(source: str | Path, suffixes: Iterable[str]) -> list[Path]:
     Args:
         source: A folder, which is searched with its subfolders, or one file, which is returned as it is.
         suffixes: Such as ".xml".
+        only: Names without suffix of the files to list; None lists all.
 
     Raises:
         ValueError: If there is none.
     """
     source, suffixes = Path(source), tuple(suffixes)
-    if not source.is_dir():
-        return [source]
-    found = [path for path in sorted(source.rglob("*")) if _has_suffix(path.relative_to(source), suffixes)]
-    found = [path for path in found if path.is_file()]  # a named pipe would block the reader
+    found = _find_files(source, suffixes) if source.is_dir() else [source]
+    found = [path for path in found if only is None or path.stem in only]
     if not found:
         raise ValueError(
             f"{source} holds no files that end in {' '.join(sorted(suffixes))}. Give a file, or their folder."
         )
     return found
+
+
+def _find_files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    found = [path for path in sorted(folder.rglob("*")) if _has_suffix(path.relative_to(folder), suffixes)]
+    return [path for path in found if path.is_file()]  # a named pipe would block the reader
 
 
 def _has_suffix(path: PurePath, suffixes: tuple[str, ...]) -> bool:
@@ -172,8 +176,7 @@ class ImageFinder:
     @cached_property
     def _index(self) -> dict[tuple[str, str], list[Path]]:
         index = defaultdict(list)
-        paths = list_images(self.folder) if self.folder.is_dir() else []
-        for path in paths:
+        for path in _find_files(self.folder, tuple(IMAGE_SUFFIXES)):
             relative = path.relative_to(self.folder)
             index["path", unicodedata.normalize("NFC", relative.as_posix())].append(path)
             index["lower", normalize_name(relative.as_posix())].append(path)
@@ -290,9 +293,18 @@ def parse_json(place: str | Path, text: str, expected: str) -> Any:
         ValueError: If the text is not JSON.
     """
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_refuse_repeated_keys)
     except (ValueError, RecursionError) as error:  # also numbers of too many digits, lists too deep
         raise ValueError(f"{place} cannot be read as JSON ({error}). Give {expected}.") from error
+
+
+def _refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a dictionary of the pairs of a JSON object, of which Python would silently keep the last."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        repeated = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
+        raise ValueError(f"an object repeats the keys {repeated[:5]}")
+    return content
 
 
 def parse_numbers(fields: list[str]) -> list[float] | None:

@@ -9,7 +9,12 @@ from typing import NamedTuple
 from .captions import read_captions
 from .coco import read_coco
 from .dota import read_dota
+from .soda import read_soda
+from .ucas_aod import read_ucas_aod
+from .vedai import read_vedai
+from .vhr10 import read_vhr10
 from .voc import read_voc
+from .xview import read_xview
 from .yolo import read_yolo
 
 
@@ -53,4 +58,12 @@ FORMATS = {
         (".json", ".jsonl", ".json.gz", ".jsonl.gz"),
         ("caption_split",),
     ),
+}
+# Read functions of all formats that a recipe may name: those above, and those of single data sets.
+READERS: dict[str, Callable[..., list[dict]]] = {name: one.read for name, one in FORMATS.items()} | {
+    "soda": read_soda,
+    "ucas_aod": read_ucas_aod,
+    "vedai": read_vedai,
+    "vhr10": read_vhr10,
+    "xview": read_xview,
 }

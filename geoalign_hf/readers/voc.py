@@ -29,6 +29,7 @@ def read_voc(
     drop_difficult: bool = False,
     concepts: list[str] | None = None,
     counts_from_one: bool = False,
+    only: set[str] | None = None,
     report: SkipReport | None = None,
 ) -> list[dict]:
     """Read xml files with the root `annotation` (Pascal VOC and relatives) or `HRSC_Image` (HRSC2016).
@@ -44,6 +45,7 @@ def read_voc(
         concepts: Names that are allowed; None allows all.
         counts_from_one: Whether a `bndbox` counts pixels from 1 to the last, as Pascal VOC does, so that its
             first pixel is xmin = xmax = 1. Otherwise its numbers are edges.
+        only: Names without suffix of the files to read; None reads all.
         report: Collects what is skipped, and decides whether an error stops the reading.
 
     Returns:
@@ -54,16 +56,17 @@ def read_voc(
     """
     report = report or SkipReport()
     rows: list[dict | None] = []
-    pairs, _ = pair_images(list_files(annotations, [".xml"]), annotations, images, report)
+    pairs, _ = pair_images(list_files(annotations, [".xml"], only), annotations, images, report)
     for path, image in pairs.items():
         try:
             root = _parse_xml(path)
             nodes, parse_object = _list_objects(root, counts_from_one)
             size = _parse_size(root)
+            is_annotated = _find_flag(root, "annotated") is not False
         except ValueError as error:
             report.refuse("bad file", f"{path} {error}", error)
             continue
-        if _find_flag(root, "annotated") is False:  # HRSC2016 has 610 images that nobody annotated
+        if not is_annotated:  # HRSC2016 has such images
             report.skip("not annotated", f"{path} says that its image was not annotated.")
             continue
         regions = []
@@ -97,7 +100,7 @@ def _parse_xml(path: Path) -> ElementTree.Element:
     """
     content = read_bytes(path)
     try:
-        if b"<!ENTITY" in content:
+        if b"<!ENTITY" in content.replace(b"\0", b""):  # also in UTF-16
             raise ValueError("it declares entities")
         root = ElementTree.fromstring(content)
     except (ElementTree.ParseError, LookupError, ValueError) as error:
@@ -190,6 +193,9 @@ def _parse_object(node: ElementTree.Element, counts_from_one: bool) -> tuple[str
     if len(shapes[tag]) > 1:
         raise ValueError(f"has {len(shapes[tag])} elements <{tag}>; expected one.")
     numbers = _parse_shape(shapes[tag][0])
+    angle = _find_text(node, "angle") or "0"
+    if tag == "bndbox" and parse_numbers([angle]) != [0.0]:
+        raise ValueError(f"has the angle {angle!r} beside an upright <bndbox>; expected a robndbox.")
     if counts_from_one and tag == "bndbox" and len(numbers) == 4:
         numbers = [numbers[0] - 1, numbers[1] - 1, *numbers[2:]]
     return names[0], numbers

@@ -1,5 +1,6 @@
 """Reads YOLO text files into rows."""
 
+from collections import Counter
 from pathlib import Path
 
 import yaml
@@ -96,12 +97,18 @@ def _parse_line(
 
 
 class _NamesLoader(yaml.SafeLoader):
-    """Reads the names of classes as they are written, and refuses aliases, which can multiply without end."""
+    """Reads names as they are written. Refuses repeated keys, and aliases, which can multiply without end."""
 
     def compose_node(self, parent, index):
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError(f"it has the alias *{self.peek_event().anchor}")
         return super().compose_node(parent, index)
+
+    def construct_mapping(self, node, deep=False):
+        counts = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        if repeated := [key for key, count in counts.items() if count > 1]:
+            raise yaml.YAMLError(f"it repeats the keys {repeated[:5]}")
+        return super().construct_mapping(node, deep)
 
 
 _NamesLoader.add_constructor("tag:yaml.org,2002:int", lambda _, node: str(node.value))  # not 10 for 012

@@ -1,10 +1,12 @@
 """Training arguments: those of transformers' Trainer with our defaults, and the ones that only we have."""
 
 import math
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, fields
+from typing import Any
 
 import torch
 from transformers import TrainingArguments
+from transformers.hf_argparser import HfArg
 from transformers.trainer_utils import IntervalStrategy
 
 from .teacher import TEACHERS
@@ -56,8 +58,8 @@ UNSUPPORTED = {
 }
 
 
-def _option(default, help_text: str):
-    return field(default=default, metadata={"help": help_text})
+def _option(default: Any, help_text: str) -> Any:
+    return HfArg(default=default, help=help_text)
 
 
 @dataclass
@@ -87,47 +89,50 @@ class GeoAlignTrainingArguments(TrainingArguments):
             Trainer is set that has no effect here.
     """
 
-    output_dir: str | None = _option("outputs/train", "folder for checkpoints and the trained model")
-    num_train_epochs: float = _option(10.0, "number of passes over the rows")
+    _argument_group_name = "training"
+
+    output_dir: str | None = _option("outputs/train", "Folder for checkpoints and the trained model.")
+    num_train_epochs: float = _option(10.0, "Number of passes over the rows.")
     per_device_train_batch_size: int = _option(
-        32, "number of rows per process and step; all of them are negatives of each other"
+        32, "Number of rows per process and step; all of them are negatives of each other."
     )
     mini_batch_size: int | None = _option(
-        None, "number of rows encoded at once, for batches that exceed the memory; default: the whole batch"
+        None, "Number of rows encoded at once, for batches that exceed the memory; default: the whole batch."
     )
-    learning_rate: float = _option(5e-4, "peak learning rate; 5e-4 suits fresh weights, 1e-5 a trained CLIP")
-    lr_scheduler_type: str = _option("cosine", "name of the learning rate schedule")
-    warmup_steps: float = _option(0.05, "number of warm-up steps; below 1: fraction of all steps")
-    weight_decay: float = _option(0.05, "weight decay of matrices; vectors and scales have none")
-    adam_beta2: float = _option(0.98, "decay of AdamW's second moment")
+    learning_rate: float = _option(5e-4, "Peak learning rate; 5e-4 suits fresh weights, 1e-5 a trained CLIP.")
+    lr_scheduler_type: str = _option("cosine", "Name of the learning rate schedule.")
+    warmup_steps: float = _option(0.05, "Number of warm-up steps; below 1: fraction of all steps.")
+    weight_decay: float = _option(0.05, "Weight decay of matrices; vectors and scales have none.")
+    adam_beta2: float = _option(0.98, "Decay of AdamW's second moment.")
     ema_decay: float = _option(
-        0.0, "decay of the moving average of the weights that is evaluated and saved; 0: off"
+        0.0, "Decay of the moving average of the weights that is evaluated and saved; 0: off."
     )
-    max_regions: int | None = _option(None, "largest number of regions per row and step; default: all")
-    max_negatives: int = _option(10, "largest number of hard negatives per region and step")
-    max_crops: int = _option(2, "largest number of regions per row and step that are also seen as a crop")
+    max_regions: int | None = _option(None, "Largest number of regions per row and step; default: all.")
+    max_negatives: int = _option(10, "Largest number of hard negatives per region and step.")
+    max_crops: int = _option(2, "Largest number of regions per row and step that are also seen as a crop.")
     max_vocabulary: int = _option(
-        200, "largest number of concepts up to which a region is contrasted with all, not those of its batch"
+        200, "Largest number of concepts up to which a region is contrasted with all, not those of its batch."
     )
-    teacher: str = _option("self", "model that gives the targets of crops: self, ema or frozen")
-    teacher_decay: float = _option(0.999, "decay of the teacher ema per step")
-    logging_steps: float = _option(10, "number of steps between log entries")
+    teacher: str = _option("self", "Model that gives the targets of crops: self, ema or frozen.")
+    teacher_decay: float = _option(0.999, "Decay of the teacher ema per step.")
+    logging_steps: float = _option(10, "Number of steps between log entries.")
+    logging_first_step: bool = _option(True, "Log entry after the first step, too.")
     logging_nan_inf_filter: bool = _option(
-        False, "no effect here, since a loss that is not finite is an error"
+        False, "Filter without effect here, since a loss that is not finite is an error."
     )
-    eval_strategy: str = _option("epoch", "interval of the evaluations: no, steps or epoch")
-    eval_on_start: bool = _option(True, "whether to evaluate before the first step, too")
-    save_strategy: str = _option("epoch", "interval of the checkpoints: no, steps, epoch or best")
-    save_total_limit: int | None = _option(2, "number of the newest checkpoints that are kept")
+    eval_strategy: str = _option("epoch", "Interval of the evaluations: no, steps or epoch.")
+    eval_on_start: bool = _option(True, "Evaluation before the first step, too.")
+    save_strategy: str = _option("epoch", "Interval of the checkpoints: no, steps, epoch or best.")
+    save_total_limit: int | None = _option(2, "Number of the newest checkpoints that are kept.")
     restore_callback_states_from_checkpoint: bool = _option(
-        True, "whether callbacks continue from the state that the checkpoint holds"
+        True, "State of callbacks: continued from the checkpoint."
     )
-    dataloader_drop_last: bool = _option(True, "whether to skip the last batch of an epoch if it is smaller")
-    ddp_find_unused_parameters: bool | None = _option(False, "whether DDP searches for unused parameters")
-    seed: int = _option(0, "seed of everything random")
-    overwrite_output_dir: bool = _option(False, "whether to remove what an earlier run left in output_dir")
+    dataloader_drop_last: bool = _option(True, "Removal of the last batch of an epoch if it is smaller.")
+    ddp_find_unused_parameters: bool | None = _option(False, "Search of DDP for unused parameters.")
+    seed: int = _option(0, "Seed of everything random.")
+    overwrite_output_dir: bool = _option(False, "Removal of what an earlier run left in output_dir.")
     resume_from_checkpoint: str | None = _option(
-        None, "folder of the checkpoint to resume from; last: the newest one in output_dir"
+        None, "Folder of the checkpoint to resume from; last: the newest one in output_dir."
     )
 
     def __post_init__(self):
@@ -140,6 +145,11 @@ class GeoAlignTrainingArguments(TrainingArguments):
                 raise ValueError(
                     f"{name} is {getattr(self, name)!r}, which GeoAlignTrainer does not support. {advice}."
                 )
+        if self.hub_strategy not in ("end", "every_save"):
+            raise ValueError(
+                f"hub_strategy is {self.hub_strategy!r}; it must be 'every_save' or 'end', since the state "
+                "of a run stays on its disk."
+            )
         if self.train_sampling_strategy != "random":
             raise ValueError(
                 f"train_sampling_strategy is {self.train_sampling_strategy!r}; GeoAlignTrainer draws rows at "

@@ -5,6 +5,8 @@ from contextlib import contextmanager
 
 import torch
 
+from .launch import reshard
+
 
 class WeightAverage:
     """An exponential moving average of the trained weights of a model.
@@ -46,4 +48,5 @@ class WeightAverage:
             self.weights[name] = trained
 
     def _list_weights(self) -> dict[str, torch.nn.Parameter]:
+        reshard(self.model)
         return {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}

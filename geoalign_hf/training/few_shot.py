@@ -30,6 +30,8 @@ class FewShotConfig:
         ValueError: if a number is too low, or `shots` is not a list of whole numbers.
     """
 
+    _argument_group_name = "few-shot methods"
+
     shots: str = HfArg(default="1,4,16", help="Numbers of boxes per new concept, separated by commas.")
     num_seeds: int = HfArg(default=3, help="Number of draws of these boxes. Their seeds are 0, 1, ...")
     rehearsed: int = HfArg(default=0, help="Number of boxes per old concept that LoRA is also trained on.")

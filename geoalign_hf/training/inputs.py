@@ -1,12 +1,28 @@
 """What a trainer makes of its arguments before the first step: data, and the metric of the best model."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from datasets import IterableDataset
 
 from ..data.collator import RowCollator
 from ..data.schema import check_columns, list_concepts
 from ..data.training_dataset import TrainingDataset
 from ..losses.objective import LossWeights
 from .arguments import GeoAlignTrainingArguments
+
+# The column without which a term has no data.
+COLUMNS = {
+    "scene": "captions",
+    "description": "description",
+    "region": "phrases",
+    "concept": "concepts",
+    "crop_concept": "concepts",
+    "hard_negative": "hard_negatives",
+    "crop_consistency": "boxes",
+    "image_consistency": "boxes",
+    "text_consistency": "description",
+}
 
 
 def prepare_data(
@@ -18,7 +34,6 @@ def prepare_data(
     templates: Sequence[str],
 ) -> tuple[TrainingDataset, RowCollator]:
     """Make the data set that training sees, and the collator of its batches."""
-    check_columns(rows)
     largest = max(map(len, rows["boxes"]))
     max_regions = max(1, min(args.max_regions or largest, largest))
     dataset = TrainingDataset(
@@ -34,6 +49,71 @@ def prepare_data(
     if len(vocabulary) > args.max_vocabulary:
         vocabulary = None
     return dataset, RowCollator(processor, max_regions, templates, loss_weights.text_kinds, vocabulary)
+
+
+def check_rows(rows) -> None:
+    """Refuse rows that cannot be trained on.
+
+    Raises:
+        TypeError: if they are streamed.
+        ValueError: if columns are missing.
+    """
+    if isinstance(rows, IterableDataset):
+        raise TypeError(
+            "train_dataset is an IterableDataset, but training draws its rows in a new order in every epoch. "
+            "Load them without streaming=True."
+        )
+    check_columns(rows)
+
+
+def drop_terms_without_data(rows, loss_weights: LossWeights) -> tuple[LossWeights, dict[str, str]]:
+    """Set the weight of every term to 0 for which the rows have no data.
+
+    Returns:
+        The weights, and for each dropped term the column that is empty.
+
+    Raises:
+        ValueError: if no term is left.
+    """
+    needed = {term: column for term, column in COLUMNS.items() if getattr(loss_weights, term)}
+    names = set(rows.column_names)
+    is_empty = {column: column not in names or not _has_content(rows[column]) for column in needed.values()}
+    dropped = {term: column for term, column in needed.items() if is_empty[column]}
+    if needed and not needed.keys() - dropped.keys():
+        raise ValueError(
+            f"the rows have nothing in the columns {sorted(set(dropped.values()))}, so no term is left. "
+            "Give rows with such data, or other loss weights."
+        )
+    return replace(loss_weights, **dict.fromkeys(dropped, 0.0)), dropped
+
+
+def _has_content(column) -> bool:
+    """Return whether any cell holds a text or a number, at any depth of lists."""
+
+    def is_full(cell) -> bool:
+        return any(map(is_full, cell)) if isinstance(cell, list) else cell not in (None, "")
+
+    return any(map(is_full, column))
+
+
+def count_cut_texts(rows, tokenizer, loss_weights: LossWeights) -> dict[str, int]:
+    """Count the texts of the rows that are longer than the text tower and lose their ends in training.
+
+    Returns:
+        The number of different texts that are cut, by column. Columns without any are left out.
+    """
+    columns = {"caption": "captions", "description": "description", "phrase": "phrases"}
+    longest, counts = tokenizer.model_max_length, {}
+    for kind, column in columns.items():
+        if kind not in loss_weights.text_kinds or column not in rows.column_names:
+            continue
+        cells = (cell if isinstance(cell, list) else [cell] for cell in rows[column])
+        # A token has at least one character, so that only long texts need the tokenizer.
+        long_texts = list({text for texts in cells for text in texts if text and len(text) > longest - 2})
+        lengths = map(len, tokenizer(long_texts, verbose=False)["input_ids"]) if long_texts else ()
+        if number := sum(length > longest for length in lengths):
+            counts[column] = number
+    return counts
 
 
 def choose_metric(args: GeoAlignTrainingArguments, evaluators: Sequence) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import broadcast_object_list
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
@@ -72,18 +73,26 @@ def call_on_main(accelerator: Accelerator, function: Callable, *arguments):
     return result
 
 
+def reshard(model: torch.nn.Module) -> None:
+    """Shard the parameters again that FSDP holds whole after a forward pass, as in an evaluation."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def copy_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
     """Copy whole weights into the parameters of a model, which FSDP may have sharded.
 
     Raises:
         ValueError: if a trained parameter is not among them.
     """
+    reshard(model)
     parameters = dict(model.named_parameters())
     trained = {name for name, parameter in parameters.items() if parameter.requires_grad}
     if missing := sorted(trained - weights.keys()):
         raise ValueError(f"the checkpoint lacks the weights {missing[:3]} ({len(missing)} in all).")
     with torch.no_grad():
-        for name in parameters.keys() & weights.keys():
+        for name in sorted(parameters.keys() & weights.keys()):  # the same order on every process
             parameter = parameters[name]
             whole = weights[name].to(parameter.device).reshape(parameter.shape)
             if isinstance(parameter, DTensor):

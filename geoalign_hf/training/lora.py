@@ -25,6 +25,8 @@ class AdapterConfig:
         ValueError: if a tower is unknown, a number is too low, or `lora` and `freeze` are both set.
     """
 
+    _argument_group_name = "adapters"
+
     lora: str = HfArg(
         default="",
         help="Towers that get LoRA adapters: vision, text or vision,text. Everything else is frozen.",

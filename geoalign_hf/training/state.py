@@ -13,7 +13,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 from ..storage import read_json, write_json
 from .checkpoints import STATE, get_random_state, load_tree, read_weights, save_tree
-from .launch import collect_weights, copy_weights
+from .launch import collect_weights, copy_weights, reshard
 
 
 def write_state(trainer, folder: Path) -> None:
@@ -24,6 +24,7 @@ def write_state(trainer, folder: Path) -> None:
         folder: folder to write into.
     """
     model, average = trainer.accelerator.unwrap_model(trainer.model), trainer.average
+    reshard(model)
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     optimizer = get_optimizer_state_dict(trainer.model, trainer.optimizer.optimizer, options=options)
     weights = None

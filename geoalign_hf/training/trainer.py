@@ -19,7 +19,7 @@ from ..model.processing_geoalign_clip import CONCEPT_TEMPLATES
 from ..storage import no_progress_bars
 from .arguments import GeoAlignTrainingArguments
 from .checkpoints import write_folder
-from .inputs import choose_metric, prepare_data
+from .inputs import check_rows, choose_metric, count_cut_texts, drop_terms_without_data, prepare_data
 from .launch import check_processes, prepare_model
 from .resumable import ResumableTrainer
 from .step import compute_gradients
@@ -80,10 +80,12 @@ class GeoAlignTrainer(ResumableTrainer):
         optimizers: tuple = (None, None),
     ):
         args = args or GeoAlignTrainingArguments()
-        self.loss_weights = loss_weights or LossWeights()
+        check_rows(train_dataset)
+        asked = loss_weights or LossWeights()
+        self.loss_weights, dropped = drop_terms_without_data(train_dataset, asked)
         self.evaluators = list(evaluators)
         choose_metric(args, self.evaluators)
-        if args.teacher != "self" and not self.loss_weights.crop_consistency:
+        if args.teacher != "self" and not asked.crop_consistency:
             raise ValueError(
                 f"teacher is {args.teacher!r}, but the loss weight crop_consistency, the only term with a "
                 "teacher, is 0. Raise it, or leave teacher at 'self'."
@@ -92,6 +94,16 @@ class GeoAlignTrainer(ResumableTrainer):
             logger.warning("Using one GPU. Start with `accelerate launch` or `torchrun` to use them all.")
             args._n_gpu = 1
         check_processes(args.world_size)
+        cut = count_cut_texts(train_dataset, processing_class.tokenizer, self.loss_weights)
+        if args.process_index == 0:
+            for term, column in dropped.items():
+                logger.warning(f"The rows have nothing in {column!r}, so the term {term!r} is left out.")
+            for column, number in cut.items():
+                logger.warning(
+                    f"{number} texts in {column!r} are longer than the text tower "
+                    f"({processing_class.tokenizer.model_max_length} tokens); their ends are cut. "
+                    "Convert the model with --text_length 248."
+                )
         dataset, collator = prepare_data(
             train_dataset, processing_class, args, self.loss_weights, augmentation, templates
         )
@@ -103,6 +115,7 @@ class GeoAlignTrainer(ResumableTrainer):
             if hasattr(augmentation, "__dataclass_fields__")
             else repr(augmentation),
             "num_rows": len(train_dataset),
+            "num_cut_texts": cut,
             "num_processes": args.world_size,
         }
         self._forget_terms()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from geoalign_hf.captioning.attributes import Facts, choose_colour, code_colours, find_facts, find_signs
+from geoalign_hf.captioning.attributes import HUES, Facts, choose_colour, code_colours, find_facts, find_signs
 from geoalign_hf.captioning.grammar import COLOURS, PLACES
 
 
@@ -163,3 +163,17 @@ def test_a_thousand_regions_are_neither_grouped_nor_counted():
     facts = find_facts(draw(boxes))
     assert len(facts) == 1600 and facts.uncounted == {"tank"} and facts.list_group(5) == [5]
     assert set(facts.colours) == {None} and set(facts.possible_colours) == {frozenset(COLOURS)}
+
+
+def test_colours_are_those_of_hue_saturation_and_brightness_in_floating_point():
+    pixels = np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8)
+    pixels[:100] = pixels[:100] // 8 + 200  # pale and bright
+    hsv = np.asarray(Image.fromarray(pixels).convert("HSV"), float)
+    hue, saturation, brightness = hsv[..., 0] * 360 / 256, hsv[..., 1] / 255, hsv[..., 2] / 255
+    expected = np.zeros(hue.shape, dtype=int)
+    expected[(brightness > 0.75) & (saturation < 0.15)] = 1 + COLOURS.index("white")
+    for name, (low, high) in HUES.items():
+        is_hue = (hue - low) % 360 < high - low
+        expected[(saturation > 0.35) & (brightness > 0.25) & is_hue] = 1 + COLOURS.index(name)
+    assert set(expected.flat) == set(range(1 + len(COLOURS)))
+    assert (code_colours(pixels) == expected).all()

@@ -1,4 +1,4 @@
-"""Laws of description: what is said is true of the scene; answers of a model are kept."""
+"""Laws of generated text: it is true of the scene, and the answers of a model are kept."""
 
 import json
 import re
@@ -35,7 +35,7 @@ def draw_scene(seed: int) -> dict:
 
 
 def lies(box, size, place: str) -> bool:
-    """Say whether the middle of a box lies in the half or, for the center, the middle that a place names."""
+    """Return whether the middle of a box lies in the half, or the center, that a place names."""
     x, y = (box[0] + box[2]) / 2 / size[0], (box[1] + box[3]) / 2 / size[1]
     halves = {
         "left": x < 0.5,
@@ -243,7 +243,7 @@ QUICK = {"caption": Question("What?", 1, 500), "phrase": Question("What {}?", 1,
 
 
 class Script:
-    """Stands for a pipeline: says what it is told to, and remembers what it was asked."""
+    """A pipeline with given answers that records its questions."""
 
     def __init__(self, *answers: str):
         self.answers, self.asked = list(answers), []

@@ -75,7 +75,7 @@ def run_fuzz(test, num_examples: int) -> None:
     )(given(st.data())(test))()
 
 
-@pytest.mark.parametrize("num_examples", [200, pytest.param(20_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_examples", [150, pytest.param(5_000, marks=pytest.mark.slow)])
 def test_rows_are_stored_as_they_are_or_refused_by_number(num_examples, tmp_path):
     def law(data):
         row = make_row(data.draw(st.integers(0, 3)))

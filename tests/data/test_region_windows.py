@@ -48,6 +48,15 @@ def test_the_quad_of_a_region_lies_on_its_pixels_at_every_angle(box):
         assert (drawn & seen).sum() / (drawn | seen).sum() > 0.8
 
 
+@pytest.mark.parametrize("box", [(0, 0, 90, 3), (297, 110, 300, 200), (0, 0, 4, 4), (0, 190, 300, 200)])
+def test_a_region_at_the_border_stays_in_its_window_at_every_angle(box, processor):
+    for number in range(60):
+        window = view(paint_row([box]), 0, number, shift=0.2)
+        x, y = np.mean(window["quads"][0], axis=0)
+        assert 0 < x < 64 and 0 < y < 64
+        processor(images=[window["image"]], quads=[window["quads"]], return_tensors="pt")
+
+
 def test_a_window_without_chance_is_the_window_of_inference():
     row = paint_row([(100, 60, 132, 80)])
     window = view(row, 0, size=64, min_context=2.0, max_context=2.0, **PLAIN)

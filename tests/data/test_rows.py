@@ -48,7 +48,7 @@ def test_columns_that_may_be_missing_are_empty(tmp_path):
     assert row == {
         "captions": [], "description": None, "boxes": [], "quads": [], "phrases": [], "concepts": [],
         "ambiguous": [], "hard_negatives": [], "negative_kinds": [], "difficult": [], "unboxed": [],
-        "source": None, "window": [],
+        "source": None, "window": [], "dataset": None, "license": None,
     }  # fmt: skip
 
 
@@ -86,7 +86,7 @@ def test_no_rows_are_refused():
 
 def test_a_dataset_without_the_columns_of_a_row_is_refused(rows):
     check_columns(rows)
-    with refuses("['boxes', 'phrases']", "'captions', 'concepts', 'description'", "build_rows"):
+    with refuses("['boxes', 'phrases']", "'captions', 'concepts', 'dataset'", "build_rows"):
         check_columns(rows.remove_columns(["boxes", "phrases"]))
 
 

@@ -65,6 +65,10 @@ def config(coco, tmp_path):
     return BuildConfig(output_dir=str(tmp_path / "rows"), coco=str(coco), images_per_shard=4, sheet_rows=3)
 
 
+# The terms of use stand in every row.
+TERMS = {"license": "other", "license_name": "toy terms", "license_link": "https://example.org"}
+
+
 def read_shards(output: str) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(Path(output, "data").iterdir())}
 
@@ -87,6 +91,7 @@ def run(config: BuildConfig) -> list[str]:
         str(config.images_per_shard),
         "--num_workers",
         str(config.num_workers),
+        *(f"--{name}={getattr(config, name)}" for name in TERMS if getattr(config, name)),
     ]
 
 
@@ -98,7 +103,7 @@ def built(drawn, tmp_path_factory):
     folder = tmp_path_factory.mktemp("source")
     config = BuildConfig(
         output_dir=str(folder / "rows"), coco=str(write_coco(folder, drawn)), images_per_shard=4,
-        sheet_rows=3, title="toy", license="other", license_name="toy terms", license_link="https://example.org",
+        sheet_rows=3, title="toy", **TERMS,
     )  # fmt: skip
     return config, build(config)
 
@@ -177,7 +182,7 @@ def count_contrasts(rows, key) -> Counter:
 )
 def test_by_default_hard_negatives_are_exchanged_equally_often(config, split, negatives, key):
     statistics = build(replace(config, split=split, images_per_shard=14))
-    pairs = count_contrasts(load_rows(config.output, split), key)
+    pairs = count_contrasts(load_rows(config.output_dir, split), key)
     assert pairs and all(pairs[kind, wrong, right] == n for (kind, right, wrong), n in pairs.items())
     assert statistics["negatives"] == negatives
     kept = sum(counts["kept"] for counts in statistics["negative_balance"].values())
@@ -187,7 +192,7 @@ def test_by_default_hard_negatives_are_exchanged_equally_often(config, split, ne
 
 def test_images_in_false_colours_get_no_words_of_colour(config):
     build(replace(config, false_colour=True))
-    for row in load_rows(config.output).remove_columns("image"):
+    for row in load_rows(config.output_dir).remove_columns("image"):
         texts = [*row["captions"], row["description"], *row["phrases"], *sum(row["hard_negatives"], [])]
         assert not re.search(r"\b(white|red|green|blue|yellow)\b", " ".join(texts))
 
@@ -206,7 +211,7 @@ def test_large_images_become_tiles_that_name_their_window(config, drawn):
 
 def test_a_model_writes_the_text_and_its_raw_answers_are_kept(drawn, tiny_pipeline, tmp_path):
     (tmp_path / "source").mkdir()
-    coco = write_coco(tmp_path / "source", [row for row in drawn if len(row["boxes"]) == 1][:1])
+    coco = write_coco(tmp_path / "source", [min(drawn, key=lambda row: len(row["boxes"]))])
     tiny_pipeline.model.save_pretrained(tmp_path / "model")
     tiny_pipeline.processor.save_pretrained(tmp_path / "model")
     output = tmp_path / "rows"
@@ -229,7 +234,7 @@ def test_a_model_writes_the_text_and_its_raw_answers_are_kept(drawn, tiny_pipeli
 def test_the_command_makes_the_same_bytes_in_other_processes_and_prints_what_it_built(
     built, config, num_workers
 ):
-    command = run(replace(config, num_workers=num_workers))
+    command = run(replace(config, num_workers=num_workers, **TERMS))
     result = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     assert read_shards(config.output_dir) == read_shards(built[0].output_dir)
@@ -421,9 +426,9 @@ def test_a_folder_of_something_else_is_refused(config, tmp_path):
     ("changes", "message"),
     [
         ({"coco": None}, "the sources are []. Give exactly one of ['--coco', '--dota', '--voc', '--yolo', "
-                         "'--captions']."),
+                         "'--captions', '--recipe']."),
         ({"dota": "x"}, "the sources are ['coco', 'dota']. Give exactly one of ['--coco', '--dota', '--voc', "
-                        "'--yolo', '--captions']."),
+                        "'--yolo', '--captions', '--recipe']."),
         ({"coco": None, "voc": "x"}, "--voc is given without --images. Give both."),
         ({"coco": None, "yolo": "x", "images": "x"},
          "--yolo is given without --concepts. Give both."),

@@ -8,13 +8,12 @@ import pytest
 from PIL import Image
 from toy_rows import draw_rows
 
+from geoalign_hf.data.duplicates import hash_appearance, list_orientations
 from geoalign_hf.data.schema import write_rows
 from geoalign_hf.dataset_builder.leakage import (
     collect_set,
     collect_sets,
     find_overlaps,
-    hash_appearance,
-    list_orientations,
     write_table,
 )
 

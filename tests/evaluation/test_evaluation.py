@@ -20,7 +20,7 @@ from geoalign_hf.evaluation.classification import (
 )
 from geoalign_hf.evaluation.drift import EmbeddingDriftEvaluator
 from geoalign_hf.evaluation.evaluator import Evaluator
-from geoalign_hf.evaluation.hard_negatives import HardNegativeEvaluator
+from geoalign_hf.evaluation.hard_negatives import HardNegativeEvaluator, score_pairs
 from geoalign_hf.evaluation.localization import LocalizationEvaluator
 from geoalign_hf.evaluation.metrics.classification import score_regions
 from geoalign_hf.evaluation.results import write_metrics
@@ -301,7 +301,9 @@ def test_painted_hard_negatives_score_as_worked_out_by_hand(painter):
     rows = rows.remove_columns("negative_kinds").add_column("negative_kinds", kinds)
     scores = HardNegativeEvaluator(rows)(*painter)
     assert scores.pop("protocol")["task"] == "a phrase against its hard negatives"
-    del scores["blind_accuracy"], scores["blind_per_kind"]  # which have a test of their own
+    # These have tests of their own.
+    for name in ("blind_accuracy", "blind_per_kind", "text_only_accuracy", "text_only_per_kind"):
+        scores.pop(name, None)
     assert scores == {
         "accuracy": pytest.approx(1 / 3),  # one is beaten by blue, one ties with itself
         "chance": pytest.approx((1 / 3 + 1 / 2 + 1 / 2) / 3),
@@ -313,6 +315,25 @@ def test_painted_hard_negatives_score_as_worked_out_by_hand(painter):
         "by_number": {"1": 0.0, "2": 1.0},
         "num_by_number": {"1": 2, "2": 1},
     }
+
+
+def test_a_pair_is_right_only_if_both_of_its_regions_are():
+    rows = [
+        {"phrases": ["a ship", "a car"], "hard_negatives": [["a car", "a bus"], ["a ship"]]},
+        {"phrases": ["a car"], "hard_negatives": [["a ship"]]},
+        {"phrases": ["a ship"], "hard_negatives": [["a car"]]},
+    ]
+    bounds = np.array([4, 6, 7, 8, 9])  # of the negatives of the four regions
+    for right, wrong, pair_accuracy, group_accuracy in (
+        ([0.9] * 4, [0.1] * 5, 1.0, 1.0),
+        ([0.5] * 4, [0.5] * 5, 0.0, 0.0),  # ties
+        ([0.9, 0.1, 0.1, 0.9], [0.5] * 5, 0.5, 0.0),  # always "a ship", as text alone would have it
+        ([0.9, 0.9, 0.1, 0.1], [0.5] * 5, 0.5, None),  # it depends on how the equal ones are paired
+    ):
+        scores = score_pairs(rows, np.array([*right, *wrong]), bounds)
+        assert scores["num_pairs"] == 2 and scores["pair_accuracy"] == pair_accuracy
+        assert group_accuracy in (None, scores["group_accuracy"])
+    assert score_pairs([rows[2]], np.array([0.9, 0.1]), np.array([1, 2])) == {}
 
 
 def test_the_blind_accuracy_is_that_of_the_mean_region(model, processor, rows, tmp_path):

@@ -171,6 +171,19 @@ def test_painted_phrases_are_found_as_worked_out_by_hand(painter):
     assert scores["phrase_to_region_recall_at_5"] == 1.0
 
 
+def test_an_ambiguous_phrase_counts_inside_no_image(painter):
+    left, middle, right = (0, 0, 20, 20), (30, 0, 50, 20), (60, 0, 80, 20)
+    regions = [(left, "red", "red"), (middle, "blue", "blue"), (right, "green", "red")]
+    rows = build_rows([paint_row((90, 30), regions, ambiguous=[False, False, True])])
+    scores = PhraseRetrievalEvaluator(rows)(*painter)
+    assert scores["region_to_phrase_in_image"] == 1.0  # the third region, painted red, asks for no phrase
+    assert scores["phrase_to_region_in_image"] == 1 / 2  # but it is a candidate, and ties for "red"
+    assert scores["chance_region_to_phrase_in_image"] == 1 / 2
+    assert scores["chance_phrase_to_region_in_image"] == 1 / 3
+    rows = build_rows([paint_row((90, 30), regions, ambiguous=[False, True, True])])
+    assert PhraseRetrievalEvaluator(rows)(*painter)["num_images_in_image"] == 0
+
+
 @pytest.mark.parametrize("source", ["image", "crop"])
 def test_phrase_retrieval_scores_equal_plain_loops(model, processor, rows, source):
     embedder = Embedder(model, processor)

@@ -125,10 +125,10 @@ def test_the_cases_are_uneven(batches):
     num_regions = {
         case: [int(part["region_mask"].sum()) for part in parts[2]] for case, parts in batches.items()
     }
-    assert num_regions["uneven"] == [13, 6]
-    assert num_regions["one has no region"] == [13, 0]
+    assert num_regions["uneven"] == [8, 17]
+    assert num_regions["one has no region"] == [8, 0]
     assert [part["negative_index"].shape[2] for part in batches["one has no negative"][2]] == [3, 0]
-    assert [len(part["crop_index"]) for part in batches["uneven"][3]] == [4, 4, 3]
+    assert [len(part["crop_index"]) for part in batches["uneven"][3]] == [3, 4, 4]
 
 
 @pytest.mark.parametrize("num", WORLDS)

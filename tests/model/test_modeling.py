@@ -370,6 +370,12 @@ def enable_checkpointing(model):
             "regions are given as region_boxes and region_quads. Give one form in a call.",
         ),
         (
+            {"region_boxes": torch.tensor([[[0.0, 0.0, 0.5, 0.5]], [[0.0, 0.0, 30.0, 40.0]]])},
+            "region_boxes[1, 0] = [0.0, 0.0, 30.0, 40.0] is not in the frame of pixel_values: from 0 to 1, "
+            "with x0 <= x1 and y0 <= y1. Pass pixels of the image to the processor as boxes, quads or masks; "
+            "it converts them.",
+        ),
+        (
             {"region_boxes": BOXES.repeat(2, 1, 1)},
             "region_boxes is for 4 images, but there are 2 images. "
             "Give one list of regions per image, an empty one where there are none.",

@@ -181,7 +181,7 @@ def test_concepts_are_embedded_once_for_all_images_and_calls(classify, toy_rows,
         (
             {"candidate_concepts": CONCEPTS, "threshold": 1},
             "unknown arguments ['threshold']. This pipeline takes boxes, quads or masks, candidate_labels, "
-            "hypothesis_template, templates, top_k, timeout and batch_size.",
+            "hypothesis_template, templates, top_k, batch_size, bands, limits, max_pixels, stretch, timeout.",
         ),
         (
             {"candidate_concepts": CONCEPTS, "candidate_labels": CONCEPTS},

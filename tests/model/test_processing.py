@@ -9,7 +9,9 @@ from PIL import Image
 from transformers import CLIPImageProcessor
 
 from geoalign_hf import GeoAlignCLIPProcessor
-from geoalign_hf.model.processing_geoalign_clip import _resize_by_pil, _resize_by_torch, load_images
+from geoalign_hf.model.masks_geoalign_clip import weigh_masks
+from geoalign_hf.model.processing_geoalign_clip import load_images
+from geoalign_hf.model.resizing_geoalign_clip import _resize_by_pil, _resize_by_torch
 
 
 def draw_image(width: int = 150, height: int = 100, seed: int = 0) -> Image.Image:
@@ -75,9 +77,68 @@ def test_masks_become_the_share_of_each_pixel_that_they_cover(processor):
     masks = np.zeros((1, 100, 150), dtype=bool)
     masks[:, :, :75] = True
     batch = processor(images=draw_image(), masks=[masks], return_tensors="pt")
-    assert batch["region_coverage"].shape == (1, 1, 64, 64)
-    torch.testing.assert_close(batch["region_coverage"][..., :32], torch.ones(1, 1, 64, 32))
-    assert batch["region_coverage"][..., 32:].abs().max() < 1e-6
+    by_patch = torch.tensor([1.0, 1.0, 0.0, 0.0]).expand(1, 1, 4, 4)
+    torch.testing.assert_close(batch["region_coverage"], by_patch, atol=1e-6, rtol=0)
+    by_pixel = GeoAlignCLIPProcessor(processor.image_processor, processor.tokenizer)
+    coverage = by_pixel(images=draw_image(), masks=[masks], return_tensors="pt")["region_coverage"]
+    assert coverage.shape == (1, 1, 64, 64)
+    torch.testing.assert_close(weigh_masks(coverage, (4, 4)), weigh_masks(batch["region_coverage"], (4, 4)))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"do_center_crop": True},
+        {"images_kwargs": {"do_center_crop": True}},
+        {"images_kwargs": {"size": {"shortest_edge": 64}}},
+        {"do_pad": True, "pad_size": {"height": 300, "width": 300}},
+        {"size": {"shortest_edge": 64}},
+        {"do_resize": False},
+    ],
+)
+def test_settings_that_move_the_frame_are_refused_with_regions_however_they_arrive(processor, change):
+    with pytest.raises(ValueError, match="regions would point at other pixels"):
+        processor(images=draw_image(), boxes=[[[0, 0, 9, 9]]], return_tensors="pt", **change)
+    saved = GeoAlignCLIPProcessor(CLIPImageProcessor(), processor.tokenizer)  # which crops
+    with pytest.raises(ValueError, match="do_center_crop"):
+        saved(images=draw_image(), boxes=[[[0, 0, 9, 9]]], return_tensors="pt")
+
+
+@pytest.mark.parametrize("change", [{"size": 96}, {"images_kwargs": {"size": 96}}])
+def test_a_size_of_one_number_is_a_square(processor, change):
+    batch = processor(images=draw_image(), boxes=[[[0, 0, 75, 50]]], return_tensors="pt", **change)
+    assert batch["pixel_values"].shape == (1, 3, 96, 96)
+    assert batch["region_boxes"].flatten().tolist() == [0, 0, 0.5, 0.5]
+
+
+@pytest.mark.parametrize("value", [0.5, float("nan"), 7])
+def test_soft_masks_are_refused(processor, value):
+    hard, mask = np.ones((100, 150)), np.full((100, 150), float(value))
+    with pytest.raises(ValueError, match=r"masks\[0\]\[1\] holds"):
+        processor(images=draw_image(), masks=[[hard, mask]], return_tensors="pt")
+
+
+@pytest.mark.parametrize(
+    "inputs, fact",
+    [
+        ({"boxes": [[[0, 0, 5, 5]], None], "images": [draw_image()] * 2}, r"boxes\[1\] is None"),
+        ({"text": []}, "text is empty"),
+        ({"text": ["a", 3]}, r"text\[1\] is 3"),
+        ({"input_boxes": []}, "input_boxes"),
+        ({"annotations": []}, "annotations"),
+        ({"images_kwargs": {"croop": 1}}, "croop"),
+        ({"quads": [[[[0, 0], [1e200, 0], [1e200, 9], [0, 9]]]]}, r"quads\[0\]\[0\]"),
+    ],
+)
+def test_inputs_of_the_wrong_kind_are_named(processor, inputs, fact):
+    with pytest.raises(ValueError, match=fact):
+        processor(**{"images": draw_image(), "return_tensors": "pt"} | inputs)
+
+
+def test_without_return_tensors_everything_is_lists_of_arrays(processor):
+    batch = processor(images=draw_image(), boxes=[[[0, 0, 75, 50]]])
+    for key in ("pixel_values", "region_boxes", "region_mask"):
+        assert isinstance(batch[key], list) and isinstance(batch[key][0], np.ndarray), key
 
 
 def test_boxes_may_be_given_as_arrays_and_tensors(processor):
@@ -108,7 +169,7 @@ def test_the_fast_way_equals_the_stock_way_within_one_of_255(processor, size, re
 
 @pytest.mark.parametrize("size", [(150, 100), (64, 64), (640, 427)])
 def test_torchs_filter_equals_pils_on_smooth_images_of_several_sizes(size):
-    images = [draw_image(*size, seed=1), np.array(draw_image(90, 90, seed=2)), draw_image(*size, seed=3)]
+    images = [draw_image(*size, seed=1), draw_image(90, 90, seed=2), draw_image(*size, seed=3)]
     by_torch = _resize_by_torch(images, (64, 64), Image.BICUBIC).astype(int)
     assert abs(by_torch - _resize_by_pil(images, (64, 64), Image.BICUBIC)).max() <= 1
 
@@ -227,7 +288,7 @@ def test_a_saved_processor_prepares_the_same(processor, tmp_path):
         ),
         (
             {"boxes": [[[0, 0, 5, 5], [0, 0, 5]]]},
-            "boxes[0] holds regions of different shapes; each must be [4].",
+            "boxes[0] holds regions that are not numbers, or not of the same shape; each must be [4].",
         ),
         (
             {"boxes": [[[0, 0, 5, 5]]], "quads": [[[[0, 0], [5, 0], [5, 5], [0, 5]]]]},
@@ -260,8 +321,9 @@ def test_a_saved_processor_prepares_the_same(processor, tmp_path):
         ),
         (
             {"boxes": [[[0, 0, 5, 5]]], "do_center_crop": True},
-            "this image processor crops (do_center_crop=True), so boxes would point at other pixels. "
-            "Load it with do_center_crop=False and a square size.",
+            "the image processor has do_center_crop=True, so that regions would point at other pixels. "
+            "Regions need images that are resized as a whole: do_resize=True, do_center_crop=False, "
+            'do_pad=False and size={"height": S, "width": S}.',
         ),
     ],
 )
@@ -279,22 +341,22 @@ def test_an_unreadable_file_is_refused_by_its_path(tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no image")
     for name in ("broken.png", "missing.png"):
         path = tmp_path / name
-        with pytest.raises(ValueError, match=re.escape(f"image 1 cannot be read from {str(path)!r} (")):
+        with pytest.raises(ValueError, match=re.escape(f"image 1 ({str(path)!r}) cannot be read")):
             load_images([draw_image(), path])
 
 
 @pytest.mark.parametrize(
     "concepts, templates, message",
     [
-        ([], ["a {}"], "concepts is []; it must be a list of at least one name."),
-        ("ship", ["a {}"], "concepts is 'ship'; it must be a list of at least one name."),
+        ([], ["a {}"], "concepts is []; it must be a list of at least one string."),
+        ("ship", ["a {}"], "concepts is 'ship'; it must be a list of at least one string."),
         (
             ["ship", ""],
             ["a {}"],
             "concepts[1] is empty. Every text needs at least one word; leave this one out.",
         ),
-        (["ship"], [], "templates is []; it must be a list of at least one sentence with one {}."),
-        (["ship"], ["a {}", "a"], "templates[1] = 'a' must hold one {}, where the concept goes."),
+        (["ship"], [], "templates is []; it must be a list of at least one string."),
+        (["ship"], ["a {}", "a"], "templates[1] = 'a' must have one {} for the concept. Write one into it."),
     ],
 )
 def test_concepts_that_cannot_be_worded_are_refused(processor, concepts, templates, message):

@@ -7,14 +7,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from geoalign_hf.model.masks_geoalign_clip import _overlap_pixels, masks_to_coverage, weigh_masks
 from geoalign_hf.model.regions_geoalign_clip import (
     check_boxes,
     check_quads,
-    masks_to_coverage,
     pool_regions,
     quads_to_xyxy,
     weigh_boxes,
-    weigh_masks,
     weigh_quads,
     xywh_to_xyxy,
     xyxy_to_quads,
@@ -413,6 +412,15 @@ def test_three_pixels_become_two_with_the_middle_one_shared():
 def test_a_mask_at_its_own_size_is_its_own_coverage():
     masks = draw(2, 9, 13) > 0.5
     assert torch.equal(masks_to_coverage(masks, (9, 13)), masks.float())
+
+
+def test_only_the_box_of_a_mask_takes_part_with_equal_results():
+    masks = torch.zeros(4, 61, 47, dtype=torch.bool)
+    for r, (top, left) in enumerate(((0, 0), (20, 30), (60, 46), (5, 0))):
+        masks[r, top : top + 13, left : left + 9] = draw(13, 9)[: 61 - top, : 47 - left] > 0.3
+        masks[r, top, left] = True
+    down, across = _overlap_pixels(61, 14), _overlap_pixels(47, 16)
+    assert_equal(masks_to_coverage(masks, (14, 16)), down @ masks.float() @ across.T, 1e-7)
 
 
 # Pooling

@@ -342,6 +342,14 @@ def test_a_missing_image_is_refused(read, coco, images, name):
         read(coco)
 
 
+def test_a_folder_without_any_image_is_a_missing_image(path, coco, tmp_path):
+    path.write_text(json.dumps(coco))
+    (tmp_path / "empty").mkdir()
+    for folder in (tmp_path / "empty", tmp_path / "none"):
+        with refuses("image 7", "'a.png'", str(folder)):
+            read_coco(path, folder)
+
+
 def test_the_same_box_under_two_spellings_is_one_region(read, coco):
     coco["categories"] += [
         {"id": 6, "name": "Air_Port"},

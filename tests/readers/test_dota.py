@@ -43,7 +43,7 @@ def test_difficult_regions_can_be_dropped_and_stay_known(path, images):
 
 
 def test_a_file_without_regions_is_an_image_without_regions(path, images):
-    path.write_text("imagesource:GoogleEarth\ngsd:0.26\n")
+    path.write_text("acquisition dates:2018-02-01\nimagesource:GoogleEarth\nGSD:null\n")
     (row,) = read_dota(path, images)
     assert row["boxes"] == row["quads"] == row["captions"] == []
 

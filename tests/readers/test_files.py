@@ -115,7 +115,11 @@ def test_a_file_that_is_too_large_or_a_pipe_is_refused_without_reading_it(tmp_pa
             read_text(tmp_path / name)
 
 
-@pytest.mark.parametrize("text", ["[" * 200_000, "[1" + "0" * 5000 + "]", "[1,"], ids=["deep", "long", "cut"])
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 200_000, "[1" + "0" * 5000 + "]", "[1,", '{"a": 1, "a": 2}'],
+    ids=["deep", "long", "cut", "twice"],
+)
 def test_json_that_python_cannot_hold_is_refused_by_name(text):
     with refuses("a.json", "JSON", "a list"):
         parse_json("a.json", text, "a list")

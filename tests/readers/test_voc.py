@@ -149,7 +149,8 @@ def test_difficult_is_read_in_numbers_and_words(read, text, flag):
     ["", "<difficult>often</difficult>" + BOX, "<difficult>0</difficult><difficult>1</difficult>" + BOX,
      BOX + BOX, "<name>boat</name>" + BOX, BOX.replace("<xmin>1</xmin>", ""), BOX.replace(">1<", ">one<"),
      BOX.replace("<xmin>1</xmin>", "<xmin>1</xmin><xmin>2</xmin>"), BOX.replace(">1<", ">nan<"),
-     BOX.replace("</bndbox>", "<angle>0.3</angle></bndbox>"), BOX.replace(">4<", ">0<"),
+     BOX.replace("</bndbox>", "<angle>0.3</angle></bndbox>"),
+     BOX + "<angle>0.3</angle>", BOX.replace(">4<", ">0<"),
      f"<robndbox>{TURNED.replace('<angle>', '<angle>9')}</robndbox>", "<points><point>1,2,3</point></points>",
      f"<robndbox>{TURNED.replace('<w>4', '<w>-4')}</robndbox>",
      "<points><point>1,2</point><point>3,4</point></points>",
@@ -196,5 +197,9 @@ def test_cut_xml_and_entities_are_refused(path, images):
     with refuses(str(path), "xml", "line", "column"):
         read_voc(path, images)
     path.write_text('<!DOCTYPE a [<!ENTITY b "ship">]>' + VOC.replace(">ship<", ">&b;<"))
+    with refuses(str(path), "entities"):
+        read_voc(path, images)
+    text = '<?xml version="1.0" encoding="utf-16"?><!DOCTYPE a [<!ENTITY b "ship">]>' + VOC
+    path.write_bytes(text.encode("utf-16"))
     with refuses(str(path), "entities"):
         read_voc(path, images)

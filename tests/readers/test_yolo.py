@@ -127,7 +127,18 @@ def test_names_that_are_no_words_are_refused(tmp_path, names):
 
 
 @pytest.mark.parametrize(
-    "text", ["names: {0: plane, 2: ship}", "names: []", "a: b", "[1, 2]", "{", "? [a]\n: b", ""]
+    "text",
+    [
+        "names: {0: plane, 2: ship}",
+        "names: []",
+        "a: b",
+        "[1, 2]",
+        "{",
+        "? [a]\n: b",
+        "",
+        "names: {0: a, 0: b}",
+        "names: [a]\nnames: [b]",
+    ],
 )
 def test_a_file_without_names_is_refused(tmp_path, text):
     (tmp_path / "data.yaml").write_text(text)

@@ -43,6 +43,7 @@ def test_a_decay_of_1_is_refused(name):
         {"neftune_noise_alpha": 5.0},
         {"train_sampling_strategy": "group_by_length"},
         {"dataloader_persistent_workers": True, "dataloader_num_workers": 1},
+        {"hub_strategy": "all_checkpoints"},
         {"max_steps": 0},
         {"teacher": "mine"},
     ],

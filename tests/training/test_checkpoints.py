@@ -335,7 +335,11 @@ def test_a_run_killed_at_random_moments_ends_with_the_bits_of_one_that_was_not(
     folder, num_kills, found_partial = tmp_path / "killed", 0, 0
     while num_kills < 24:
         child = fork(lambda: run(folder))
-        time.sleep(generator.uniform(0.05, 0.12) * duration)
+        end = time.perf_counter() + generator.uniform(0.05, 0.12) * duration
+        while time.perf_counter() < end or (num_kills < 4 and not any(folder.glob(".*.partial"))):
+            if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                break  # it came to its end
+            time.sleep(0.001)  # the first kills wait for a folder that is being written
         if os.waitpid(child, os.WNOHANG)[0]:  # it came to its end before: once more from the start
             shutil.rmtree(folder)
             continue

@@ -264,7 +264,13 @@ def test_an_adapter_is_trained_further(trained, folder, processor, rows, tmp_pat
 )
 def test_whatever_the_precision_adapters_train_in_single(folder, processor, rows, tmp_path, base, precision):
     model = adapt_model(AutoModel.from_pretrained(folder, dtype=base), EVERYTHING)
-    trainer = build_trainer(model, processor, rows, tmp_path, bf16=precision == "bf16", mini_batch_size=2)
+    options = {
+        "bf16": precision == "bf16",
+        "mini_batch_size": 2,
+        "num_train_epochs": 10,
+        "learning_rate": 3e-3,
+    }
+    trainer = build_trainer(model, processor, rows, tmp_path, **options)
     trainer.train()
     assert {
         weight.dtype for weight in load_file(tmp_path / "final" / "adapter_model.safetensors").values()

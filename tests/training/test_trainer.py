@@ -16,7 +16,7 @@ from transformers import AutoModel, EarlyStoppingCallback, TrainerCallback
 from geoalign_hf.data.augmentation import Augmentation
 from geoalign_hf.data.collator import RowCollator
 from geoalign_hf.data.loading import from_coco
-from geoalign_hf.data.schema import list_concepts
+from geoalign_hf.data.schema import build_rows, list_concepts
 from geoalign_hf.data.training_dataset import EpochSampler
 from geoalign_hf.evaluation.classification import RegionClassificationEvaluator
 from geoalign_hf.losses.objective import PRESETS, LossWeights, compute_losses
@@ -157,7 +157,7 @@ def test_every_step_is_logged_with_all_terms(start, rows, tmp_path, monkeypatch)
 
 
 def test_a_log_entry_is_the_mean_since_the_last_one(start, tmp_path):
-    each, pairs = start(tmp_path / "a"), start(tmp_path / "b", logging_steps=2)
+    each, pairs = start(tmp_path / "a"), start(tmp_path / "b", logging_steps=2, logging_first_step=False)
     each.train(), pairs.train()
     scene = [r["scene"] for r in each.state.log_history if "scene" in r]
     found = [r["scene"] for r in pairs.state.log_history if "scene" in r]
@@ -267,7 +267,32 @@ def test_activation_checkpointing_changes_no_bit_of_the_loss(start, tmp_path):
     assert losses[0] == losses[1]
 
 
+def test_terms_without_data_are_reported_once_and_left_out(start, toy_rows, tmp_path, caplog):
+    less = [row | {"description": None, "hard_negatives": [], "negative_kinds": []} for row in toy_rows]
+    trainer = start(train_rows=build_rows(less))
+    trainer.train()
+    for column, term in (("description", "description"), ("hard_negatives", "hard_negative")):
+        assert caplog.text.count(f"nothing in {column!r}, so the term {term!r}") == 1
+        assert all(term not in record for record in trainer.state.log_history)
+        assert json.loads((tmp_path / "args.json").read_text())["loss_weights"][term] == 0
+
+
+def test_long_texts_that_are_cut_are_counted(start, toy_rows, tmp_path, caplog):
+    long_rows = [row | {"description": f"{i} ships. " * 60} for i, row in enumerate(toy_rows)]
+    start(train_rows=build_rows(long_rows), num_train_epochs=1).train()
+    assert "8 texts in 'description' are longer than the text tower (77 tokens)" in caplog.text
+    assert json.loads((tmp_path / "args.json").read_text())["num_cut_texts"] == {"description": 8}
+
+
 # Refusals
+
+
+def test_rows_with_no_data_for_any_term_and_streamed_rows_are_refused(start, toy_rows, rows):
+    nothing = [{name: row[name] for name in ("image", "boxes", "phrases", "concepts")} for row in toy_rows]
+    with refuses("captions", "description"):
+        start(train_rows=build_rows(nothing), loss_weights=PRESETS["clip"])
+    with refuses("IterableDataset", "streaming", kind=TypeError):
+        start(train_rows=rows.to_iterable_dataset())
 
 
 def test_fewer_rows_than_a_batch_are_refused(start):

@@ -36,9 +36,9 @@ def check_numbers(values: ArrayLike, name: str, *num_axes: int) -> np.ndarray:
             f"{name} is not an array of numbers ({error}). Give rows of equal length."
         ) from error
     _check_shape(array, name, num_axes)
-    is_usable = np.abs(array) <= min(MAX_MAGNITUDE, float(np.finfo(array.dtype).max))  # False for NaN
-    if not is_usable.all():
-        place = [int(i) for i in np.argwhere(~is_usable)[0]]
+    limit = min(MAX_MAGNITUDE, float(np.finfo(array.dtype).max))
+    if not (array.min() >= -limit and array.max() <= limit):  # also where one of them is NaN
+        place = [int(i) for i in np.argwhere(~(np.abs(array) <= limit))[0]]
         raise ValueError(
             f"{name}{place} is {array[tuple(place)]}; expected finite numbers up to "
             f"{MAX_MAGNITUDE:g}. Look for NaN in the weights or in the images."

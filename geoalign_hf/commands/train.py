@@ -1,0 +1,179 @@
+"""`geoalign-hf train`."""
+
+import os
+from argparse import Namespace
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from transformers.hf_argparser import HfArg
+
+from ..convert.from_scratch import build_model
+from ..data.augmentation import Augmentation
+from ..data.duplicates import split_validation
+from ..data.loading import remove_concepts
+from ..data.schema import list_concepts
+from ..evaluation.classification import RegionClassificationEvaluator
+from ..hub.cards import describe_dataset
+from ..losses.objective import PRESETS, LossWeights
+from ..model.processing_geoalign_clip import CONCEPT_TEMPLATES
+from ..training.arguments import GeoAlignTrainingArguments
+from ..training.lora import AdapterConfig, adapt_model, describe_trained
+from ..training.start import FINE_TUNING, load_start
+from ..training.trainer import GeoAlignTrainer
+from .inputs import ROWS, VALIDATION_ROWS, load_rows
+
+FRESH = ("image_size", "patch_size", "width", "depth")  # options of a new model
+
+
+@dataclass
+class TrainOptions:
+    """The rows and the model."""
+
+    _argument_group_name = "data and model"
+    # Options of transformers' Trainer that the help shows beside our own.
+    _also_shown = (
+        "bf16", "fp16", "max_steps", "eval_steps", "save_steps", "metric_for_best_model",
+        "per_device_eval_batch_size", "gradient_checkpointing", "dataloader_num_workers", "report_to",
+        "push_to_hub", "hub_model_id", "hub_private_repo",
+    )  # fmt: skip
+
+    dataset: str = HfArg(
+        default=ROWS,
+        help="Folder or Hub repository of rows to train on, or a COCO .json file (with --images).",
+    )
+    eval_dataset: str | None = HfArg(
+        default=None,
+        help="Rows to evaluate on while training. The default is outputs/rows_validation if it exists and "
+        "--dataset is not given.",
+    )
+    validation_share: float = HfArg(
+        default=0.0,
+        help="Fraction of --dataset to evaluate on instead of training on it. Near-duplicates stay together.",
+    )
+    eval_split: str | None = HfArg(
+        default=None, help="Split of --eval_dataset. The default is validation, or the only split."
+    )
+    images: str | None = HfArg(default=None, help="Folder of the images of COCO files.")
+    exclude_concepts: list[str] = HfArg(
+        default_factory=list,
+        help="Concepts to remove from the rows, with their boxes and all texts that name them.",
+    )
+    preset: str = HfArg(
+        default="geoalign",
+        help="Objective whose loss weights are the defaults of the options below.",
+        metadata={"choices": list(PRESETS)},
+    )
+    model: str | None = HfArg(
+        default=None,
+        help="Model to start from: a GeoAlignCLIP, or any CLIP that convert reads. The default is a new one.",
+    )
+    image_size: int = HfArg(default=192, help="Side of the images of a new model, in pixels.")
+    patch_size: int = HfArg(default=16, help="Side of the patches of a new model, in pixels.")
+    width: int = HfArg(default=192, help="Width of the vision tower of a new model.")
+    depth: int = HfArg(default=4, help="Number of blocks of the vision tower of a new model.")
+    license: str | None = HfArg(default=None, help="Licence of the weights as the Hub names it, such as mit.")
+
+    @staticmethod
+    def _defaults(namespace: Namespace) -> dict:
+        learning = FINE_TUNING if namespace.model and not namespace.lora else {}
+        return asdict(PRESETS[namespace.preset]) | learning
+
+
+def train(
+    options: TrainOptions,
+    loss_weights: LossWeights,
+    arguments: GeoAlignTrainingArguments,
+    augmentation: Augmentation,
+    adapters: AdapterConfig,
+) -> Path | None:
+    """Train a GeoAlignCLIP on rows.
+
+    Start it with `accelerate launch -m geoalign_hf train ...` to use several GPUs. Ctrl-C saves a checkpoint,
+    and `--resume_from_checkpoint last` continues from it.
+    """
+    if adapters.lora and not options.model:
+        raise ValueError("--lora needs a trained model to adapt. Give it as --model.")
+    if adapters.lora and arguments.push_to_hub and Path(str(options.model)).exists():
+        raise ValueError(
+            f"--push_to_hub of an adapter needs its base on the Hub, but --model is the folder "
+            f"{options.model}. Push that first, and give the name of its repository."
+        )
+    rows, eval_rows = load_training_rows(options, arguments.seed)
+    model, processor = load_or_build_model(options, rows, arguments.seed)
+    model = adapt_model(model, adapters)
+    if os.environ.get("RANK", "0") == "0":
+        print(describe_trained(model))
+    trainer = GeoAlignTrainer(
+        model,
+        arguments,
+        train_dataset=rows,
+        processing_class=processor,
+        loss_weights=loss_weights,
+        evaluators=[RegionClassificationEvaluator(eval_rows)] if eval_rows else [],
+        augmentation=augmentation,
+        card_settings={
+            "script": asdict(options),
+            "adapters": asdict(adapters),
+            "license": options.license,
+            "base_model": options.model,
+            "data": describe_dataset(options.dataset),
+        },
+    )
+    trainer.train()
+    is_main = trainer.is_world_process_zero()
+    if is_main:
+        for moment in ("start", "best", "final"):
+            for scores in trainer.scores.get(moment, {}).values():
+                micro, macro = scores["top1_micro"], scores["top1_macro"]
+                print(
+                    f"{moment:>5}: region top-1 micro {micro:.4f}, macro {macro:.4f} "
+                    f"on {scores['num_regions']} boxes of {len(eval_rows or ())} images"
+                )
+    if arguments.push_to_hub and (commit := trainer.push_to_hub()):
+        print(f"pushed {commit.commit_url}")
+    PartialState().destroy_process_group()
+    return Path(str(arguments.output_dir), "final") if is_main else None
+
+
+def load_training_rows(options: TrainOptions, seed: int) -> tuple[Dataset, Dataset | None]:
+    """Load the rows to train and to evaluate on, without the concepts that are excluded.
+
+    Raises:
+        ValueError: If the rows to evaluate on are given in two ways.
+    """
+    if options.validation_share and options.eval_dataset:
+        raise ValueError("--validation_share and --eval_dataset both give rows to evaluate on. Give one.")
+    rows = load_rows(options.dataset, options.images, None, "train")
+    source = options.eval_dataset
+    if not source and not options.validation_share and options.dataset == ROWS:
+        source = VALIDATION_ROWS if Path(VALIDATION_ROWS).exists() else None
+    eval_rows = load_rows(source, options.images, options.eval_split, "validation") if source else None
+    if options.validation_share:
+        rows, eval_rows = split_validation(rows, options.validation_share, seed)
+    if options.exclude_concepts:
+        rows = remove_concepts(rows, options.exclude_concepts)
+        if eval_rows:
+            occurring = set(list_concepts(eval_rows)) & set(options.exclude_concepts)
+            eval_rows = remove_concepts(eval_rows, sorted(occurring)) if occurring else eval_rows
+    return rows, eval_rows
+
+
+def load_or_build_model(options: TrainOptions, rows: Dataset, seed: int) -> tuple:
+    """Load the model to start from, or build a new one whose tokenizer is learned from the rows.
+
+    Raises:
+        ValueError: If options of a new model are given beside a model.
+    """
+    if options.model:
+        defaults = {option.name: option.default for option in fields(options)}
+        if given := [f"--{name}" for name in FRESH if getattr(options, name) != defaults[name]]:
+            raise ValueError(f"{given} are for a new model, but --model is {options.model}. Omit them.")
+        return load_start(options.model)
+    texts = [text for column in ("captions", "phrases") for of_row in rows[column] for text in of_row]
+    texts += [text for text in rows["description"] if text]
+    texts += [template.format(name) for template in CONCEPT_TEMPLATES for name in list_concepts(rows)]
+    torch.manual_seed(seed)
+    return build_model(texts, options.image_size, options.patch_size, options.width, options.depth)

@@ -1,0 +1,230 @@
+# Copyright 2026 The geoalign_hf authors. Licensed under the Apache License, Version 2.0.
+"""Image files: what their headers say about size, depth and bands, and opening them safely.
+
+PIL reduces some files to 8 bits or to one band without a message. The header tells which.
+"""
+
+import io
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
+WIDE_MODES = frozenset({"I", "F", "I;16", "I;16L", "I;16B", "I;16N"})  # one band of more than eight bits
+# Tags of TIFF 6.0, and what they may hold in a picture of eight bits that PIL decodes as it is meant.
+ORIENTATION, PHOTOMETRIC, PAGE_KIND, EXTRA_SAMPLES, SAMPLE_FORMAT = 274, 262, 254, 338, 339
+WIDTH, HEIGHT, BITS, NUM_SAMPLES = 256, 257, 258, 277
+TIFF_COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}  # photometric interpretation: number of its bands
+_UNSIGNED = {(bits, "uint") for bits in (1, 2, 4, 8, 12, 16, 32)}
+TIFF_SAMPLES = _UNSIGNED | {(16, "int"), (32, "int"), (32, "float")}  # of one band
+
+
+@dataclass
+class Header:
+    """What the header of an image file says about its pixels.
+
+    Args:
+        size: (width, height) in pixels, upright.
+        num_bands: number of bands.
+        bits: bits of one sample.
+        kind: `uint`, `int`, `float` or `complex`.
+        problem: why PIL alone would not give the picture as it is meant; None if it does.
+        is_inverted: whether 0 means white.
+        is_turned: whether the orientation of the EXIF data is applied to the pixels.
+    """
+
+    size: tuple[int, int]
+    num_bands: int
+    bits: int = 8
+    kind: str = "uint"
+    problem: str | None = None
+    is_inverted: bool = False
+    is_turned: bool = True
+
+
+def check_file(path: str | Path, name: str):
+    """Refuse what is not a regular file: opening a named pipe would wait for ever.
+
+    Raises:
+        ValueError: with the path.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{name} cannot be read ({error}). Give the path of an image file.") from error
+    if not stat.S_ISREG(mode):
+        kinds = ((stat.S_ISDIR, "directory"), (stat.S_ISFIFO, "named pipe"))
+        kind = next((kind for is_kind, kind in kinds if is_kind(mode)), "device or socket")
+        raise ValueError(f"{name} is a {kind}, not a regular file. Give the path of an image file.")
+
+
+def open_file(source: str | Path | io.BytesIO, name: str, max_pixels: int | None = None) -> Image.Image:
+    """Open an image file without decoding its pixels.
+
+    Args:
+        source: a path, or a file in memory.
+        name: of the image in a message.
+        max_pixels: most pixels to allow; None means PIL's limit, twice `PIL.Image.MAX_IMAGE_PIXELS`.
+
+    Raises:
+        ValueError: with the name, if PIL cannot read it or it is larger than allowed.
+    """
+    if not isinstance(source, io.BytesIO):
+        check_file(source, name)
+    try:
+        try:
+            image = Image.open(source)
+        except Image.DecompressionBombError:
+            image = _open_without_limit(source)
+    except Exception as error:  # a damaged file makes PIL raise almost any exception
+        raise ValueError(f"{name} cannot be read as an image ({error}). Replace it.") from error
+    check_num_pixels(image.size, name, max_pixels)
+    return image
+
+
+def check_num_pixels(size: tuple[int, int], name: str, max_pixels: int | None):
+    """Refuse an image that has more pixels than allowed; None means PIL's limit."""
+    if max_pixels is None and Image.MAX_IMAGE_PIXELS is not None:
+        max_pixels = 2 * Image.MAX_IMAGE_PIXELS
+    num_pixels = size[0] * size[1]
+    if max_pixels is not None and num_pixels > max_pixels:
+        raise ValueError(
+            f"{name} has {size[0]} x {size[1]} = {num_pixels:,} pixels; at most {max_pixels:,} are allowed. "
+            f"If you trust the file, give max_pixels={num_pixels} (on the command line --max_pixels "
+            f"{num_pixels}); otherwise cut it into tiles."
+        )
+
+
+def _open_without_limit(source) -> Image.Image:
+    """Open a file as `PIL.Image.open` does, without its limit, which is a variable of the whole process."""
+    Image.init()
+    if isinstance(source, io.BytesIO):
+        prefix = source.getvalue()[:16]
+    else:
+        with open(source, "rb") as file:
+            prefix = file.read(16)
+    factory = next(factory for factory, accept in Image.OPEN.values() if accept and accept(prefix) is True)
+    return factory(source)
+
+
+def read_header(source: str | Path | io.BytesIO, name: str, max_pixels: int | None = None) -> Header:
+    """Read what the header of an image file says, without decoding its pixels.
+
+    Raises:
+        ValueError: with the name, if the file cannot be read as an image or is larger than allowed.
+    """
+    prefix, header = read_start(source, name, max_pixels)
+    if header is not None:
+        return header
+    with open_file(source, name, max_pixels) as image:
+        return describe_image(image, prefix, name)
+
+
+def read_start(source, name: str, max_pixels: int | None) -> tuple[bytes, Header | None]:
+    """Read the first bytes of a file, and the header of a TIFF, which PIL may refuse to open."""
+    if isinstance(source, io.BytesIO):
+        file = io.BytesIO(source.getbuffer())
+    else:
+        check_file(source, name)
+        file = open(source, "rb")
+    with file:
+        prefix = file.read(64)
+        if prefix[:4] not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+            return prefix, None
+        header = _read_tiff_header(file, name)
+    check_num_pixels(header.size, name, max_pixels)
+    return prefix, header
+
+
+def describe_image(image: Image.Image, prefix: bytes, name: str) -> Header:
+    """Describe an image that is not a TIFF; `prefix` are the first 64 bytes of its file."""
+    header = Header(image.size, len(image.getbands()))
+    if image.mode in WIDE_MODES:
+        header.bits, header.kind = (32, "float") if image.mode == "F" else (16, "uint")
+    if image.format == "PNG":
+        header.bits = prefix[24]
+        # PIL looks for EXIF data behind the pixels, and asking for it would decode the whole image.
+        header.is_turned = any("exif" in key.lower() or "xmp" in key.lower() for key in image.info)
+        header.problem = _find_lost_depth(image, header.bits)
+    elif image.format == "JPEG2000":
+        header.bits, header.kind = _read_jpeg2000_depth(prefix)
+        header.problem = _find_lost_depth(image, header.bits)
+        if header.kind != "uint":
+            header.problem = "holds signed numbers, or bands of different depths"
+    elif image.format == "PPM" and image.mode == "RGB" and b"65535" in prefix[:32].split():
+        header.bits, header.problem = 16, "has 16 bits per band, of which PIL reads 8"
+    try:
+        if header.is_turned and image.getexif().get(ORIENTATION) in (5, 6, 7, 8):
+            header.size = image.size[::-1]
+    except Exception as error:  # damaged EXIF data make PIL raise almost any exception
+        raise ValueError(f"{name} has EXIF data that cannot be read ({error}). Remove them.") from error
+    return header
+
+
+def _find_lost_depth(image: Image.Image, bits: int) -> str | None:
+    is_lost = bits > 8 and image.mode not in WIDE_MODES
+    return f"has {bits} bits per band, of which PIL reads 8" if is_lost else None
+
+
+def _read_jpeg2000_depth(prefix: bytes) -> tuple[int, str]:
+    """Read the bits of a sample, from the image header box of a file or the SIZ marker of a codestream."""
+    if prefix[:4] == b"\xff\x4f\xff\x51":
+        depth = prefix[42]
+    else:
+        place = prefix.find(b"ihdr")
+        depth = prefix[place + 14] if 0 <= place < 50 else 0xFF  # the value where the bands differ
+    return (depth & 0x7F) + 1, "int" if depth & 0x80 else "uint"
+
+
+def _read_tiff_header(file, name: str) -> Header:
+    """Describe a TIFF by its tags, of which PIL refuses some and misreads others."""
+    try:
+        pages = _read_tiff_pages(file)
+        pictures = [page for page in pages if not page.get(PAGE_KIND, 0) & 5]  # no thumbnail, no mask
+        header = describe_tags(pictures[0])
+    except Exception as error:  # damaged tags make PIL raise almost any exception
+        raise ValueError(f"{name} cannot be read as a TIFF ({error}). Replace it or leave it out.") from error
+    if len(pictures) > 1:
+        header.problem = f"has {len(pictures)} pages"
+    return header
+
+
+def describe_tags(tags) -> Header:
+    """Describe one page of a TIFF."""
+    size, num_bands = (int(tags[WIDTH]), int(tags[HEIGHT])), int(tags.get(NUM_SAMPLES, 1))
+    bits = max(tags.get(BITS, (1,)))
+    kind = {1: "uint", 2: "int", 3: "float", 4: "uint"}.get(max(tags.get(SAMPLE_FORMAT, (1,))), "complex")
+    photometric, extra = tags.get(PHOTOMETRIC, 0), tags.get(EXTRA_SAMPLES, ())
+    header = Header(size[::-1] if tags.get(ORIENTATION, 1) in (5, 6, 7, 8) else size, num_bands, bits, kind)
+    header.is_inverted = photometric == 0
+    num_colours = TIFF_COLOURS.get(photometric, 0)
+    has_alpha = len(extra) == 1 and extra[0] in (1, 2) and num_bands == num_colours + 1
+    if num_colours == 0:
+        header.problem = f"has the colour space {photometric} of TIFF"
+    elif num_bands != num_colours and not has_alpha and not (num_colours == 3 and num_bands > 3):
+        header.problem = f"has {num_bands} bands, and its header does not say which of them are colours"
+    elif num_bands > 1 and (bits > 8 or kind != "uint"):
+        header.problem = f"has {num_bands} bands of {bits} bits ({kind}), of which PIL reads 8"
+    elif num_bands == 1 and (bits, kind) not in TIFF_SAMPLES:
+        header.problem = f"has samples of {bits} bits ({kind})"
+    return header
+
+
+def _read_tiff_pages(file, most: int = 1000) -> list:
+    """Read the tags of every page of a TIFF."""
+    file.seek(0)
+    start = file.read(8)
+    if start[2:4] in (b"+\0", b"\0+"):  # BigTIFF
+        start += file.read(8)
+    offset, seen, pages = ImageFileDirectory_v2(start).next, set(), []
+    while offset and offset not in seen and len(pages) < most:
+        seen.add(offset)
+        tags = ImageFileDirectory_v2(start)
+        file.seek(offset)
+        tags.load(file)
+        pages.append(tags)
+        offset = tags.next
+    return pages

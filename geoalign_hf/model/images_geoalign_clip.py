@@ -1,0 +1,284 @@
+# Copyright 2026 The geoalign_hf authors. Licensed under the Apache License, Version 2.0.
+"""Images as 8-bit RGB, from files, URLs, PIL images, arrays and tensors.
+
+Pixel depth is never guessed. Eight bits per band pass unchanged. Everything else is scaled by percentiles
+(`stretch`) or by fixed values (`limits`), or refused with the name of the image and a remedy.
+"""
+
+import base64
+import io
+from pathlib import Path
+
+import numpy as np
+from huggingface_hub import get_session
+from PIL import Image, ImageOps
+
+from .image_files_geoalign_clip import WIDE_MODES, describe_image, describe_tags, open_file, read_start
+
+COLOUR_MODES = frozenset({"RGB", "RGBA", "RGBa", "RGBX", "P", "PA", "CMYK", "YCbCr", "HSV"})
+PLAIN_MODES = COLOUR_MODES | {"1", "L", "LA", "La"}  # eight bits per band or fewer
+SCALE_REMEDY = (
+    "Give stretch=(2, 98) to map these percentiles of the picture to 0 and 255, or limits=(low, high) to map "
+    "these values (on the command line --stretch 2,98 or --limits LOW,HIGH)."
+)
+READER_REMEDY = (
+    "Read it with geoalign_hf.images.read_image and rasterio installed, or convert it to 8-bit RGB."
+)
+
+
+def read_image(
+    image,
+    name: str,
+    stretch: tuple[float, float] | None = None,
+    limits: tuple[float, float] | None = None,
+    bands: tuple[int, ...] | None = None,
+    max_pixels: int | None = None,
+    timeout: float | None = None,
+    layout: str | None = None,
+) -> Image.Image:
+    """Give any image as 8-bit RGB.
+
+    Args:
+        image: a path, a URL, a `data:` URL, a PIL image, or an array or tensor (H, W), (H, W, bands) or
+            (bands, H, W). A file is turned upright by its orientation tag.
+        name: of the image in a message.
+        stretch: two percentiles of the picture, over all chosen bands together, that become 0 and 255.
+        limits: two values that become 0 and 255. Neither option changes pictures of 8 bits.
+        bands: numbers of the bands to use as red, green and blue, or of one band to use as grey, from 1.
+        max_pixels: most pixels that a file may have; None means PIL's limit, twice
+            `PIL.Image.MAX_IMAGE_PIXELS`.
+        timeout: of a download, in seconds.
+        layout: `channels_first` or `channels_last`, for arrays whose shape does not tell.
+
+    Returns:
+        an image of mode RGB. Its `info["natural_colour"]` is False if its colours are not those of the scene:
+        for grey images, and where `bands` are chosen.
+
+    Raises:
+        ValueError: with the name, if the image cannot be read, or its depth or bands need an option.
+    """
+    check_options(stretch, limits, bands)
+    if isinstance(image, (str, Path)):
+        source = _download(str(image), name, timeout)
+        return _read_file(source, name, stretch, limits, bands, max_pixels)
+    if isinstance(image, Image.Image):
+        return _convert_image(image, name, stretch, limits, bands)
+    return _convert_array(image, name, stretch, limits, bands, layout)
+
+
+def check_options(stretch, limits, bands):
+    """Refuse options that cannot be used.
+
+    Raises:
+        ValueError: with the option.
+    """
+    if stretch is not None and limits is not None:
+        raise ValueError("stretch and limits are both given. Give one of them.")
+    for option, pair, low, high in (("stretch", stretch, 0, 100), ("limits", limits, -np.inf, np.inf)):
+        if pair is not None:
+            is_pair = len(pair) == 2 and np.isfinite(pair).all() and low <= pair[0] < pair[1] <= high
+            if not is_pair:
+                kind = "percentiles from 0 to 100" if option == "stretch" else "finite values"
+                raise ValueError(f"{option} is {pair}; it must be two {kind}, the lower first.")
+    if bands is not None and (len(bands) not in (1, 3) or any(int(b) != b or b < 1 for b in bands)):
+        raise ValueError(f"bands is {bands}; it must be one or three band numbers, counted from 1.")
+
+
+def _download(source: str, name: str, timeout: float | None) -> str | io.BytesIO:
+    """Fetch what a URL names into memory; paths are returned as they are."""
+    try:
+        if source.startswith("data:"):
+            return io.BytesIO(base64.b64decode(source.partition(",")[2], validate=True))
+        if source.startswith(("http://", "https://")):
+            response = get_session().get(source, timeout=timeout, follow_redirects=True)
+            response.raise_for_status()
+            return io.BytesIO(response.content)
+    except Exception as error:  # every HTTP client has exceptions of its own
+        raise ValueError(f"{name} cannot be fetched ({error}). Give a URL of an image, or a path.") from error
+    return source
+
+
+def _read_file(source, name: str, stretch, limits, bands, max_pixels) -> Image.Image:
+    prefix, header = read_start(source, name, max_pixels)
+    if header is not None and header.problem:
+        raise ValueError(f"{name} {header.problem}. {READER_REMEDY}")
+    with open_file(source, name, max_pixels) as image:
+        header = header or describe_image(image, prefix, name)
+        if header.problem:
+            raise ValueError(f"{name} {header.problem}. {READER_REMEDY}")
+        try:
+            image.load()
+            if header.is_turned:
+                ImageOps.exif_transpose(image, in_place=True)
+        except Exception as error:  # a damaged file makes PIL raise almost any exception
+            raise ValueError(f"{name} cannot be read as an image ({error}). Replace it.") from error
+        if image.mode not in WIDE_MODES:
+            return _convert_image(image, name, stretch, limits, bands)
+        array = np.asarray(image)
+        if header.kind == "uint" and image.mode == "I":
+            array = array.view(np.uint32)
+        if image.format == "JPEG2000":
+            array = array >> (16 - header.bits)  # PIL fills all 16 bits
+        return to_rgb(array[..., None], name, stretch, limits, bands, header.is_inverted)
+
+
+def _convert_image(image: Image.Image, name: str, stretch, limits, bands) -> Image.Image:
+    if 0 in image.size:
+        raise ValueError(f"{name} has {image.width} x {image.height} pixels (width x height). Leave it out.")
+    try:
+        is_deep = any(";16" in str(tile[3]) for tile in getattr(image, "tile", []))  # empty after loading
+        image.load()
+    except Exception as error:  # a damaged file makes PIL raise almost any exception
+        raise ValueError(f"{name} cannot be read as an image ({error}). Replace it.") from error
+    problem = describe_tags(image.tag_v2).problem if hasattr(image, "tag_v2") else None
+    if is_deep and image.mode not in WIDE_MODES:
+        problem = "has 16 bits per band, of which PIL reads 8"
+    if problem:
+        raise ValueError(f"{name} {problem}. {READER_REMEDY}")
+    if image.mode in WIDE_MODES:
+        return to_rgb(np.asarray(image)[..., None], name, stretch, limits, bands)
+    if image.mode not in PLAIN_MODES:
+        raise ValueError(f"{name} has the mode {image.mode}, which is not read. Convert it to RGB first.")
+    if image.mode in ("RGBa", "La"):  # multiplied by the alpha band
+        image = image.convert(image.mode.upper())
+    if bands is not None:
+        image = image.convert("RGB") if image.mode in ("P", "PA") else image
+        return to_rgb(np.atleast_3d(np.asarray(image)), name, stretch, limits, bands)
+    if image.mode == "RGB":
+        return image
+    result = image.convert("RGB")
+    if image.mode not in COLOUR_MODES:
+        result.info["natural_colour"] = False
+    return result
+
+
+def _convert_array(image, name: str, stretch, limits, bands, layout) -> Image.Image:
+    if hasattr(image, "detach"):
+        image = image.detach().cpu()
+        image = (image.float() if str(image.dtype) == "torch.bfloat16" else image).numpy()
+    elif not hasattr(image, "__array__"):
+        raise ValueError(
+            f"{name} is a {type(image).__name__}. Give a path, a URL, a PIL image, an array or a tensor."
+        )
+    array = np.asarray(image)
+    if array.dtype.kind not in "buifc":
+        raise ValueError(f"{name} is an array of {array.dtype}. Give an array of numbers.")
+    if array.ndim == 2:
+        array = array[..., None]
+    elif array.ndim != 3:
+        raise ValueError(
+            f"{name} is an array of the shape {array.shape}. Give (height, width), (height, width, bands) or "
+            "(bands, height, width)."
+        )
+    elif _is_channels_first(array.shape, name, layout, bands):
+        array = array.transpose(1, 2, 0)
+    if 0 in array.shape[:2]:
+        raise ValueError(
+            f"{name} has {array.shape[1]} x {array.shape[0]} pixels (width x height). Leave it out."
+        )
+    return to_rgb(array, name, stretch, limits, bands)
+
+
+def _is_channels_first(shape: tuple[int, ...], name: str, layout: str | None, bands) -> bool:
+    """Find the axis of the bands: of 1 or 3 (or, with `bands`, of fewer entries than the other axis)."""
+    if layout is not None:
+        return getattr(layout, "value", layout) == "channels_first"
+    first, last = shape[0] in (1, 3, 4), shape[2] in (1, 3, 4)
+    if not first and not last and bands is not None and shape[0] != shape[2]:
+        first, last = shape[0] < shape[2], shape[2] < shape[0]
+    if first and last:
+        raise ValueError(
+            f"{name} is an array of the shape {shape}, whose first and last axes could both be bands. "
+            'Say which with input_data_format="channels_first" or "channels_last".'
+        )
+    if not first and not last:
+        raise ValueError(
+            f"{name} is an array of the shape {shape}, in which no axis has 1 or 3 bands. "
+            "Give bands=(3, 2, 1), or another choice, to name the bands of red, green and blue."
+        )
+    return first
+
+
+def to_rgb(
+    array: np.ndarray,
+    name: str,
+    stretch=None,
+    limits=None,
+    bands=None,
+    is_inverted: bool = False,
+    is_valid=None,
+) -> Image.Image:
+    """Choose bands, scale them to 8 bits, and make an RGB image.
+
+    Args:
+        array: (H, W, bands), numbers of any type.
+        name: of the image in a message.
+        stretch: see `read_image`.
+        limits: see `read_image`.
+        bands: see `read_image`.
+        is_inverted: whether 0 means white.
+        is_valid: (H, W), False where there is no data; None means that all pixels are real.
+
+    Returns:
+        an image of mode RGB, black where there is no data. See `read_image` for its `info`.
+
+    Raises:
+        ValueError: with the name, if the bands are not there, or the type of numbers needs an option.
+    """
+    num_bands = array.shape[-1]
+    if bands is not None:
+        if max(bands) > num_bands:
+            raise ValueError(
+                f"{name} has {num_bands} bands, but bands is {tuple(bands)}. Name bands that it has."
+            )
+        array = array[..., [int(band) - 1 for band in bands]]
+    elif num_bands not in (1, 3):
+        raise ValueError(
+            f"{name} has {num_bands} bands. Give bands=(3, 2, 1), or another choice, to name the bands of "
+            "red, green and blue (on the command line --bands 3,2,1)."
+        )
+    pixels = scale_to_8_bits(array, name, stretch, limits, is_valid)
+    pixels = 255 - pixels if is_inverted else pixels
+    if is_valid is not None:
+        pixels = np.where(is_valid[..., None], pixels, np.uint8(0))
+    result = Image.fromarray(np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3))))
+    if bands is not None or num_bands == 1:
+        result.info["natural_colour"] = False
+    return result
+
+
+def scale_to_8_bits(array: np.ndarray, name: str, stretch=None, limits=None, is_valid=None) -> np.ndarray:
+    """Scale numbers of any type to 0 to 255.
+
+    uint8 passes unchanged, booleans become 0 and 255, and floats in [0, 1] are multiplied by 255. Everything
+    else needs `stretch` or `limits`. NaN becomes 0, and a picture of a single value becomes black.
+
+    Raises:
+        ValueError: with the name, if an option is missing or the numbers cannot be scaled.
+    """
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype == bool:
+        return array.astype(np.uint8) * np.uint8(255)
+    if array.dtype.kind == "c":
+        raise ValueError(f"{name} holds complex numbers. Take their magnitude first.")
+    if stretch is None and limits is None:
+        if array.dtype.kind == "f" and array.size and array.min() >= 0 and array.max() <= 1:
+            return (array * array.dtype.type(255)).round().astype(np.uint8)
+        known = "only floats from 0 to 1" if array.dtype.kind == "f" else "only uint8"
+        raise ValueError(
+            f"{name} holds {array.dtype} from {array.min()} to {array.max()}, but {known} can be read "
+            f"without a rule for their range. {SCALE_REMEDY}"
+        )
+    array = array.astype(np.float64 if array.dtype.itemsize > 2 else np.float32)
+    if stretch is not None:
+        known = np.isfinite(array) if is_valid is None else np.isfinite(array) & is_valid[..., None]
+        if not known.any():
+            raise ValueError(f"{name} has no finite pixel. Leave it out.")
+        limits = np.percentile(array[known], stretch)
+    low, high = map(float, limits)
+    with np.errstate(all="ignore"):
+        shares = (array - low) / (high - low) if high > low else np.zeros_like(array)
+    if not np.isfinite(high - low):
+        raise ValueError(f"{name} holds numbers from {low} to {high}, too far apart to be scaled.")
+    return (np.nan_to_num(shares, nan=0.0, posinf=1.0, neginf=0.0).clip(0, 1) * 255).round().astype(np.uint8)

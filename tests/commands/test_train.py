@@ -1,0 +1,59 @@
+"""`geoalign-hf train` and `geoalign-hf adapt`, and that the verbs fit together by their defaults."""
+
+import json
+import re
+
+import pytest
+from transformers import AutoModel
+
+from geoalign_hf.data.schema import list_concepts
+
+SMALL = ["--image_size", 64, "--width", 64, "--depth", 1]
+SHORT = ["--num_train_epochs", 1, "--per_device_train_batch_size", 4]
+
+
+def test_what_one_verb_writes_the_next_one_reads_by_default(coco_folder, geoalign, tmp_path):
+    coco = ["--coco", coco_folder / "rows.json"]
+    assert geoalign("build", *coco).endswith("wrote outputs/rows\n")
+    assert geoalign("build", *coco, "--split", "validation").endswith("wrote outputs/rows_validation\n")
+    assert geoalign("build", *coco, "--split", "test").endswith("wrote outputs/rows_test\n")
+    printed = geoalign("train", *SMALL, *SHORT, "--preset", "clip", "--region", 0.2)
+    assert printed.endswith("wrote outputs/train/final\n") and "region top-1 micro" in printed
+    settings = json.loads((tmp_path / "outputs/train/args.json").read_text())
+    weights = settings["loss_weights"]
+    assert (weights["scene"], weights["region"], weights["concept"]) == (1.0, 0.2, 0.0)
+    printed = geoalign("evaluate", "regions")
+    assert printed.endswith("wrote outputs/evaluate_regions/metrics.json\n")
+    geoalign("embed", coco_folder)
+    assert geoalign("search", "a ship", "--top_k", 1).startswith("a ship:\n  ")
+
+
+def test_train_refuses_options_that_contradict_each_other(folder, geoalign_refuses, coco_folder):
+    rows = ["--dataset", coco_folder / "rows.json", "--images", coco_folder]
+    assert "--model" in geoalign_refuses("train", *rows, "--lora", "text")
+    line = geoalign_refuses("train", *rows, "--model", folder, "--width", 64)
+    assert "--width" in line and str(folder) in line
+    line = geoalign_refuses("train", *rows, "--validation_share", 0.5, "--eval_dataset", "other")
+    assert "--validation_share" in line and "--eval_dataset" in line
+
+
+@pytest.mark.slow
+def test_adapt_learns_a_concept_that_train_left_out(coco_folder, folder, geoalign, rows, tmp_path):
+    new, *old = list_concepts(rows)
+    files = ["--dataset", coco_folder / "rows.json", "--images", coco_folder]
+    few = ["--concepts", new, "--shots", "1,2", "--num_seeds", 2, "--num_steps", 2, "--rehearsed", 1]
+    test = ["--test_dataset", coco_folder / "rows.json"]
+    printed = geoalign("adapt", "--model", folder, *files, *few, *test)
+    metrics = json.loads((tmp_path / "outputs/adapt/metrics.json").read_text())
+    methods = ("prototypes", "prototypes and names", "ridge probe", "LoRA")
+    expected = {"zero-shot", *(f"{name}, {shots}-shot" for shots in (1, 2) for name in methods)}
+    assert set(metrics) == expected
+    for title, scores in metrics.items():
+        assert re.search(rf"^\| {title} \| 100.0", printed, flags=re.MULTILINE)  # one name to choose from
+        assert scores["protocol"]["old"] == ", ".join(old)
+    adapted = AutoModel.from_pretrained(tmp_path / "outputs/adapt/final")
+    assert any("lora_A" in name for name in adapted.state_dict())
+
+    geoalign("train", *files, *SMALL, *SHORT, "--eval_dataset", files[1], "--exclude_concepts", new)
+    scores = json.loads((tmp_path / "outputs/train/metrics.json").read_text())
+    assert all(result["protocol"]["concepts"] == old for result in scores.values())

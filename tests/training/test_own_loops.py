@@ -1,0 +1,88 @@
+"""Laws of loops that users write: Accelerate's and a stock Trainer's losses are those of our trainer."""
+
+import copy
+import re
+import runpy
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from runs import build_trainer, list_losses
+from safetensors.torch import load_file
+from transformers import AutoModel, Trainer, TrainingArguments
+
+from geoalign_hf.data.augmentation import Augmentation
+from geoalign_hf.data.collator import RowCollator
+from geoalign_hf.data.loading import from_coco
+from geoalign_hf.data.schema import build_rows
+from geoalign_hf.losses.objective import LossWeights, compute_losses
+from geoalign_hf.training.step import encode_batch
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "train_accelerate.py"
+
+
+@pytest.fixture
+def run_script(folder, coco_folder, tmp_path, monkeypatch, capsys):
+    def run(output_dir, *arguments) -> str:
+        files = ["--model", folder, "--dataset", coco_folder / "rows.json", "--images", coco_folder]
+        small = ["--per_device_train_batch_size", 4, "--learning_rate", 1e-3, "--output_dir", output_dir]
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, [*files, *small, *arguments])])
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_the_accelerate_script_is_short():
+    assert len(SCRIPT.read_text().splitlines()) <= 120
+
+
+def test_the_accelerate_script_gives_the_losses_of_the_trainer_and_resumes(
+    run_script, folder, coco_folder, processor, tmp_path
+):
+    evaluated = ["--eval_dataset", coco_folder / "rows.json", "--mini_batch_size", 2]
+    printed = run_script(tmp_path / "loop", "--num_train_epochs", 2, *evaluated)
+    assert "region top-1 macro" in printed
+    trainer = build_trainer(
+        AutoModel.from_pretrained(folder), processor, from_coco(coco_folder / "rows.json", coco_folder),
+        tmp_path / "trainer", learning_rate=1e-3, augmentation=Augmentation(), max_negatives=10,
+    )  # fmt: skip
+    trainer.train()
+    losses = [float(loss) for loss in re.findall(r"loss (\d+\.\d+)", printed)]
+    assert losses == pytest.approx(list_losses(trainer), rel=1e-3)
+
+    whole = load_file(tmp_path / "loop" / "checkpoint-2" / "model.safetensors")
+    (tmp_path / "loop" / "checkpoint-2").rename(tmp_path / "aside")
+    run_script(tmp_path / "loop", "--num_train_epochs", 2, *evaluated, "--resume")
+    resumed = load_file(tmp_path / "loop" / "checkpoint-2" / "model.safetensors")
+    assert all((whole[name] == resumed[name]).all() for name in whole)
+
+
+class PlainTrainer(Trainer):
+    """The four lines that bring our objective to a stock Trainer."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        output = SimpleNamespace(**encode_batch(model, inputs))
+        loss = compute_losses(output, inputs, LossWeights(crop_consistency=0))["loss"]
+        return (loss, output) if return_outputs else loss
+
+
+def test_a_stock_trainer_with_four_lines_gives_our_losses(model, built, processor, toy_rows, tmp_path):
+    shared = {"max_steps": 3, "learning_rate": 1e-3, "weight_decay": 0.0, "seed": 0, "logging_steps": 1}
+    shared |= {"per_device_train_batch_size": 8, "save_strategy": "no"}
+    rows = build_rows(row | {"captions": row["captions"][:1]} for row in toy_rows)  # ours draws one of them
+    args = TrainingArguments(
+        output_dir=str(tmp_path / "stock"), remove_unused_columns=False, use_cpu=True, adam_beta2=0.98,
+        lr_scheduler_type="cosine", warmup_steps=0.05, disable_tqdm=True, **shared,
+    )  # fmt: skip
+    examples = [dict(row) | {"row_id": i} for i, row in enumerate(rows)]
+    stock = PlainTrainer(model, args, RowCollator(processor, 6), train_dataset=examples)
+    stock.train()
+    ours = build_trainer(
+        copy.deepcopy(built[0]), processor, rows, tmp_path / "ours", max_negatives=100,
+        loss_weights=LossWeights(crop_consistency=0), max_vocabulary=0, **shared,
+    )  # fmt: skip
+    ours.train()
+    found = [record["loss"] for record in stock.state.log_history if "loss" in record]
+    assert found == pytest.approx(list_losses(ours), rel=1e-3)  # one batch holds all rows, in any order
