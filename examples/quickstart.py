@@ -37,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/quickstart"), help="output folder")
     parser.add_argument("--num_rows", type=int, default=600, help="number of scenes to train on")
-    parser.add_argument("--max_steps", type=int, default=600, help="number of training steps")
+    parser.add_argument("--max_steps", type=int, default=1250, help="number of training steps")
     parser.add_argument("--seed", type=int, default=0, help="seed of training scenes, weights and training")
     arguments = parser.parse_args()
     folder = arguments.output_dir
@@ -51,6 +51,7 @@ def main() -> None:
     texts = [text for row in drawn for text in [*row["captions"], row["description"], *row["phrases"]]]
     texts += [template.format(concept) for template in CONCEPT_TEMPLATES for concept in CONCEPTS]
     torch.manual_seed(arguments.seed)
+    torch.set_num_threads(1)  # one core trains, the other prepares windows
     model, processor = build_model(texts, image_size=64, patch_size=8, width=128, depth=3, stem="convolution")
 
     # 3. Training. The evaluators run before and after it; the model card shows their results.
@@ -59,13 +60,15 @@ def main() -> None:
         output_dir=str(folder),
         overwrite_output_dir=True,
         max_steps=arguments.max_steps,
-        per_device_train_batch_size=32,
-        learning_rate=2e-3,
+        per_device_train_batch_size=24,
+        learning_rate=1e-3,
         ema_decay=0.99,
+        max_negatives=2,
         eval_strategy="steps",
         eval_steps=arguments.max_steps,
         save_strategy="no",
         use_cpu=True,
+        dataloader_num_workers=1,
         seed=arguments.seed,
     )
     trainer = GeoAlignTrainer(
@@ -75,7 +78,7 @@ def main() -> None:
         processing_class=processor,
         loss_weights=LossWeights(scene=0.3, description=0, region=0.5, concept=1.0, crop_consistency=0),
         evaluators=[*evaluators, PhraseRetrievalEvaluator(test_rows)],
-        augmentation=Augmentation(whole_share=0.15, light=0.15, min_visible=0.9, views_per_row=8),
+        augmentation=Augmentation(whole_share=0.1, light=0.15, min_visible=0.9, views_per_row=80),
         card_settings={"data": {"name": "scenes of examples/toy_rows.py", "repo_id": None, "license": None}},
     )
     trainer.train()

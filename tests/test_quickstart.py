@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from toy_rows import draw_rows
 
-BOUND = 0.72  # what one seed reaches is higher, see README.md
+BOUND = 0.9  # three seeds reached 0.93 to 0.95, see README.md
 EXAMPLE = Path(__file__).parents[1] / "examples" / "quickstart.py"
 
 
@@ -46,6 +46,4 @@ def test_the_quickstart_names_boxes_and_locates_phrases_of_unseen_scenes(tmp_pat
     assert (
         results["phrases located among the boxes"] > 2 * results["phrases located among the boxes, by chance"]
     )
-    assert sum(written["picture"]["phrases"]) >= 2
-    if sum(names) < BOUND * len(names):
-        pytest.xfail(f"issue 15 is open: {sum(names)} of {len(names)} names in the picture are right")
+    assert sum(names) >= BOUND * len(names) and sum(written["picture"]["phrases"]) >= 2

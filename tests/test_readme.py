@@ -4,6 +4,10 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
+import rasterio
+import rasterio.transform
+
 from geoalign_hf.dataset_builder.build import BuildConfig, build
 
 README = Path(__file__).parents[1] / "README.md"
@@ -23,6 +27,29 @@ def test_the_python_blocks_run_in_order(folder, coco_folder, hub, toy_rows, tmp_
     assert names["out"].logits_per_region.shape == (1, 2, 2)
     pushed = {("model", "you/harbors"), ("dataset", "you/rows"), ("model", "you/piers")}
     assert set(hub.repositories) == pushed
+
+
+def test_the_python_blocks_of_each_guide_run(folder, coco_folder, hub, toy_rows, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(folder, "outputs/quickstart/final")
+    shutil.copytree(coco_folder, "images")
+    write_scene(Path("ortho.tif"), toy_rows[0]["image"])
+    for guide in sorted((README.parent / "docs").glob("*.md")):
+        names = {}
+        for block in re.findall(r"```python\n(.*?)```", guide.read_text(), flags=re.DOTALL):
+            code = block.replace("boxes.json", "images/rows.json")
+            code = code.replace('from_pretrained("you/harbors"', f'from_pretrained("{folder}"')
+            exec(compile(code, str(guide), "exec"), names)
+    assert ("model", "you/harbors") in hub.repositories
+
+
+def write_scene(path: Path, image) -> None:
+    """Write an image as a GeoTIFF."""
+    pixels = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+    profile = {"driver": "GTiff", "count": 3, "height": pixels.shape[1], "width": pixels.shape[2]}
+    place = {"crs": "EPSG:32633", "transform": rasterio.transform.from_origin(500000, 5300000, 0.5, 0.5)}
+    with rasterio.open(path, "w", dtype="uint8", photometric="RGB", **profile, **place) as file:
+        file.write(pixels)
 
 
 def test_every_file_that_is_named_exists():

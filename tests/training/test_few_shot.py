@@ -157,7 +157,10 @@ def test_lora_learns_the_boxes_it_is_shown_and_leaves_the_base_as_it_was(model, 
     names = list_concepts(sourced)
     boxes = draw_shots(sourced, names[:2], 2, seed=0)
     before = Embedder(model, processor).embed_regions(boxes)
-    config, adapters = FewShotConfig(num_steps=120), AdapterConfig(lora="vision,text", lora_rank=4)
+    config, adapters = (
+        FewShotConfig(num_steps=120, learning_rate=3e-3),
+        AdapterConfig(lora="vision,text", lora_rank=4),
+    )
     embedder = Embedder(adapt_by_lora(model, processor, boxes, names, config, adapters, tmp_path), processor)
     texts = embedder.embed_concepts(names, CONCEPT_TEMPLATES)
     assert (embedder.embed_regions(boxes) @ texts.T).argmax(dim=1).tolist() == [0, 0, 1, 1]
