@@ -33,10 +33,10 @@ from geoalign_hf.training.trainer import GeoAlignTrainer
 class ScriptArguments:
     """What to adapt, and to what."""
 
-    model: str = field(metadata={"help": "the base: a folder or a Hub repository"})
-    dataset: str = field(metadata={"help": "to train on: a folder or Hub repository of rows, or a COCO file"})
-    eval_dataset: str = field(metadata={"help": "likewise, to evaluate on; of a folder the split test"})
-    images: str | None = field(default=None, metadata={"help": "folder of the images of a COCO file"})
+    model: str = field(metadata={"help": "Folder or Hub repository of the base model."})
+    dataset: str = field(metadata={"help": "Folder or Hub repository of rows to train on, or a COCO file."})
+    eval_dataset: str = field(metadata={"help": "Rows (split test) or COCO file to evaluate on."})
+    images: str | None = field(default=None, metadata={"help": "Folder of the images of a COCO file."})
 
 
 def main() -> None:

@@ -34,7 +34,11 @@ def run_here(monkeypatch, capsys, tmp_path):
     def run_path(script: str, *arguments) -> str:
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
-        runpy.run_path(str(EXAMPLES / script), run_name="__main__")
+        try:
+            runpy.run_path(str(EXAMPLES / script), run_name="__main__")
+        except SystemExit as end:
+            if end.code:
+                raise
         return capsys.readouterr().out
 
     return run_path
@@ -343,9 +347,9 @@ def test_train_takes_adapters_over_a_model_that_is_there(coco_folder, folder, tm
 @pytest.mark.slow
 def test_train_leaves_concepts_out_and_adapt_brings_them_in(coco_folder, folder, tmp_path, run_here, rows):
     new, *old = list_concepts(rows)
-    boxes = ["--images", coco_folder, "--coco", coco_folder / "rows.json"]
+    boxes = ["--images", coco_folder, "--dataset", coco_folder / "rows.json"]
     small = ["--concepts", new, "--shots", "1,2", "--num_seeds", 2, "--num_steps", 2, "--rehearsed", 1]
-    test = ["--test_coco", coco_folder / "rows.json", "--output_dir", "out"]
+    test = ["--test_dataset", coco_folder / "rows.json", "--output_dir", "out"]
     printed = run_here("adapt.py", "--model", folder, *boxes, *small, *test)
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     ways = [f"{way}, {shots}-shot" for shots in (1, 2) for way in WAYS]

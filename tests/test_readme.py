@@ -1,14 +1,18 @@
 """The README is true: its Python blocks run, in order, and its files exist."""
 
 import re
+import shlex
 import shutil
 from pathlib import Path
 
 import numpy as np
+import pytest
 import rasterio
 import rasterio.transform
 
+from geoalign_hf.cli import OptionParser, find_function
 from geoalign_hf.dataset_builder.build import BuildConfig, build
+from geoalign_hf_cli import VERBS
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -50,6 +54,29 @@ def write_scene(path: Path, image) -> None:
     place = {"crs": "EPSG:32633", "transform": rasterio.transform.from_origin(500000, 5300000, 0.5, 0.5)}
     with rasterio.open(path, "w", dtype="uint8", photometric="RGB", **profile, **place) as file:
         file.write(pixels)
+
+
+def list_commands() -> list[tuple[str, list[str]]]:
+    """List the verbs and the words of all commands in README and guides that are written in full."""
+    verbs = sorted(VERBS, key=len, reverse=True)
+    found = []
+    for text in [README, *sorted((README.parent / "docs").glob("*.md"))]:
+        for block in re.findall(r"```bash\n(.*?)```", text.read_text(), flags=re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                script = re.search(
+                    r"(?:geoalign-hf|-m geoalign_hf|examples/(?=train\.py|adapt\.py))\s*(.*)", line
+                )
+                words = shlex.split(script[1].replace(".py ", " "), comments=True) if script else []
+                verb = next((v for v in verbs if words[: len(v.split())] == v.split()), None)
+                if verb and "..." not in words:
+                    found.append((verb, words[len(verb.split()) :]))
+    return found
+
+
+@pytest.mark.parametrize(("verb", "words"), list_commands(), ids=lambda value: " ".join(value)[:60])
+def test_every_command_takes_the_options_that_are_written(verb, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    OptionParser(verb, find_function(verb)).parse(words)
 
 
 def test_every_file_that_is_named_exists():

@@ -1,6 +1,6 @@
 """Views of a region: the whole image, or a square window around the region."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from ..model.views_geoalign_clip import find_window
 from .augmentation import cut_window
@@ -25,6 +25,19 @@ def resolve_context(region_source: str, context: float | None) -> float | None:
     if region_source == "image":
         return None
     return CONTEXTS[region_source] if context is None else context
+
+
+def resolve_contexts(context: float | None, views: Sequence[float] | None) -> list[float | None]:
+    """Make one list of `context` and `views`.
+
+    Raises:
+        ValueError: if both are given, or `views` is empty.
+    """
+    if views is None:
+        return [context]
+    if context is not None or len(views) == 0:
+        raise ValueError(f"context is {context} and views is {views}. Give one of them; views as a list.")
+    return list(views)
 
 
 def list_views(rows: Iterable[dict], region_source: str, context: float | None) -> Iterator[dict]:

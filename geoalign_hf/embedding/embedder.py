@@ -4,7 +4,7 @@ Inputs are images, texts and rows in any number. Outputs are float32 tensors on 
 """
 
 import platform
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,12 +13,13 @@ import numpy as np
 import torch
 import transformers
 from datasets import Dataset
+from PIL import Image
 from torch.nn.functional import normalize
 from transformers import ProcessorMixin
 from transformers.utils import logging
 
 from .. import __version__
-from ..data.views import list_views, resolve_context
+from ..data.views import list_views, resolve_context, resolve_contexts
 from ..images import read_image
 from ..model.processing_geoalign_clip import CONCEPT_TEMPLATES
 from ..model.regions_geoalign_clip import check_boxes
@@ -66,11 +67,12 @@ class Embedder:
                 f"image_size is {self.image_size}, batch_size is {self.batch_size}; both must be at least 1."
             )
 
-    def embed_images(self, images: Sequence, noun: str = "images") -> torch.Tensor:
+    def embed_images(self, images: Iterable, noun: str = "images") -> torch.Tensor:
         """Embed whole images.
 
         Args:
-            images: N PIL images, arrays or paths; a column of a dataset also works.
+            images: N PIL images, arrays or paths; a column of a dataset also works. An iterator without a
+                length shows no progress bar.
             noun: label of the progress bar.
 
         Returns:
@@ -78,8 +80,9 @@ class Embedder:
         """
         if isinstance(images, str):
             raise ValueError(f"Expected a list of images; found the string {images!r}. Give [{images!r}].")
-        progress = logging.tqdm(images, desc=noun, total=len(images), leave=False)
-        return self._collect(self._embed_images(batch) for batch in self._take_batches(progress))
+        if isinstance(images, Sized):
+            images = logging.tqdm(images, desc=noun, total=len(images), leave=False)
+        return self._collect(self._embed_images(batch) for batch in self._take_batches(images))
 
     def embed_text(self, texts: Sequence[str]) -> torch.Tensor:
         """Embed texts. Equal texts are encoded once and get equal bits.
@@ -167,6 +170,30 @@ class Embedder:
         ]
         return parts[0] if len(parts) == 1 else normalize(torch.stack(parts).sum(dim=0), dim=-1)
 
+    def embed_masked_regions(
+        self, images_and_masks: Iterable[tuple[Image.Image, np.ndarray]]
+    ) -> torch.Tensor:
+        """Embed one region of each image, given as a mask.
+
+        Args:
+            images_and_masks: N pairs of an image and a bool array of its height and width.
+
+        Returns:
+            (N, D), unit vectors.
+
+        Raises:
+            ValueError: if the model pools no regions, or a mask is empty or does not fit its image.
+        """
+        self._require("embed_regions", "embed the windows as images")
+
+        def encode(batch: list) -> torch.Tensor:
+            images, masks = zip(*batch, strict=True)
+            inputs = self._prepare(list(images), masks=[mask[None] for mask in masks])
+            with evaluation_mode(self.model):
+                return self.model.embed_regions(**inputs, **self._interpolate())[:, 0]
+
+        return self._collect(encode(batch) for batch in self._take_batches(images_and_masks))
+
     def embed_rows(
         self, rows: Sequence[dict], region_source: str | None = None, context: float | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -220,10 +247,10 @@ class Embedder:
         """
         trained_source = getattr(self.model.config, "region_view", "image")  # a stock CLIP has none
         contexts = resolve_contexts(context, views)
-        region_source = trained_source if region_source is None else region_source
-        if contexts == [None] and region_source == trained_source == "window":
+        source: str = trained_source if region_source is None else region_source
+        if contexts == [None] and source == trained_source == "window":
             contexts = [self.model.config.region_context]
-        return region_source, [resolve_context(region_source, side) for side in contexts]
+        return source, [resolve_context(source, side) for side in contexts]
 
     def embed_patches(self, images: Iterable) -> Iterator[torch.Tensor]:
         """Embed the patches of images, batch by batch: the dense map.
@@ -337,19 +364,6 @@ class Embedder:
                 batch = []
         if batch:
             yield batch
-
-
-def resolve_contexts(context: float | None, views: Sequence[float] | None) -> list[float | None]:
-    """Make one list of `context` and `views`.
-
-    Raises:
-        ValueError: if both are given, or `views` is empty.
-    """
-    if views is None:
-        return [context]
-    if context is not None or len(views) == 0:
-        raise ValueError(f"context is {context} and views is {views}. Give one of them; views as a list.")
-    return list(views)
 
 
 @contextmanager

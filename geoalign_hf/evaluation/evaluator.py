@@ -12,8 +12,8 @@ from datasets import Dataset
 from transformers import PreTrainedModel, ProcessorMixin
 
 from ..data.schema import check_columns
-from ..data.views import resolve_context
-from ..embedding.embedder import Embedder, resolve_contexts
+from ..data.views import resolve_context, resolve_contexts
+from ..embedding.embedder import Embedder
 from .results import save_arrays
 
 

@@ -1,7 +1,7 @@
 """An archive of scene tiles and regions: one GeoParquet file per scene, searched by text or by image."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import geopandas
@@ -62,35 +62,27 @@ def embed_scene(
                 shares.append(float(ground.valid.mean()))
                 yield ground.image
 
-    parts = [embedder.embed_images(batch) for batch in _take_batches(read_tiles(), embedder.batch_size)]
+    embeds = embedder.embed_images(read_tiles())
     outlines = [shapely.box(*window) for window in kept]
     to_ground = lambda points: np.column_stack(scene.transform * tuple(points.T))  # noqa: E731
-    frames = [_make_frame(scene, "tile", [shapely.transform(o, to_ground) for o in outlines], shares, parts)]
+    frames = [_make_frame(scene, "tile", [shapely.transform(o, to_ground) for o in outlines], shares, embeds)]
     if regions is not None:
         embeds, valid_ground = embed_scene_regions(embedder, scene, regions.geometry)
         chosen = valid_ground > 0
-        frames.append(
-            _make_frame(scene, "region", regions.geometry[chosen], valid_ground[chosen], [embeds[chosen]])
-        )
+        outlines = regions.geometry[chosen]
+        frames.append(_make_frame(scene, "region", outlines, valid_ground[chosen], embeds[chosen]))
     return pandas.concat(frames, ignore_index=True)
 
 
-def _take_batches(items: Iterator, size: int) -> Iterator[list]:
-    batch = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
 def _make_frame(
-    scene: Scene, kind: str, outlines, shares, parts: list[torch.Tensor]
+    scene: Scene, kind: str, outlines: Iterable, shares: Iterable[float], embeds: torch.Tensor
 ) -> geopandas.GeoDataFrame:
-    embeds = [vector for part in parts for vector in part.numpy()]
-    columns = {"scene": str(scene.path), "kind": kind, "valid_ground": list(shares), "embed": embeds}
+    columns = {
+        "scene": str(scene.path),
+        "kind": kind,
+        "valid_ground": list(shares),
+        "embed": list(embeds.numpy()),
+    }
     return geopandas.GeoDataFrame(columns, geometry=list(outlines), crs=scene.crs).to_crs(4326)
 
 

@@ -8,11 +8,11 @@ import numpy as np
 import shapely
 import torch
 from affine import Affine
+from PIL import Image
 from rasterio.features import geometry_mask
-from torch.nn.functional import normalize
 from transformers.utils import logging
 
-from ..embedding.embedder import Embedder, evaluation_mode
+from ..embedding.embedder import Embedder
 from ..readers.coco import read_coco
 from ..storage import name_partial
 from .reader import Scene
@@ -99,39 +99,26 @@ def embed_scene_regions(
         (N, D) unit vectors, zero for a region without valid ground; and (N,), the part of each region that is
         valid ground, in [0, 1].
     """
-    size, shares, batch, embeds = embedder.image_size, [], [], []
+    geometries, size, shares = list(geometries), embedder.image_size, []
 
-    def encode() -> Iterator[torch.Tensor]:
-        images, masks = zip(*batch, strict=True)
-        inputs = embedder._prepare(list(images), masks=[mask[None] for mask in masks])
-        with evaluation_mode(embedder.model):
-            yield embedder.model.embed_regions(**inputs, **embedder._interpolate())[:, 0].float().cpu()
+    def read_windows() -> Iterator[tuple[Image.Image, np.ndarray]]:
+        for geometry in logging.tqdm(geometries, desc="regions", unit=" regions"):
+            outline = shapely.transform(geometry, lambda points: np.column_stack(scene.to_pixels(*points.T)))
+            x0, y0, x1, y1 = outline.bounds
+            side = max(context * max(x1 - x0, y1 - y0), 1.0)
+            left, top = (x0 + x1 - side) / 2, (y0 + y1 - side) / 2
+            ground = scene.read((left, top, left + side, top + side), (size, size))
+            placed = Affine.translation(left, top) * Affine.scale(side / size)  # window to scene, in pixels
+            inside = geometry_mask([outline], (size, size), placed, all_touched=True, invert=True)
+            shares.append(float((inside & ground.valid).sum() / max(inside.sum(), 1)))
+            if shares[-1]:
+                yield ground.image, inside & ground.valid
 
-    geometries = list(geometries)
-    result = torch.zeros(len(geometries), embedder.model.config.projection_dim)
-    numbers = []
-    for number, geometry in enumerate(logging.tqdm(geometries, desc="regions", unit=" regions")):
-        outline = shapely.transform(geometry, lambda points: np.column_stack(scene.to_pixels(*points.T)))
-        x0, y0, x1, y1 = outline.bounds
-        side = max(context * max(x1 - x0, y1 - y0), 1.0)
-        left, top = (x0 + x1 - side) / 2, (y0 + y1 - side) / 2
-        ground = scene.read((left, top, left + side, top + side), (size, size))
-        to_window = Affine.translation(left, top) * Affine.scale(
-            side / size
-        )  # pixels of the window to the scene's
-        inside = geometry_mask([outline], (size, size), to_window, all_touched=True, invert=True)
-        shares.append(float((inside & ground.valid).sum() / max(inside.sum(), 1)))
-        if shares[-1]:
-            batch.append((ground.image, inside & ground.valid))
-            numbers.append(number)
-        if len(batch) == embedder.batch_size:
-            embeds += encode()
-            batch.clear()
-    if batch:
-        embeds += encode()
-    if embeds:
-        result[numbers] = normalize(torch.cat(embeds), dim=-1)
-    return result, np.array(shares)
+    embeds = embedder.embed_masked_regions(read_windows())
+    valid_ground = np.array(shares)
+    result = torch.zeros(len(geometries), embeds.shape[1])
+    result[torch.from_numpy(valid_ground > 0)] = embeds
+    return result, valid_ground
 
 
 def classify_scene_regions(
