@@ -4,6 +4,7 @@ import math
 import unicodedata
 from collections.abc import Callable, Iterator
 from functools import lru_cache, wraps
+from inspect import signature
 from pathlib import Path
 from typing import NamedTuple, ParamSpec
 
@@ -253,12 +254,12 @@ def check_rows(read: Callable[P, Iterator[dict | None]]) -> Callable[P, Iterator
 
     @wraps(read)
     def read_checked(*arguments: P.args, **options: P.kwargs) -> Iterator[dict]:
-        report = options.get("report") or SkipReport()
-        options["report"] = report
-        source = arguments[0] if arguments else options["annotations"]
+        bound = signature(read).bind(*arguments, **options)
+        bound.apply_defaults()
+        report = bound.arguments["report"] = bound.arguments["report"] or SkipReport()
+        source, num_before = bound.arguments["annotations"], len(report.entries)
         seen, concepts, num_regions = set(), set(), 0
-        num_before = len(report.entries)
-        for row in read(*arguments, **options):
+        for row in read(*bound.args, **bound.kwargs):
             if row is None:
                 continue
             key = hash(row["image"])  # the paths of a million images would fill the memory
