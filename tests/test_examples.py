@@ -4,6 +4,7 @@ import json
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -246,6 +247,36 @@ def test_the_classical_baseline_runs_on_a_coco_file(coco_folder, tmp_path):
     ]
     printed = run("benchmarks/classical_baseline.py", *rows, "--no-box_size", cwd=tmp_path)
     assert "HOG + colour, linear SVM" in printed
+
+
+@pytest.mark.slow
+def test_the_vhr10_benchmark_trains_each_seed_once_and_writes_mean_and_spread(
+    coco_folder, tmp_path, run_here
+):
+    for split in ("train", "test"):
+        shutil.copy(coco_folder / "rows.json", coco_folder / f"{split}.json")
+    small = ["--width", 64, "--depth", 1, "--max_steps", 4, "--batch_size", 8, "--views", 1.5, 2.0]
+    command = [
+        "benchmarks/nwpu_vhr10.py",
+        "--root",
+        coco_folder,
+        "--output_dir",
+        "out",
+        "--seeds",
+        0,
+        1,
+        *small,
+    ]
+    printed = run_here(*command)
+    for line in ("HOG + colour, linear SVM", "... + eight turned copies", "GeoAlignCLIP, averaged views"):
+        assert re.search(rf"\| {re.escape(line)} \| [\d.]+", printed)
+    assert re.search(r"GeoAlignCLIP, one view \| [\d.]+ ± [\d.]+ \|", printed)
+    written = tmp_path / "out" / "seed_0.json"
+    before = written.stat().st_mtime_ns
+    assert run_here(*command) == printed
+    assert written.stat().st_mtime_ns == before
+    with pytest.raises(ValueError, match="max_steps"):
+        run_here(*command, "--max_steps", 5)
 
 
 @pytest.mark.slow
