@@ -280,6 +280,22 @@ def test_the_vhr10_benchmark_trains_each_seed_once_and_writes_mean_and_spread(
 
 
 @pytest.mark.slow
+def test_the_ablation_runs_each_cell_once_and_compares_rows(coco_folder, tmp_path, run_here):
+    for split in ("train", "validation", "test"):
+        shutil.copy(coco_folder / "rows.json", coco_folder / f"{split}.json")
+    command = ["benchmarks/ablation.py", "--root", coco_folder, "--output_dir", "out", "--quick"]
+    command += ["--rows", "concept", "full", "--arms", "all", "tenth", "--seeds", 0, 1]
+    run_here(*command)
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert re.search(r"\| concept \| [\d.]+ ± [\d.]+ \|.*\[[-+\d.]+, [-+\d.]+\]", table)
+    cells = list((tmp_path / "out" / "cells").glob("*.json"))
+    assert len(cells) == 8
+    before = {cell: cell.stat().st_mtime_ns for cell in cells}
+    assert table.strip() in run_here(*command)
+    assert {cell: cell.stat().st_mtime_ns for cell in cells} == before
+
+
+@pytest.mark.slow
 def test_the_pooling_benchmark_prints_ratios(tmp_path):
     printed = run("benchmarks/region_pooling.py", "--rounds", 1, "--threads", 1, cwd=tmp_path)
     assert "our boxes" in printed
