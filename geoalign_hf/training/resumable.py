@@ -6,6 +6,7 @@ they are; `checkpoint-*/`, from which a run resumes; `args.json`, `metrics.json`
 """
 
 from contextlib import ExitStack, nullcontext
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -130,7 +131,10 @@ class ResumableTrainer(Trainer):
         if is_main:
             self.state.save_to_json(str(output_dir / "trainer_state.json"))
             write_json(output_dir / "metrics.json", self._list_scores("start", "best", "final"))
-            draw_curves(self.state.log_history, output_dir / "curves.png")
+            scores = [f"eval_{evaluator.name}_{evaluator.primary_metric}" for evaluator in self.evaluators]
+            terms = [term.name for term in fields(self.loss_weights)]
+            panels = ["loss", *terms, *scores, "grad_norm", "learning_rate", "images_per_second"]
+            draw_curves(self.state.log_history, output_dir / "curves.png", panels)
         with write_folder(self.accelerator, output_dir / "final") as folder:
             if is_main:
                 (folder / "curves.png").write_bytes((output_dir / "curves.png").read_bytes())
