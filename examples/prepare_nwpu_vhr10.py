@@ -113,10 +113,7 @@ def split_groups(groups: list[list[Path]], boxes: dict[Path, list], seed: int) -
 
 
 def write_coco(paths: list[Path], boxes: dict[Path, list], output: Path, groups: list[list[Path]]) -> None:
-    """Write one COCO detection file; file names are relative to the folder of the images.
-
-    `overlap_group` of an image is the number of its group, from 1.
-    """
+    """Write one COCO detection file. File names are relative to the images, and groups count from 1."""
     numbers = {path: number for number, group in enumerate(groups, start=1) for path in group}
     images, annotations = [], []
     for path in paths:
