@@ -121,13 +121,9 @@ def write_coco(paths: list[Path], boxes: dict[Path, list], output: Path, groups:
         image = {"id": len(images) + 1, "file_name": path.name, "width": width, "height": height}
         images.append(image | {"overlap_group": numbers[path]})
         for concept, (x1, y1, x2, y2) in boxes[path]:
-            entry = {
-                "id": len(annotations) + 1,
-                "image_id": len(images),
-                "category_id": concept,
-                "iscrowd": 0,
-            }
-            annotations.append(entry | {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1)})
+            corner, size = [x1, y1], [x2 - x1, y2 - y1]
+            entry = {"id": len(annotations) + 1, "image_id": len(images), "category_id": concept}
+            annotations.append(entry | {"bbox": corner + size, "area": size[0] * size[1], "iscrowd": 0})
     categories = [{"id": number, "name": name} for number, name in enumerate(CONCEPTS, start=1)]
     output.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
 
