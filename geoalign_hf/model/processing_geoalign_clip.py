@@ -18,7 +18,7 @@ from transformers.image_processing_utils import get_size_dict
 from transformers.image_utils import ImageInput
 from transformers.processing_utils import ImagesKwargs, ProcessingKwargs, TextKwargs
 
-from .images_geoalign_clip import read_image
+from .images_geoalign_clip import check_rule, read_image
 from .masks_geoalign_clip import check_masks, masks_to_coverage
 from .regions_geoalign_clip import check_boxes, check_quads
 from .resizing_geoalign_clip import can_resize_fast, resize_fast
@@ -40,12 +40,22 @@ class GeoAlignCLIPProcessor(ProcessorMixin):
         tokenizer: a CLIP tokenizer.
         patch_size: side of a patch of the model in pixels. With it, masks are returned with one number per
             patch, which is all that the model uses; None returns one number per pixel.
+        image_rule: the `stretch`, `limits` and `bands` with which the images of the training were read. They
+            are used for an image that cannot be read without them, if a call does not give others.
     """
 
     _auto_class = "AutoProcessor"
 
-    def __init__(self, image_processor=None, tokenizer=None, patch_size: int | None = None, **kwargs):
+    def __init__(
+        self,
+        image_processor=None,
+        tokenizer=None,
+        patch_size: int | None = None,
+        image_rule: dict | None = None,
+        **kwargs,
+    ):
         self.patch_size = patch_size
+        self.image_rule = check_rule(image_rule)
         super().__init__(image_processor, tokenizer)
 
     def __call__(
@@ -66,9 +76,9 @@ class GeoAlignCLIPProcessor(ProcessorMixin):
         """Prepare a batch.
 
         Args:
-            images: one image or a list: PIL images, arrays, tensors, paths or URLs. A file is turned upright
-                by its orientation tag, and the result is the image as given. Anything but 8-bit images and
-                floats in [0, 1] needs `stretch` or `limits`.
+            images: one image or a list: PIL images, arrays, tensors, paths, URLs or the bytes of files. A
+                file is turned upright by its orientation tag, and the result is the image as given. Anything
+                but 8-bit images and floats in [0, 1] needs `stretch` or `limits`.
             text: one text or a list; no text may be empty.
             boxes: for each image a list of boxes, xyxy in pixels of the image as given, which may be empty.
             quads: for each image a list of oriented boxes, four corners x, y each, instead of boxes.
@@ -114,8 +124,8 @@ class GeoAlignCLIPProcessor(ProcessorMixin):
         if images is not None:
             settings = self._merge_settings(for_images)
             options = {"stretch": stretch, "limits": limits, "bands": bands, "max_pixels": max_pixels}
-            layout = for_images.pop("input_data_format", None)
-            loaded = load_images(images, **options, layout=layout, do_rescale=settings["do_rescale"])
+            options |= {"layout": for_images.pop("input_data_format", None), "fallback": self.image_rule}
+            loaded = load_images(images, do_rescale=settings["do_rescale"], **options)
             batch.update(self._prepare(loaded, settings, for_images))
             for form, regions in given.items():
                 size = _check_frame(settings)
@@ -259,15 +269,15 @@ class GeoAlignCLIPProcessor(ProcessorMixin):
         return {key: padded, "region_mask": torch.arange(R) < counts.unsqueeze(-1)}
 
 
-def load_images(images, layout=None, do_rescale: bool = True, **options) -> list[Image.Image]:
+def load_images(images, do_rescale: bool = True, **options) -> list[Image.Image]:
     """Read one image or many as 8-bit RGB.
 
     Args:
         images: a PIL image, an array or tensor (H, W), (H, W, bands) or (bands, H, W), a path or URL; a list
             of those; or a 4-dimensional array or tensor.
-        layout: `channels_first` or `channels_last`, for arrays whose shape does not tell.
         do_rescale: whether pixels are divided by 255 later. Without it, arrays of floats are refused.
-        **options: `stretch`, `limits`, `bands`, `max_pixels`, `timeout`, see `read_image`.
+        **options: `stretch`, `limits`, `bands`, `max_pixels`, `timeout`, `layout` and `fallback`, see
+            `read_image`.
 
     Returns:
         a list of PIL images of mode RGB.
@@ -275,7 +285,7 @@ def load_images(images, layout=None, do_rescale: bool = True, **options) -> list
     Raises:
         ValueError: with the image's index or path, if there is no image or one cannot be read.
     """
-    if isinstance(images, (str, Path, Image.Image)) or getattr(images, "ndim", 4) in (2, 3):
+    if isinstance(images, (str, bytes, Path, Image.Image)) or getattr(images, "ndim", 4) in (2, 3):
         images = [images]
     elif not hasattr(images, "__iter__"):
         raise ValueError(f"images is a {type(images).__name__}. Give an image or a list of images.")
@@ -291,7 +301,7 @@ def load_images(images, layout=None, do_rescale: bool = True, **options) -> list
                 f"{name} holds floats, and do_rescale is False. Leave do_rescale at True: floats in [0, 1] "
                 "are recognised by their type."
             )
-        loaded.append(read_image(image, name, layout=layout, **options))
+        loaded.append(read_image(image, name, **options))
     return loaded
 
 
