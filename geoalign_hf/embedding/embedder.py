@@ -7,6 +7,7 @@ import platform
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -324,11 +325,9 @@ class Embedder:
 
     def _prepare(self, images: list, **regions) -> dict:
         side = {"height": self.image_size, "width": self.image_size}
-        sizes = (
-            {"size": {"shortest_edge": self.image_size}, "crop_size": side}
-            if self._crops()
-            else {"size": side}
-        )
+        sizes = {"size": side}
+        if self._crops():
+            sizes = {"size": {"shortest_edge": self.image_size}, "crop_size": side}
         images = [self.read_image(image) for image in images]
         inputs = self.processor(images=images, return_tensors="pt", **sizes, **regions).to(self.model.device)
         return inputs | {"pixel_values": inputs["pixel_values"].to(self.model.dtype)}
@@ -378,13 +377,8 @@ class Embedder:
         return embeds
 
     def _take_batches(self, items: Iterable) -> Iterator[list]:
-        batch = []
-        for item in items:
-            batch.append(item)
-            if len(batch) == self.batch_size:
-                yield batch
-                batch = []
-        if batch:
+        iterator = iter(items)
+        while batch := list(islice(iterator, self.batch_size)):
             yield batch
 
 
@@ -401,5 +395,4 @@ def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
 
 
 def _take_pooled(features) -> torch.Tensor:
-    """Unwrap pooled features; transformers 5 returns them inside an output object."""
-    return getattr(features, "pooler_output", features)
+    return getattr(features, "pooler_output", features)  # transformers 5 returns an output object

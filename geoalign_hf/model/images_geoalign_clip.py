@@ -92,6 +92,42 @@ def read_image(
     return _read(image, name, *merge_options(stretch, limits, bands, fallback), max_pixels, layout)
 
 
+def load_images(images, do_rescale: bool = True, **options) -> list[Image.Image]:
+    """Read one image or many as 8-bit RGB.
+
+    Args:
+        images: a PIL image, an array or tensor (H, W), (H, W, bands) or (bands, H, W), a path or URL; a list
+            of those; or a 4-dimensional array or tensor.
+        do_rescale: whether pixels are divided by 255 later. Without it, arrays of floats are refused.
+        **options: `stretch`, `limits`, `bands`, `max_pixels`, `timeout`, `layout` and `fallback`, see
+            `read_image`.
+
+    Returns:
+        a list of PIL images of mode RGB.
+
+    Raises:
+        ValueError: with the image's index or path, if there is no image or one cannot be read.
+    """
+    if isinstance(images, (str, bytes, Path, Image.Image)) or getattr(images, "ndim", 4) in (2, 3):
+        images = [images]
+    elif not hasattr(images, "__iter__"):
+        raise ValueError(f"images is a {type(images).__name__}. Give an image or a list of images.")
+    # Some pipelines of transformers pass one list of images per text.
+    flat = [image for entry in images for image in (entry if isinstance(entry, (list, tuple)) else [entry])]
+    if not flat:
+        raise ValueError("images is empty. Give at least one image.")
+    loaded = []
+    for i, image in enumerate(flat):
+        name = f"image {i} ({str(image)[:200]!r})" if isinstance(image, (str, Path)) else f"image {i}"
+        if not do_rescale and "float" in str(getattr(image, "dtype", "")):
+            raise ValueError(
+                f"{name} holds floats, and do_rescale is False. Leave do_rescale at True: floats in [0, 1] "
+                "are recognised by their type."
+            )
+        loaded.append(read_image(image, name, **options))
+    return loaded
+
+
 def merge_options(stretch, limits, bands, fallback: dict) -> tuple:
     """Complete options by others. `stretch` and `limits` replace each other."""
     if stretch is None and limits is None:
