@@ -9,8 +9,8 @@ from PIL import Image
 from transformers import CLIPImageProcessor
 
 from geoalign_hf import GeoAlignCLIPProcessor
-from geoalign_hf.model.masks_geoalign_clip import weigh_masks
 from geoalign_hf.model.images_geoalign_clip import load_images
+from geoalign_hf.model.masks_geoalign_clip import weigh_masks
 from geoalign_hf.model.resizing_geoalign_clip import _resize_by_pil, _resize_by_torch
 
 
