@@ -112,6 +112,7 @@ def read_size(path: str | Path) -> tuple[int, int]:
 def read_image(
     image,
     options: ImageOptions = DEFAULT_OPTIONS,
+    draft_side: int | None = None,
     name: str | None = None,
 ) -> Image.Image:
     """Read an image as 8-bit RGB, upright.
@@ -119,6 +120,8 @@ def read_image(
     Args:
         image: a path, a URL, the bytes of a file, a PIL image, an array or a tensor.
         options: rules for images that are not 8-bit RGB.
+        draft_side: decode a JPEG file at 1/2, 1/4 or 1/8 of its size where no side becomes shorter than this.
+            None decodes all pixels.
         name: of the image in a message. None takes its path.
 
     Returns:
@@ -130,18 +133,18 @@ def read_image(
     if name is None:
         name = str(image) if isinstance(image, (str, Path)) else "the image"
     try:
-        return _read_any(image, name, options)
+        return _read_any(image, name, options, draft_side)
     except OptionNeeded:
         if not options.fallback:
             raise
     merged = merge_options(options.stretch, options.limits, options.bands, options.fallback)
-    return _read_any(image, name, ImageOptions(*merged, options.max_pixels))
+    return _read_any(image, name, ImageOptions(*merged, options.max_pixels), draft_side)
 
 
-def _read_any(image, name: str, options: ImageOptions) -> Image.Image:
+def _read_any(image, name: str, options: ImageOptions, draft_side: int | None) -> Image.Image:
     try:
         given = (options.stretch, options.limits, options.bands, options.max_pixels)
-        return read_any_image(image, name, *given)
+        return read_any_image(image, name, *given, draft_side=draft_side)
     except ReaderNeeded as error:
         if rasterio is None or not isinstance(image, (str, Path, bytes)) or "://" in str(image)[:10]:
             raise

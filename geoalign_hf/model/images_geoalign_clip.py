@@ -24,6 +24,7 @@ from .image_files_geoalign_clip import (
 
 COLOUR_MODES = frozenset({"RGB", "RGBA", "RGBa", "RGBX", "P", "PA", "CMYK", "YCbCr", "HSV"})
 PLAIN_MODES = COLOUR_MODES | {"1", "L", "LA", "La"}  # eight bits per band or fewer
+FULL_SIZE = "geoalign_full_size"
 SCALE_REMEDY = (
     "Give stretch=(2, 98) to map these percentiles of the picture to 0 and 255, or limits=(low, high) to map "
     "these values (on the command line --stretch 2,98 or --limits LOW,HIGH)."
@@ -55,6 +56,7 @@ def read_image(
     timeout: float | None = None,
     layout: str | None = None,
     fallback: dict | None = None,
+    draft_side: int | None = None,
 ) -> Image.Image:
     """Give any image as 8-bit RGB.
 
@@ -71,6 +73,8 @@ def read_image(
         layout: `channels_first` or `channels_last`, for arrays whose shape does not tell.
         fallback: `stretch`, `limits` and `bands` for an image that cannot be read without them. What is given
             directly replaces them.
+        draft_side: a JPEG file is decoded at 1/2, 1/4 or 1/8 of its size where no side becomes shorter than
+            this. `get_full_size` then returns the size of the file. None decodes all pixels.
 
     Returns:
         an image of mode RGB. Its `info["natural_colour"]` is False if its colours may not be those of the
@@ -85,11 +89,28 @@ def read_image(
     elif isinstance(image, (bytes, bytearray)):
         image = io.BytesIO(image)
     try:
-        return _read(image, name, stretch, limits, bands, max_pixels, layout)
+        return _read(image, name, stretch, limits, bands, max_pixels, layout, draft_side)
     except OptionNeeded:
         if not fallback:
             raise
-    return _read(image, name, *merge_options(stretch, limits, bands, fallback), max_pixels, layout)
+    merged = merge_options(stretch, limits, bands, fallback)
+    return _read(image, name, *merged, max_pixels, layout, draft_side)
+
+
+def merge_options(stretch, limits, bands, fallback: dict) -> tuple:
+    """Complete options by others. `stretch` and `limits` replace each other."""
+    if stretch is None and limits is None:
+        stretch, limits = fallback.get("stretch"), fallback.get("limits")
+    merged = (stretch, limits, bands or fallback.get("bands"))
+    return tuple(None if value is None else tuple(value) for value in merged)
+
+
+def _read(image, name: str, stretch, limits, bands, max_pixels, layout, draft_side) -> Image.Image:
+    if isinstance(image, (str, io.BytesIO)):
+        return _read_file(image, name, stretch, limits, bands, max_pixels, draft_side)
+    if isinstance(image, Image.Image):
+        return _convert_image(image, name, stretch, limits, bands)
+    return _convert_array(image, name, stretch, limits, bands, layout)
 
 
 def load_images(images, do_rescale: bool = True, **options) -> list[Image.Image]:
@@ -99,8 +120,7 @@ def load_images(images, do_rescale: bool = True, **options) -> list[Image.Image]
         images: a PIL image, an array or tensor (H, W), (H, W, bands) or (bands, H, W), a path or URL; a list
             of those; or a 4-dimensional array or tensor.
         do_rescale: whether pixels are divided by 255 later. Without it, arrays of floats are refused.
-        **options: `stretch`, `limits`, `bands`, `max_pixels`, `timeout`, `layout` and `fallback`, see
-            `read_image`.
+        **options: those of `read_image`.
 
     Returns:
         a list of PIL images of mode RGB.
@@ -126,22 +146,6 @@ def load_images(images, do_rescale: bool = True, **options) -> list[Image.Image]
             )
         loaded.append(read_image(image, name, **options))
     return loaded
-
-
-def merge_options(stretch, limits, bands, fallback: dict) -> tuple:
-    """Complete options by others. `stretch` and `limits` replace each other."""
-    if stretch is None and limits is None:
-        stretch, limits = fallback.get("stretch"), fallback.get("limits")
-    merged = (stretch, limits, bands or fallback.get("bands"))
-    return tuple(None if value is None else tuple(value) for value in merged)
-
-
-def _read(image, name: str, stretch, limits, bands, max_pixels, layout) -> Image.Image:
-    if isinstance(image, (str, io.BytesIO)):
-        return _read_file(image, name, stretch, limits, bands, max_pixels)
-    if isinstance(image, Image.Image):
-        return _convert_image(image, name, stretch, limits, bands)
-    return _convert_array(image, name, stretch, limits, bands, layout)
 
 
 def check_options(stretch, limits, bands):
@@ -188,7 +192,7 @@ def _download(source: str, name: str, timeout: float | None) -> str | io.BytesIO
     return source
 
 
-def _read_file(source, name: str, stretch, limits, bands, max_pixels) -> Image.Image:
+def _read_file(source, name: str, stretch, limits, bands, max_pixels, draft_side) -> Image.Image:
     prefix, header = read_start(source, name, max_pixels)
     if header is not None and header.problem:
         raise ReaderNeeded(name, header)
@@ -197,19 +201,29 @@ def _read_file(source, name: str, stretch, limits, bands, max_pixels) -> Image.I
         if header.problem:
             raise ReaderNeeded(name, header)
         try:
+            if draft_side is not None and image.format == "JPEG":
+                image.draft(None, (draft_side, draft_side))
             image.load()
             if header.is_turned:
                 ImageOps.exif_transpose(image, in_place=True)
         except Exception as error:  # a damaged file makes PIL raise almost any exception
             raise ValueError(f"{name} cannot be read as an image ({error}). Replace it.") from error
         if image.mode not in WIDE_MODES:
-            return _convert_image(image, name, stretch, limits, bands)
+            result = _convert_image(image, name, stretch, limits, bands)
+            if draft_side is not None and result.size != header.size:
+                result.info[FULL_SIZE] = header.size
+            return result
         array = np.asarray(image)
         if header.kind == "uint" and image.mode == "I":
             array = array.view(np.uint32)
         if image.format == "JPEG2000":
             array = array >> (16 - header.bits)  # PIL fills all 16 bits
         return to_rgb(array[..., None], name, stretch, limits, bands, header.is_inverted)
+
+
+def get_full_size(image: Image.Image) -> tuple[int, int]:
+    """Return the (width, height) of the picture in its file, of which `draft_side` may have decoded less."""
+    return image.info.get(FULL_SIZE, image.size)
 
 
 def _convert_image(image: Image.Image, name: str, stretch, limits, bands) -> Image.Image:

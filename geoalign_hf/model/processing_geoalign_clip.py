@@ -16,7 +16,7 @@ from transformers.image_processing_utils import get_size_dict
 from transformers.image_utils import ImageInput
 from transformers.processing_utils import ImagesKwargs, ProcessingKwargs, TextKwargs
 
-from .images_geoalign_clip import check_rule, load_images
+from .images_geoalign_clip import check_rule, get_full_size, load_images
 from .masks_geoalign_clip import check_masks, masks_to_coverage
 from .regions_geoalign_clip import check_boxes, check_quads
 from .resizing_geoalign_clip import can_resize_fast, resize_fast
@@ -69,6 +69,7 @@ class GeoAlignCLIPProcessor(ProcessorMixin):
         limits: tuple[float, float] | None = None,
         bands: tuple[int, ...] | None = None,
         max_pixels: int | None = None,
+        draft_jpeg: bool = False,
         **kwargs,
     ) -> BatchFeature:
         """Prepare a batch.
@@ -89,6 +90,9 @@ class GeoAlignCLIPProcessor(ProcessorMixin):
             limits: two values that become 0 and 255, for more than 8 bits.
             bands: numbers of the bands to use as red, green and blue, counted from 1.
             max_pixels: most pixels that a file may have; None means PIL's limit.
+            draft_jpeg: whether to decode a JPEG file at 1/2, 1/4 or 1/8 of its size where that is still as
+                large as `pixel_values`. It saves about a third of the decoding. On photographs pixels differ
+                by 2 of 255 on average, and by up to 100 at hard edges. Regions stay in pixels of the file.
             **kwargs: options of the image processor and the tokenizer, flat or in `images_kwargs` and
                 `text_kwargs`. An integer `size` means a square.
 
@@ -123,11 +127,12 @@ class GeoAlignCLIPProcessor(ProcessorMixin):
             settings = self._merge_settings(for_images)
             options = {"stretch": stretch, "limits": limits, "bands": bands, "max_pixels": max_pixels}
             options |= {"layout": for_images.pop("input_data_format", None), "fallback": self.image_rule}
+            options["draft_side"] = _find_draft_side(settings) if draft_jpeg else None
             loaded = load_images(images, do_rescale=settings["do_rescale"], **options)
             batch.update(self._prepare(loaded, settings, for_images))
             for form, regions in given.items():
                 size = _check_frame(settings)
-                sizes = [image.size for image in loaded]
+                sizes = [get_full_size(image) for image in loaded]
                 found = self._prepare_regions(
                     form, regions, sizes, size, max_regions, clip_boxes is not False
                 )
@@ -233,7 +238,7 @@ class GeoAlignCLIPProcessor(ProcessorMixin):
     def _prepare(self, images: list[Image.Image], settings: dict, options: dict) -> BatchFeature:
         if not can_resize_fast(settings):
             return self.image_processor(images, **options)
-        pixels = resize_fast(images, settings, self.image_processor.backend)
+        pixels = resize_fast(images, settings)
         return _convert({"pixel_values": pixels}, options.get("return_tensors"))
 
     def _prepare_regions(self, form, regions, sizes, size, max_regions, clip) -> dict[str, torch.Tensor]:
@@ -298,6 +303,18 @@ def _check_frame(settings: dict) -> tuple[int, int]:
             'do_resize=True, do_center_crop=False, do_pad=False and size={"height": S, "width": S}.'
         )
     return size["height"], size["width"]
+
+
+def _find_draft_side(settings: dict) -> int:
+    """Return the length below which no side of a JPEG file may be decoded."""
+    size = settings["size"] or {}
+    side = size.get("shortest_edge") or max(size.get("width") or 0, size.get("height") or 0)
+    if not settings.get("do_resize") or not side:
+        raise ValueError(
+            f"draft_jpeg=True decodes JPEG files near the size that they are resized to, but do_resize is "
+            f"{settings.get('do_resize')} and size is {size}. Leave draft_jpeg out."
+        )
+    return side
 
 
 def _check_lists(form: str, regions, num_images: int) -> list:
