@@ -26,7 +26,7 @@ from . import __version__
 PACKAGE = Path(__file__).parent
 NEGATIVE_NUMBERS = re.compile(r"-[\d.,-]+$")  # values that begin with a minus; no option is named so
 EXTRAS = {"faiss": "search", "onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx"}
-EXTRAS |= {"rasterio": "geo", "geopandas": "geo"}
+EXTRAS |= {"rasterio": "geo", "geopandas": "geo", "pycocotools": "detect", "shapely": "detect"}
 
 
 class HelpFormatter(ArgumentDefaultsHelpFormatter):
