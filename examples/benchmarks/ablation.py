@@ -22,7 +22,6 @@ from statistics import mean, stdev
 
 import torch
 from matplotlib.figure import Figure
-from PIL import Image
 from transformers import AutoModel, AutoProcessor
 
 from geoalign_hf.convert.from_scratch import build_model
@@ -34,6 +33,7 @@ from geoalign_hf.embedding.embedder import Embedder
 from geoalign_hf.evaluation.classification import RegionClassificationEvaluator, SceneClassificationEvaluator
 from geoalign_hf.evaluation.hard_negatives import HardNegativeEvaluator
 from geoalign_hf.evaluation.retrieval import CaptionRetrievalEvaluator
+from geoalign_hf.images import read_image
 from geoalign_hf.losses.objective import PRESETS, LossWeights
 from geoalign_hf.model.processing_geoalign_clip import CONCEPT_TEMPLATES
 from geoalign_hf.storage import write_text
@@ -90,7 +90,7 @@ def make_rows(data: Path, folder: Path, side: int) -> Path:
             for path in sorted((data / name / split).glob("*/*")):
                 scene = path.parent.name
                 captions = [template.format(scene) for template in CONCEPT_TEMPLATES]
-                row = {"image": Image.open(path), "boxes": [], "quads": [], "phrases": [], "concepts": []}
+                row = {"image": read_image(path), "boxes": [], "quads": [], "phrases": [], "concepts": []}
                 row = shrink(row | {"captions": captions, "source": scene}, side)
                 parts.setdefault("train" if split == "train" else name, []).append(row)
     partial = folder / "rows" / "partial"

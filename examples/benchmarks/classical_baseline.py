@@ -27,6 +27,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
 from geoalign_hf.data.loading import from_coco
+from geoalign_hf.images import read_image
 
 SIDE, CELL, ORIENTATIONS, COLOUR_BINS = 64, 8, 9, 16
 CONTEXTS, C_VALUES, SIZE_WEIGHTS = (1.0, 1.25, 1.5), (3e-4, 1e-3, 3e-3), (4.0, 16.0)
@@ -65,7 +66,7 @@ def describe_looks(crops: np.ndarray) -> np.ndarray:
 
 def describe_regions(regions: list, context: float, num_copies: int) -> np.ndarray:
     """Compute features of crops `context` times the box and of box sizes, per copy: (copies * N, 1961)."""
-    images, crops = {path: Image.open(path).convert("RGB") for path in {row[0] for row in regions}}, []
+    images, crops = {path: read_image(path) for path in {row[0] for row in regions}}, []
     sizes, rows = np.log([(x1 - x0, y1 - y0) for _, (x0, y0, x1, y1), _ in regions]), []
     for path, (x0, y0, x1, y1), _ in regions:
         image, more_x, more_y = images[path], (x1 - x0) * (context - 1) / 2, (y1 - y0) * (context - 1) / 2

@@ -14,7 +14,7 @@ from transformers.hf_argparser import HfArg
 
 from ..data.loading import read_rows
 from ..embedding.embedder import Embedder
-from ..images import ImageOptions
+from ..images import DEFAULT_OPTIONS, ImageOptions
 
 MODEL = "outputs/train/final"
 ROWS, VALIDATION_ROWS, TEST_ROWS = "outputs/rows", "outputs/rows_validation", "outputs/rows_test"
@@ -34,7 +34,7 @@ class ModelOptions:
     )
     batch_size: int = HfArg(default=16, help="Number of images per forward pass.")
 
-    def load(self, image_options: ImageOptions) -> Embedder:
+    def load(self, image_options: ImageOptions = DEFAULT_OPTIONS) -> Embedder:
         """Load the model and its processor."""
         model, processor = load_model(self.model)
         return Embedder(model, processor, self.image_size, self.batch_size, image_options)

@@ -68,8 +68,7 @@ class Embedder:
         rule = self.image_options.fallback or getattr(self.processor, "image_rule", None)
         self.image_options = self.image_options.with_fallback(rule)
         self.trained_size = self.model.config.vision_config.image_size
-        if self.image_size is None:
-            self.image_size = self.trained_size
+        self.image_size = self.trained_size if self.image_size is None else self.image_size
         if min(self.image_size, self.batch_size) < 1:
             raise ValueError(
                 f"image_size is {self.image_size}, batch_size is {self.batch_size}; both must be at least 1."
