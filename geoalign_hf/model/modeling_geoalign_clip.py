@@ -17,7 +17,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 from .adapters_geoalign_clip import StrictAdapterMixin
 from .configuration_geoalign_clip import DENSE_MODES, GeoAlignCLIPConfig, Pipelines
 from .interface_geoalign_clip import GeoAlignCLIPOutput, check_arguments
-from .packing_geoalign_clip import locate_texts
+from .packing_geoalign_clip import convert_mask, locate_texts
 from .regions_geoalign_clip import pool_regions, weigh_regions
 from .scales_geoalign_clip import RegionScale, SceneScale, fold_scene_scale
 from .stem_geoalign_clip import ConvolutionalStem
@@ -264,15 +264,7 @@ class GeoAlignCLIPModel(StrictAdapterMixin, CLIPModel):
     def _encode_packed(self, input_ids: torch.Tensor, text_ids: torch.Tensor, **kwargs):
         """Run the text tower on texts that share rows. `pooler_output` has one row per text, (N, D)."""
         position_ids, attention_mask, ends = locate_texts(text_ids)
-        attention = self.text_model.config._attn_implementation
-        if attention not in ("sdpa", "eager"):
-            raise ValueError(
-                f"packed texts need the attention sdpa or eager, but the text tower uses {attention!r}. "
-                'Load the model with attn_implementation={"text_config": "sdpa"}.'
-            )
-        if attention == "eager":  # eager attention adds the mask to the scores
-            dtype = self.text_model.dtype
-            attention_mask = (~attention_mask).to(dtype) * torch.finfo(dtype).min
+        attention_mask = convert_mask(attention_mask, self.text_model)
         output = self.text_model(
             input_ids, attention_mask=attention_mask, position_ids=position_ids, return_dict=True, **kwargs
         )
