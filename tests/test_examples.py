@@ -435,3 +435,15 @@ def test_the_lora_benchmark_prints_ratios(tmp_path):
     small = ["--rounds", 1, "--batch_size", 2, "--width", 64, "--depth", 2, "--image_size", 64]
     printed = run("benchmarks/lora_memory.py", *small, cwd=tmp_path)
     assert re.search(r"^LoRA, last 2 blocks +[\d,]+ +0\.\d+", printed, flags=re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_all_benchmarks_agree_with_their_peers_and_write_one_table(tmp_path):
+    run("benchmarks/run_all.py", "--tiny", "--rounds", 1, "--output", "out", cwd=tmp_path)
+    results = json.loads((tmp_path / "out" / "benchmarks.json").read_text())
+    table = (tmp_path / "out" / "benchmarks.md").read_text()
+    assert len(results["cases"]) == 10
+    for case in results["cases"].values():
+        assert len(case["measured"]) == 4 and case["title"] in table
+    assert results["training"]["images_per_second"] > 0
+    assert results["decoding"]["cores_for_training"]["draft"] > 0
