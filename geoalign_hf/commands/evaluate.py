@@ -10,13 +10,14 @@ from transformers.hf_argparser import HfArg
 
 from ..data.schema import build_rows
 from ..data.views import REGION_SOURCES
+from ..embedding.score_maps import TILE_SIDES, build_score_maps
 from ..embedding.templates import TEMPLATE_SETS
 from ..evaluation.choice import StatementChoiceEvaluator
 from ..evaluation.classification import RegionClassificationEvaluator, SceneClassificationEvaluator
 from ..evaluation.drift import EmbeddingDriftEvaluator
 from ..evaluation.figures import draw_confusion, draw_score_map
 from ..evaluation.hard_negatives import HardNegativeEvaluator
-from ..evaluation.localization import TILE_SIDES, LocalizationEvaluator, build_score_maps
+from ..evaluation.localization import LocalizationEvaluator
 from ..evaluation.metrics.localization import normalize_map
 from ..evaluation.results import write_metrics
 from ..evaluation.retrieval import CAPTION_PREFIXES, CaptionRetrievalEvaluator, PhraseRetrievalEvaluator

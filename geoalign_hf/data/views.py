@@ -44,9 +44,11 @@ def list_views(rows: Iterable[dict], region_source: str, context: float | None) 
     """Yield what is encoded at once: an image with all its boxes, or a window with its one."""
     for row in rows:
         if region_source == "image" and row["boxes"]:
-            yield {"image": row["image"], "boxes": row["boxes"]}
+            yield {name: row[name] for name in ("image", "boxes", "quads") if row.get(name)}
         elif region_source != "image":
-            for box in row["boxes"]:
+            for r, box in enumerate(row["boxes"]):
                 region = {"image": row["image"], "boxes": [box], "phrases": [""], "concepts": [""]}
+                if row.get("quads"):
+                    region["quads"] = [row["quads"][r]]
                 # However little of the box is inside the image, it is this region that is asked for.
                 yield cut_window(region, find_window(box, row["image"].size, context), min_visible=0.0)

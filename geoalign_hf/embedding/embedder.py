@@ -7,7 +7,7 @@ import platform
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -132,6 +132,7 @@ class Embedder:
         region_source: str | None = None,
         context: float | None = None,
         views: Sequence[float] | None = None,
+        form: Literal["boxes", "quads"] = "boxes",
     ) -> torch.Tensor:
         """Embed every box of every row, in order.
 
@@ -151,6 +152,7 @@ class Embedder:
                 that the model was trained for, or else a default of `region_source`.
             views: several contexts in place of `context`. The result is the renormalised mean over them; each
                 view costs one encoding of every window.
+            form: "quads" pools the oriented boxes of the rows, around which `boxes` lie. Crops do not use it.
 
         Returns:
             (N, D), unit vectors.
@@ -164,7 +166,7 @@ class Embedder:
             self._require("embed_regions", 'use region_source="crop"')
         sources = ("image", "crop") if region_source == "both" else (region_source,)
         parts = [
-            self._embed_regions(rows, source, side)
+            self._embed_regions(rows, source, side, form)
             for source in sources
             for side in (contexts if source != "image" else [None])
         ]
@@ -318,17 +320,17 @@ class Embedder:
                 return self.model.embed_images(**inputs)
             return normalize(_take_pooled(self.model.get_image_features(**inputs)), dim=-1)
 
-    def _embed_regions(self, rows, region_source: str, context: float | None) -> torch.Tensor:
+    def _embed_regions(self, rows, region_source: str, context: float | None, form: str) -> torch.Tensor:
         progress = logging.tqdm(rows, desc="regions", total=len(rows), leave=False)
-        checked = (_check_row(i, row) for i, row in enumerate(progress))
+        checked = (_check_row(i, row, form) for i, row in enumerate(progress))
         views = list_views(checked, region_source, context)
         if region_source == "crop":
             images = ([view["image"] for view in batch] for batch in self._take_batches(views))
             return self._collect(self._embed_images(batch) for batch in images)
-        return self._collect(self._embed_views(batch) for batch in self._take_batches(views))
+        return self._collect(self._embed_views(batch, form) for batch in self._take_batches(views))
 
-    def _embed_views(self, views: list[dict]) -> torch.Tensor:
-        inputs = self._prepare([view["image"] for view in views], boxes=[view["boxes"] for view in views])
+    def _embed_views(self, views: list[dict], form: str) -> torch.Tensor:
+        inputs = self._prepare([view["image"] for view in views], **{form: [view[form] for view in views]})
         with evaluation_mode(self.model):
             return self.model.embed_regions(**inputs, **self._interpolate())[inputs["region_mask"]]
 
@@ -378,9 +380,11 @@ def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
-def _check_row(i: int, row: dict) -> dict:
+def _check_row(i: int, row: dict, form: str = "boxes") -> dict:
     """Open the image of a row, and refuse boxes that are not boxes of it."""
     image = read_image(row["image"])
+    if len(row.get(form) or []) != len(row["boxes"]):
+        raise ValueError(f"rows[{i}] has {len(row['boxes'])} boxes, but not as many {form}. Give one for each.")
     for r, box in enumerate(row["boxes"]):
         if len(box) != 4:
             raise ValueError(f"rows[{i}]['boxes'][{r}] = {list(box)} has {len(box)} numbers; expected xyxy.")
