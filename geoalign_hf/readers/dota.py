@@ -1,9 +1,10 @@
 """Reads DOTA text files into rows."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
-from .base import Annotation, finish_rows, make_row
+from .base import Annotation, check_rows, make_row
 from .files import list_files, pair_images, parse_numbers, try_read_lines
 from .skipped import SkipReport
 
@@ -11,6 +12,7 @@ HEADER = re.compile(r"^\s*(imagesource|gsd|acquisition dates?)\s*:", re.IGNORECA
 FORM = "`x1 y1 x2 y2 x3 y3 x4 y4 class difficult`"
 
 
+@check_rows
 def read_dota(
     annotations: str | Path,
     images: str | Path,
@@ -18,7 +20,7 @@ def read_dota(
     concepts: list[str] | None = None,
     only: set[str] | None = None,
     report: SkipReport | None = None,
-) -> list[dict]:
+) -> Iterator[dict | None]:
     """Read DOTA text files: oriented boxes, each with a flag for difficult ones.
 
     A line is `x1 y1 x2 y2 x3 y3 x4 y4 class difficult`; without a flag the region is not difficult. The
@@ -32,14 +34,13 @@ def read_dota(
         only: Names without suffix of the files to read; None reads all.
         report: Collects what is skipped, and decides whether an error stops the reading.
 
-    Returns:
+    Yields:
         One row per file, sorted by path, with `quads`, the boxes around them, and `difficult`.
 
     Raises:
         ValueError: If a line has another form, or an image is missing.
     """
     report = report or SkipReport()
-    rows: list[dict | None] = []
     pairs, _ = pair_images(list_files(annotations, [".txt"], only), annotations, images, report)
     for path, image in pairs.items():
         lines, regions = try_read_lines(path, report), []
@@ -56,6 +57,4 @@ def read_dota(
                 is_difficult = fields[9:] in (["1"], ["2"])
                 regions.append(Annotation(f"{place}: quad", fields[8], numbers, is_difficult))
         source = image.relative_to(images).as_posix()
-        row = make_row(image, source, str(path), regions, report, None, (), concepts, drop_difficult)
-        rows.append(row)
-    return finish_rows(rows, annotations, report)
+        yield make_row(image, source, str(path), regions, report, None, (), concepts, drop_difficult)

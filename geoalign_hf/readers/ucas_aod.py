@@ -1,21 +1,23 @@
 """Reads the text files of UCAS-AOD into rows."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
-from .base import Annotation, finish_rows, make_row
+from .base import Annotation, check_rows, make_row
 from .files import list_files, pair_images, parse_numbers, try_read_lines
 from .skipped import SkipReport
 
 FORM = "`x1 y1 x2 y2 x3 y3 x4 y4 angle x y width height`"
 
 
+@check_rows
 def read_ucas_aod(
     annotations: str | Path,
     images: str | Path,
     concept: str,
     only: set[str] | None = None,
     report: SkipReport | None = None,
-) -> list[dict]:
+) -> Iterator[dict | None]:
     """Read one folder of UCAS-AOD. All regions of a folder are of one concept.
 
     Args:
@@ -25,11 +27,10 @@ def read_ucas_aod(
         only: Names without suffix of the files to read; None reads all.
         report: Collects what is skipped, and decides whether an error stops the reading.
 
-    Returns:
+    Yields:
         One row per file, sorted by path, with `quads`.
     """
     report = report or SkipReport()
-    rows: list[dict | None] = []
     pairs, _ = pair_images(list_files(annotations, [".txt"], only), annotations, images, report)
     for path, image in pairs.items():
         lines, regions = try_read_lines(path, report), []
@@ -42,5 +43,4 @@ def read_ucas_aod(
             else:
                 regions.append(Annotation(f"{place}: quad", concept, numbers[:8]))
         source = image.relative_to(images).as_posix()
-        rows.append(make_row(image, source, str(path), regions, report))
-    return finish_rows(rows, annotations, report)
+        yield make_row(image, source, str(path), regions, report)

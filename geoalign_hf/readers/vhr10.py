@@ -1,9 +1,10 @@
 """Reads the text files of NWPU VHR-10 into rows."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
-from .base import Annotation, finish_rows, make_row
+from .base import Annotation, check_rows, make_row
 from .files import list_files, pair_images, parse_numbers, try_read_lines
 from .skipped import SkipReport
 
@@ -11,13 +12,14 @@ LINE = re.compile(r"\(([^,]+),([^)]+)\),\(([^,]+),([^)]+)\),\s*(\S+)")
 FORM = "`(x0,y0),(x1,y1),class`"
 
 
+@check_rows
 def read_vhr10(
     annotations: str | Path,
     images: str | Path,
     classes: dict[str, str],
     only: set[str] | None = None,
     report: SkipReport | None = None,
-) -> list[dict]:
+) -> Iterator[dict | None]:
     """Read the files of `ground truth`, with one line `(x0,y0),(x1,y1),class` per box.
 
     Args:
@@ -27,11 +29,10 @@ def read_vhr10(
         only: Names without suffix of the files to read; None reads all.
         report: Collects what is skipped, and decides whether an error stops the reading.
 
-    Returns:
+    Yields:
         One row per file, sorted by path.
     """
     report = report or SkipReport()
-    rows: list[dict | None] = []
     pairs, _ = pair_images(list_files(annotations, [".txt"], only), annotations, images, report)
     for path, image in pairs.items():
         lines, regions = try_read_lines(path, report), []
@@ -46,5 +47,4 @@ def read_vhr10(
             else:
                 regions.append(Annotation(f"{place}: box", classes[match[5]], numbers))
         source = image.relative_to(images).as_posix()
-        rows.append(make_row(image, source, str(path), regions, report))
-    return finish_rows(rows, annotations, report)
+        yield make_row(image, source, str(path), regions, report)
