@@ -10,6 +10,7 @@ from transformers.hf_argparser import HfArg
 
 from ..data.schema import build_rows
 from ..data.views import REGION_SOURCES
+from ..detection.detector import DetectionOptions
 from ..embedding.score_maps import TILE_SIDES, build_score_maps
 from ..embedding.templates import TEMPLATE_SETS
 from ..evaluation.choice import StatementChoiceEvaluator
@@ -26,6 +27,7 @@ from ..images import read_image
 from ..readers.captions import list_captions, read_captions
 from ..readers.files import list_images, parse_json, read_text
 from ..storage import read_json
+from .detect import DetectionTaskOptions
 from .inputs import ModelOptions, RowOptions, load_model
 
 SAVE_HELP = "Embeddings behind the scores: also written, as .npz files."
@@ -303,6 +305,22 @@ def evaluate_localization(options: LocalizationTaskOptions, model_options: Model
             draw_score_map(read_image(query["image"]), values, query["phrase"], path, query.get("polygons"))
             print(f"{path}: {query['phrase']}")
     return finish(metrics, output_dir) if metrics else output_dir
+
+
+def evaluate_detection(
+    options: DetectionTaskOptions,
+    detection: DetectionOptions,
+    row_options: RowOptions,
+    model_options: ModelOptions,
+) -> Path | None:
+    """Score detections by average precision and recall, as COCO does."""
+    evaluator = options.build(detection, row_options)
+    embedder = model_options.load()
+    if options.calibrate:
+        fitted = evaluator.calibrate(embedder)
+        print(" ".join(f"--{name} {value:.4f}" for name, value in fitted.items()))
+        return None
+    return finish({"detection": evaluator(embedder)}, Path(options.output_dir))
 
 
 def read_entries(path: Path, keys: tuple[str, ...]) -> list[dict]:

@@ -81,4 +81,4 @@ def fit_calibration(
 
     with torch.enable_grad():
         optimizer.step(step)
-    return {"temperature": float(log_temperature.exp()), "background_bias": float(bias)}
+    return {"temperature": log_temperature.exp().item(), "background_bias": bias.item()}

@@ -33,12 +33,12 @@ class DetectionOptions:
 
     proposer: Literal["grid", "peaks", "both"] = HfArg(
         default="grid",
-        help="Source of proposals where none are given: a grid of windows, the peaks of the dense map, or both.",
+        help="Source of proposals where none are given: a grid of windows, peaks of the dense map, or both.",
     )
     sides: list[float] | None = HfArg(
         default=None,
-        help="Sides of the grid's windows in pixels; by default 1/16, 1/8, 1/4 and 1/2 of the longer side of the "
-        "image.",
+        help="Sides of the grid's windows in pixels; by default 1/16, 1/8, 1/4 and 1/2 of the image's longer "
+        "side.",
     )
     overlap: float = HfArg(default=0.5, help="Part of a side that neighbouring windows of the grid share.")
     background_labels: list[str] | None = HfArg(

@@ -32,5 +32,7 @@ def measure_quad_ious(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor
     pairs = polygons[0][rows], polygons[1][columns]
     shared = shapely.area(shapely.intersection(*pairs))
     ious = torch.zeros(len(first), len(second), dtype=torch.float64)
-    ious[rows, columns] = torch.from_numpy(shared / (shapely.area(pairs[0]) + shapely.area(pairs[1]) - shared))
+    ious[rows, columns] = torch.from_numpy(
+        shared / (shapely.area(pairs[0]) + shapely.area(pairs[1]) - shared)
+    )
     return ious

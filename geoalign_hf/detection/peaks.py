@@ -82,6 +82,6 @@ def find_boxes(values: np.ndarray, least: float, most: int) -> set[tuple[int, in
     for row, column in zip(rows[best], columns[best], strict=True):
         for level in LEVELS:
             areas, _ = ndimage.label(values >= level * values[row, column])
-            down, across = ndimage.find_objects(areas == areas[row, column])[0]
+            down, across = ndimage.find_objects(areas)[areas[row, column] - 1]
             boxes.add((across.start, down.start, across.stop, down.stop))
     return boxes

@@ -384,7 +384,9 @@ def _check_row(i: int, row: dict, form: str = "boxes") -> dict:
     """Open the image of a row, and refuse boxes that are not boxes of it."""
     image = read_image(row["image"])
     if len(row.get(form) or []) != len(row["boxes"]):
-        raise ValueError(f"rows[{i}] has {len(row['boxes'])} boxes, but not as many {form}. Give one for each.")
+        raise ValueError(
+            f"rows[{i}] has {len(row['boxes'])} boxes, but not as many {form}. Give one for each."
+        )
     for r, box in enumerate(row["boxes"]):
         if len(box) != 4:
             raise ValueError(f"rows[{i}]['boxes'][{r}] = {list(box)} has {len(box)} numbers; expected xyxy.")

@@ -1,6 +1,6 @@
 """Score maps of large pictures: how similar every place is to texts, found by tiles or by the dense map."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch

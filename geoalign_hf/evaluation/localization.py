@@ -11,6 +11,7 @@ from ..images import read_image
 from .evaluator import Evaluator
 from .metrics.localization import FIGURES, normalize_map, polygons_to_truth, score_localization
 
+
 @dataclass(eq=False, repr=False)
 class LocalizationEvaluator(Evaluator):
     """Look for phrases in large pictures, and compare the score maps with where the phrases are true.

@@ -35,8 +35,8 @@ def score_detections(
 
     Returns:
         `mAP` (mean over IoU thresholds from 0.5 to 0.95 and over concepts), `AP50`, `AP75`, and `AR`, the
-        recall at `max_detections`; with `novel` the same with the suffixes `_base` and `_novel`; `per_concept`
-        and `num_per_concept`, AP50 and boxes by concept; `num_boxes`, `num_images` and `num_detections`.
+        recall at `max_detections`; with `novel` the same with the suffixes `_base` and `_novel`; AP50 and the
+        number of boxes `per_concept`; `num_boxes`, `num_images` and `num_detections`.
 
     Raises:
         ValueError: if the numbers of images differ, there are no boxes, or a novel concept is unknown.
