@@ -11,7 +11,7 @@ from ..detection.detector import DetectionOptions, Detector
 from ..detection.proposals import read_proposals
 from ..detection.sources import list_results, list_sources, number_labels, write_results
 from ..evaluation.detection import DetectionEvaluator
-from ..images import read_image
+from ..images import ImageOptions
 from ..storage import read_json
 from .inputs import ModelOptions, RowOptions
 
@@ -44,7 +44,12 @@ class DetectOptions:
     output: str = HfArg(default="outputs/detect/detections.json", help="File of the detections.")
 
 
-def detect(options: DetectOptions, detection: DetectionOptions, model_options: ModelOptions) -> Path:
+def detect(
+    options: DetectOptions,
+    detection: DetectionOptions,
+    model_options: ModelOptions,
+    image_options: ImageOptions,
+) -> Path:
     """Detect objects: name proposals with labels given in words.
 
     Writes a JSON list in COCO's format of results, which pycocotools reads. Without proposals a grid of
@@ -57,11 +62,12 @@ def detect(options: DetectOptions, detection: DetectionOptions, model_options: M
     sources = list_sources(options.images, options.coco)
     given = read_proposals(options.proposals, sources, options.oriented) if options.proposals else {}
     synonyms = read_json(options.synonyms) if options.synonyms else None
-    detector = Detector(model_options.load(), options.labels, detection, synonyms)
+    embedder = model_options.load(image_options)
+    detector = Detector(embedder, options.labels, detection, synonyms)
     category_ids = number_labels(options.labels, options.coco)
     results = []
     for image_id, path in logging.tqdm(sources.items(), desc="images", total=len(sources)):
-        detections = detector(read_image(path), given.get(image_id))
+        detections = detector(embedder.read_image(path), given.get(image_id))
         results += list_results(image_id, detections, options.labels, category_ids)
     write_results(options.output, results)
     counts = Counter(result["label"] for result in results)
@@ -95,9 +101,11 @@ class DetectionTaskOptions:
         default=False, help="Detections behind the scores: also written, as an .npz file."
     )
 
-    def build(self, detection: DetectionOptions, row_options: RowOptions) -> DetectionEvaluator:
+    def build(
+        self, detection: DetectionOptions, row_options: RowOptions, image_options: ImageOptions
+    ) -> DetectionEvaluator:
         """Load the rows and the proposals, and build the evaluator."""
-        rows, given = row_options.load(), None
+        rows, given = row_options.load(image_options), None
         if self.proposals:
             image_ids: dict = {source: source for source in rows["source"]}
             if row_options.dataset.endswith(".json"):

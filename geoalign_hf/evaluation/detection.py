@@ -80,7 +80,7 @@ class DetectionEvaluator(Evaluator):
         """Fit the temperature and the bias of the background on these rows, see `fit_calibration`."""
         detector = Detector(embedder, self.concepts, self.options, self.synonyms)
         parts = []
-        for row, image, proposals in self._walk():
+        for row, image, proposals in self._walk(embedder):
             proposals = detector.propose(image) if proposals is None else proposals
             boxes = torch.tensor(row["boxes"], dtype=torch.float64).view(-1, 4)
             labels = torch.tensor(self._number(row), dtype=torch.long)
@@ -91,7 +91,7 @@ class DetectionEvaluator(Evaluator):
     def _evaluate(self, embedder: Embedder) -> tuple[dict, dict]:
         detector = Detector(embedder, self.concepts, self.options, self.synonyms)
         truth, found, num_proposals = [], [], 0
-        for row, image, proposals in self._walk():
+        for row, image, proposals in self._walk(embedder):
             proposals = detector.propose(image) if proposals is None else proposals
             num_proposals += len(proposals)
             found.append(vars(detector(image, proposals)))
@@ -126,12 +126,12 @@ class DetectionEvaluator(Evaluator):
             [name for name in ("boxes", "quads", "concepts", "difficult") if name in self.rows.column_names]
         )
 
-    def _walk(self):
+    def _walk(self, embedder: Embedder):
         """Yield each row with its image and its proposals."""
         proposals = self.proposals or [None] * len(self.rows)
         progress = logging.tqdm(self.rows, desc="images", total=len(self.rows), leave=False)
         for row, given in zip(progress, proposals, strict=True):
-            yield {"quads": [], "difficult": []} | row, row["image"].convert("RGB"), given
+            yield {"quads": [], "difficult": []} | row, embedder.read_image(row["image"]), given
 
     def _number(self, row: dict) -> list[int]:
         return [self.concepts.index(concept) for concept in row["concepts"]]
