@@ -24,6 +24,8 @@ def list_sources(images: str | Path, coco: str | Path | None = None) -> dict[int
         ValueError: if there is no image, the COCO file lists none, or one of its images is missing.
     """
     folder = Path(images)
+    if not folder.exists():
+        raise ValueError(f"{folder} does not exist. Give an image or a folder of images.")
     if coco is None:
         base = folder if folder.is_dir() else folder.parent
         return {path.relative_to(base).as_posix(): path for path in list_images(folder)}
