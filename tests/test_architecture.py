@@ -14,6 +14,7 @@ PACKAGE = ROOT / "geoalign_hf"
 # What the modules of each directory (or of a file beside them) may import from the package.
 MAY_IMPORT = {
     "storage": set(),
+    "options": set(),
     "model": set(),
     "images": {"model", "storage"},
     "losses": set(),
@@ -21,9 +22,9 @@ MAY_IMPORT = {
     "convert": {"model", "storage"},
     "hub": {"model", "storage"},
     "readers": {"captioning", "images", "model", "storage"},
-    "data": {"captioning", "images", "model", "readers", "storage"},
+    "data": {"captioning", "images", "model", "options", "readers", "storage"},
     "embedding": {"captioning", "data", "hub", "images", "model", "readers", "storage"},
-    "dataset_builder": {"captioning", "data", "hub", "images", "model", "readers", "storage"},
+    "dataset_builder": {"captioning", "data", "hub", "images", "model", "options", "readers", "storage"},
     "evaluation": {"captioning", "data", "embedding", "images", "model", "storage"},
     "scenes": {"captioning", "data", "embedding", "images", "model", "readers", "storage"},
     "training": {
