@@ -96,6 +96,7 @@ def make_card(folder: Path, metrics: dict[str, dict], settings: dict | None = No
             for title, scores in metrics.items()
         },
         settings=hide_paths(settings),
+        image_rule=_read_json(folder / "processor_config.json").get("image_rule"),
     )
 
 
@@ -208,16 +209,19 @@ def describe_dataset(source: str) -> dict:
         source: A folder or Hub repository of rows, whose card is read, or a COCO file.
 
     Returns:
-        `name`, `repo_id`, `license` and, for local data, the list of `concepts`. What is unknown is None.
+        `name`, `repo_id`, `license`, for local data the list of `concepts`, and `image_rule`, by which images
+        of more than 8 bits were read. What is unknown is None.
     """
-    path = Path(source)
+    path, found = Path(source), {"image_rule": None}
     if path.suffix == ".json":
         content = _read_json(path)
         licenses = [entry.get("name") or entry.get("url") for entry in content.get("licenses") or []]
         concepts = sorted({str(entry["name"]) for entry in content.get("categories") or []})
         license = ", ".join(filter(None, licenses)) or None
-        return {"name": path.name, "repo_id": None, "license": license, "concepts": concepts or None}
-    found = {"name": path.resolve().name if path.exists() else source}
+        return found | {
+            "name": path.name, "repo_id": None, "license": license, "concepts": concepts or None
+        }  # fmt: skip
+    found |= {"name": path.resolve().name if path.exists() else source}
     found["repo_id"] = None if path.exists() else source
     found["concepts"] = sorted(_read_json(path / "statistics.json").get("concepts", {})) or None
     if path.exists() and not (path / "README.md").exists():
@@ -226,6 +230,7 @@ def describe_dataset(source: str) -> dict:
         data = DatasetCard.load(path / "README.md" if path.exists() else source).data
     except EntryNotFoundError:
         return found | {"license": None}
+    found["image_rule"] = getattr(data, "image_rule", None)
     name = data.pretty_name if path.exists() and data.pretty_name else found["name"]
     return found | {"name": name, "license": getattr(data, "license_name", None) or data.license}
 
@@ -241,6 +246,56 @@ def _read_json(path: Path) -> dict:
     return read_json(path) if path.exists() else {}
 
 
+<<<<<<< HEAD
+=======
+def write_dataset_card(
+    folder: str | Path, statistics: dict, settings: dict, leakage: str | None = None
+) -> DatasetCard:
+    """Write the dataset card of a folder of rows as README.md.
+
+    `datasets` finds the splits by the names of the shards. The card does not list them as `configs`, because
+    all folders of one name would then share one cache, and `load_dataset` would return the rows of another.
+
+    Args:
+        folder: Folder with `data/<split>-*.parquet`.
+        statistics: Statistics of the build.
+        settings: Settings of the build, with `title`, `split`, `license`, `license_name`, `license_link`,
+            `model`, `leaks` and `image_rule`, by which images of more than 8 bits were read.
+        leakage: Table of overlaps with evaluation sets, if there are any.
+
+    Returns:
+        The card.
+    """
+    folder = Path(folder)
+    data = DatasetCardData(
+        language="en",
+        license=settings["license"] or ("other" if statistics.get("sources") else None),
+        license_name=settings["license_name"] or ("mixed" if statistics.get("sources") else None),
+        license_link=settings["license_link"],
+        pretty_name=settings["title"] or folder.resolve().name,
+        task_categories=["zero-shot-image-classification", "object-detection", "image-to-text"],
+        tags=["remote-sensing", "region", "hard-negatives", "geoalign_clip"],
+        size_categories=_name_size(statistics["num_rows"]),
+        image_rule=settings["image_rule"],  # training reads it, so that the model reads images alike
+    )
+    card = DatasetCard.from_template(
+        data,
+        template_path=str(DATASET_TEMPLATE),
+        statistics=statistics,
+        leakage=leakage,
+        repo_id=UNNAMED,
+        **settings | {"title": data.pretty_name},
+    )
+    card.save(folder / "README.md")
+    return card
+
+
+def _name_size(num_rows: int) -> str:
+    bounds = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+    return next((name for bound, name in bounds if num_rows < bound), "n>1M")
+
+
+>>>>>>> main
 def has_protocol(scores: object) -> bool:
     """Return whether scores can be shown on a card, that is, whether their protocol names their task."""
     protocol = scores.get("protocol") if isinstance(scores, dict) else None

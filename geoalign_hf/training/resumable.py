@@ -37,7 +37,7 @@ from .checkpoints import (
     write_folder,
 )
 from .curves import draw_curves
-from .launch import call_on_main, collect_weights, copy_weights
+from .launch import call_on_main, check_backend, collect_weights, copy_weights
 from .state import restore_state, write_state
 from .teacher import Teacher
 
@@ -68,6 +68,11 @@ class ResumableTrainer(Trainer):
             model, training_args, callbacks=[*(callbacks or ()), FollowWeights(self), self._flow], **kwargs
         )
         del self.model.config.use_cache  # Trainer sets it, and it would be saved with the model
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Also refuse backends of Accelerate that this trainer cannot use."""
+        super().create_accelerator_and_postprocess()
+        check_backend(self.accelerator, bool(self.args.fsdp))
 
     def describe_run(self) -> dict:
         """Return what must be equal when the run is resumed."""
