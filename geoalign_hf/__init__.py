@@ -12,30 +12,6 @@ from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
-<<<<<<< HEAD
-=======
-import transformers
-from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModel,
-    AutoModelForZeroShotImageClassification,
-    AutoModelForZeroShotObjectDetection,
-    AutoProcessor,
-    AutoTokenizer,
-    CLIPImageProcessorPil,
-    CLIPTokenizer,
-)
-from transformers.pipelines import PIPELINE_REGISTRY
-
-from .detection.registration import ZeroShotObjectDetection
-from .model.configuration_geoalign_clip import GeoAlignCLIPConfig
-from .model.detection_pipeline_geoalign_clip import GeoAlignCLIPDetectionPipeline
-from .model.modeling_geoalign_clip import GeoAlignCLIPModel, GeoAlignCLIPOutput
-from .model.pipeline_geoalign_clip import ZeroShotRegionClassificationPipeline
-from .model.processing_geoalign_clip import GeoAlignCLIPProcessor
-
->>>>>>> main
 if TYPE_CHECKING:
     from .convert.convert import convert_clip
     from .data.augmentation import Augmentation
@@ -54,6 +30,7 @@ if TYPE_CHECKING:
     from .hub.push import push
     from .losses.objective import PRESETS, LossWeights, compute_losses
     from .model.configuration_geoalign_clip import GeoAlignCLIPConfig
+    from .model.detection_pipeline_geoalign_clip import GeoAlignCLIPDetectionPipeline
     from .model.modeling_geoalign_clip import GeoAlignCLIPModel, GeoAlignCLIPOutput
     from .model.pipeline_geoalign_clip import ZeroShotRegionClassificationPipeline
     from .model.processing_geoalign_clip import GeoAlignCLIPProcessor
@@ -70,6 +47,7 @@ _LAZY = {
     "EmbeddingDriftEvaluator": "evaluation.drift",
     "Evaluator": "evaluation.evaluator",
     "GeoAlignCLIPConfig": "model.configuration_geoalign_clip",
+    "GeoAlignCLIPDetectionPipeline": "model.detection_pipeline_geoalign_clip",
     "GeoAlignCLIPModel": "model.modeling_geoalign_clip",
     "GeoAlignCLIPOutput": "model.modeling_geoalign_clip",
     "GeoAlignCLIPProcessor": "model.processing_geoalign_clip",
@@ -137,30 +115,7 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-<<<<<<< HEAD
 if os.environ.get("GEOALIGN_HF_REGISTER") != "0":
-    from .model.registration import register
-=======
-def _register() -> None:
-    """Register our classes with the Auto classes and the pipelines of transformers."""
-    image_processors = {"pil": CLIPImageProcessorPil}
-    if transformers.utils.is_torchvision_available():
-        image_processors["torchvision"] = transformers.CLIPImageProcessor
-    config, model = GeoAlignCLIPConfig, GeoAlignCLIPModel
-    AutoConfig.register(config.model_type, config, exist_ok=True)
-    AutoModel.register(config, model, exist_ok=True)
-    AutoModelForZeroShotImageClassification.register(config, model, exist_ok=True)
-    AutoModelForZeroShotObjectDetection.register(config, model, exist_ok=True)
-    AutoProcessor.register(config, GeoAlignCLIPProcessor, exist_ok=True)
-    AutoImageProcessor.register(config, image_processor_classes=image_processors, exist_ok=True)
-    AutoTokenizer.register(config, tokenizer_class=CLIPTokenizer, exist_ok=True)
-    pipeline = ZeroShotRegionClassificationPipeline
-    PIPELINE_REGISTRY.register_pipeline(
-        pipeline.task_name, pipeline, pt_model=(AutoModel,), type="multimodal"
-    )
-    # This task exists already; models of other kinds still get the pipeline of transformers.
-    task = PIPELINE_REGISTRY.supported_tasks[GeoAlignCLIPDetectionPipeline.task_name]
-    task["impl"] = ZeroShotObjectDetection
->>>>>>> main
+    from .registration import register
 
     register()

@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "storage": set(),
     "options": set(),
     "model": set(),
-    "images": {"model", "storage"},
+    "images": {"model", "options", "storage"},
     "losses": set(),
     "captioning": {"model", "storage"},
     "convert": {"model", "storage"},
@@ -24,21 +24,16 @@ MAY_IMPORT = {
     "readers": {"captioning", "images", "model", "storage"},
     "data": {"captioning", "images", "model", "options", "readers", "storage"},
     "embedding": {"captioning", "data", "hub", "images", "model", "readers", "storage"},
-<<<<<<< HEAD
     "dataset_builder": {"captioning", "data", "hub", "images", "model", "options", "readers", "storage"},
-    "evaluation": {"captioning", "data", "embedding", "images", "model", "storage"},
-=======
-    "dataset_builder": {"captioning", "data", "hub", "images", "model", "readers", "storage"},
     "detection": {"data", "embedding", "images", "model", "readers", "storage"},
     "evaluation": {"captioning", "data", "detection", "embedding", "images", "model", "storage"},
->>>>>>> main
     "scenes": {"captioning", "data", "embedding", "images", "model", "readers", "storage"},
     "training": {
         "captioning", "convert", "data", "embedding", "evaluation", "hub", "images", "losses", "model",
         "storage"
     },
 }  # fmt: skip
-TOP = {"__init__", "__main__", "cli", "commands"}  # these may import everything
+TOP = {"__init__", "__main__", "cli", "commands", "registration"}  # these may import everything
 
 # The only places that may import a dependency that few users have, or that is slow to import.
 MAY_USE = {

@@ -23,13 +23,9 @@ from tqdm.auto import tqdm
 from ..captioning.balance import score_text_only
 from ..data.schema import count_rows
 from ..data.tiling import list_tiles
-<<<<<<< HEAD
 from ..hub.dataset_cards import write_dataset_card
-from ..options import option
-=======
-from ..hub.cards import write_dataset_card
 from ..images import DEFAULT_OPTIONS, ImageOptions
->>>>>>> main
+from ..options import option
 from ..readers.registry import FORMATS
 from ..readers.skipped import SkipReport
 from ..readers.yolo import read_names
@@ -107,16 +103,12 @@ class BuildConfig:
     false_colour: bool = option(
         default=False, help="Images in false colours, e.g. with infrared, so that no text names a colour."
     )
-<<<<<<< HEAD
-    model: str | None = option(
-=======
-    natural_colour: bool = HfArg(
+    natural_colour: bool = option(
         default=False,
         help="Images in natural colours although their bands are chosen or scaled. Without it, no text names "
         "a colour of such images.",
     )
-    model: str | None = HfArg(
->>>>>>> main
+    model: str | None = option(
         default=None, help="Vision-language model that writes the text. By default, rules write it."
     )
     eval_coco: list[str] = option(

@@ -16,11 +16,8 @@ from PIL import Image
 
 from ..data.duplicates import FEWEST_EQUAL, KEPT, hash_appearance, hash_pixels, list_orientations
 from ..data.loading import load_rows
-<<<<<<< HEAD
-from ..options import option
-=======
 from ..images import DEFAULT_OPTIONS, ImageOptions, read_image
->>>>>>> main
+from ..options import option
 from ..readers.captions import list_captions
 from ..readers.coco import read_coco
 from ..readers.files import list_images

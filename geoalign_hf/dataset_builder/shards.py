@@ -11,12 +11,8 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-<<<<<<< HEAD
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
-=======
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
->>>>>>> main
 from pathlib import Path
 
 import numpy as np
@@ -37,11 +33,7 @@ from ..storage import read_json, write_text
 from .leakage import EvaluationSet, find_overlaps
 from .plan import read_shard_rows
 
-<<<<<<< HEAD
 SWITCH = "GEOALIGN_HF_REGISTER"  # see `geoalign_hf`
-PNG_MODES = ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA")
-=======
->>>>>>> main
 TEXT_COLUMNS = [name for name in FEATURES if name != "image"]
 
 

@@ -20,7 +20,7 @@ def write_dataset_card(
         folder: Folder with `data/<split>-*.parquet`.
         statistics: Statistics of the build.
         settings: Settings of the build, with `title`, `split`, `license`, `license_name`, `license_link`,
-            `model` and `leaks`.
+            `model`, `leaks` and `image_rule`, by which images of more than 8 bits were read.
         leakage: Table of overlaps with evaluation sets, if there are any.
 
     Returns:
@@ -36,6 +36,7 @@ def write_dataset_card(
         task_categories=["zero-shot-image-classification", "object-detection", "image-to-text"],
         tags=["remote-sensing", "region", "hard-negatives", "geoalign_clip"],
         size_categories=_name_size(statistics["num_rows"]),
+        image_rule=settings["image_rule"],  # training reads it, so that the model reads images alike
     )
     card = DatasetCard.from_template(
         data,

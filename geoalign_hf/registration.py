@@ -1,4 +1,4 @@
-"""Registers the model, its processor and its pipeline with the Auto classes and pipelines of transformers."""
+"""Registers the model, its processor and its pipelines with transformers."""
 
 import transformers
 from transformers import (
@@ -6,6 +6,7 @@ from transformers import (
     AutoImageProcessor,
     AutoModel,
     AutoModelForZeroShotImageClassification,
+    AutoModelForZeroShotObjectDetection,
     AutoProcessor,
     AutoTokenizer,
     CLIPImageProcessorPil,
@@ -13,10 +14,12 @@ from transformers import (
 )
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .configuration_geoalign_clip import GeoAlignCLIPConfig
-from .modeling_geoalign_clip import GeoAlignCLIPModel
-from .pipeline_geoalign_clip import ZeroShotRegionClassificationPipeline
-from .processing_geoalign_clip import GeoAlignCLIPProcessor
+from .detection.registration import ZeroShotObjectDetection
+from .model.configuration_geoalign_clip import GeoAlignCLIPConfig
+from .model.detection_pipeline_geoalign_clip import GeoAlignCLIPDetectionPipeline
+from .model.modeling_geoalign_clip import GeoAlignCLIPModel
+from .model.pipeline_geoalign_clip import ZeroShotRegionClassificationPipeline
+from .model.processing_geoalign_clip import GeoAlignCLIPProcessor
 
 
 def register() -> None:
@@ -28,6 +31,7 @@ def register() -> None:
     AutoConfig.register(config.model_type, config, exist_ok=True)
     AutoModel.register(config, model, exist_ok=True)
     AutoModelForZeroShotImageClassification.register(config, model, exist_ok=True)
+    AutoModelForZeroShotObjectDetection.register(config, model, exist_ok=True)
     AutoProcessor.register(config, GeoAlignCLIPProcessor, exist_ok=True)
     AutoImageProcessor.register(config, image_processor_classes=image_processors, exist_ok=True)
     AutoTokenizer.register(config, tokenizer_class=CLIPTokenizer, exist_ok=True)
@@ -35,3 +39,6 @@ def register() -> None:
     PIPELINE_REGISTRY.register_pipeline(
         pipeline.task_name, pipeline, pt_model=(AutoModel,), type="multimodal"
     )
+    # This task exists already; models of other kinds still get the pipeline of transformers.
+    task = PIPELINE_REGISTRY.supported_tasks[GeoAlignCLIPDetectionPipeline.task_name]
+    task["impl"] = ZeroShotObjectDetection
