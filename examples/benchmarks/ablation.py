@@ -129,7 +129,7 @@ def choose_whole_share(weights: LossWeights) -> float:
     on_regions = sum(getattr(weights, name) for name in ON_REGIONS)
     if not on_regions:
         return 1.0
-    return 0.0 if weights.scene + weights.description == 0 else 0.2
+    return 0.0 if weights.scene + weights.description == 0 else 0.15
 
 
 def train(weights: LossWeights, rows: Dataset, seed: int, settings: dict, folder: Path) -> Embedder:
