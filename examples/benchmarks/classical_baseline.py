@@ -28,6 +28,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
 from geoalign_hf.data.loading import from_coco
+from geoalign_hf.images import read_image
 from geoalign_hf.storage import read_json, write_json
 
 SIDE, CELL, ORIENTATIONS, COLOUR_BINS = 64, 8, 9, 16
@@ -79,7 +80,7 @@ def describe_looks(crops: np.ndarray) -> np.ndarray:
 
 def describe_regions(regions: list, context: float, num_copies: int) -> np.ndarray:
     """Compute features of crops `context` times the box and of box sizes, per copy: (copies * N, 1961)."""
-    images, crops = {path: Image.open(path).convert("RGB") for path in {row.image for row in regions}}, []
+    images, crops = {path: read_image(path) for path in {row.image for row in regions}}, []
     sizes, rows = np.log([(x1 - x0, y1 - y0) for x0, y0, x1, y1 in (row.box for row in regions)]), []
     for path, (x0, y0, x1, y1), _, _ in regions:
         image, more_x, more_y = images[path], (x1 - x0) * (context - 1) / 2, (y1 - y0) * (context - 1) / 2

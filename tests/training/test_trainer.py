@@ -369,7 +369,7 @@ def test_a_folder_with_anything_of_another_run_is_refused_or_cleared(start, tmp_
 
 @pytest.mark.parametrize(
     "change",
-    [{"per_device_train_batch_size": 2}, {"learning_rate": 1e-5}, {"num_train_epochs": 3}, {"seed": 1}],
+    [{"per_device_train_batch_size": 2}, {"learning_rate": 1e-5}, {"num_train_epochs": 3}, {"bf16": True}],
 )
 def test_a_checkpoint_of_a_run_with_other_settings_is_refused(start, change):
     start(num_train_epochs=1).train()
