@@ -23,6 +23,7 @@ from .image_files_geoalign_clip import (
 )
 
 COLOUR_MODES = frozenset({"RGB", "RGBA", "RGBa", "RGBX", "P", "PA", "CMYK", "YCbCr", "HSV"})
+FILES = (str, Path, bytes, bytearray, io.BytesIO)  # paths, URLs and files in memory
 PLAIN_MODES = COLOUR_MODES | {"1", "L", "LA", "La"}  # eight bits per band or fewer
 FULL_SIZE = "geoalign_full_size"
 SCALE_REMEDY = (
@@ -113,13 +114,14 @@ def _read(image, name: str, stretch, limits, bands, max_pixels, layout, draft_si
     return _convert_array(image, name, stretch, limits, bands, layout)
 
 
-def load_images(images, do_rescale: bool = True, **options) -> list[Image.Image]:
+def load_images(images, do_rescale: bool = True, layout=None, **options) -> list[Image.Image]:
     """Read one image or many as 8-bit RGB.
 
     Args:
         images: a PIL image, an array or tensor (H, W), (H, W, bands) or (bands, H, W), a path or URL; a list
             of those; or a 4-dimensional array or tensor.
         do_rescale: whether pixels are divided by 255 later. Without it, arrays of floats are refused.
+        layout: `channels_first` or `channels_last`, for arrays whose shape does not tell.
         **options: those of `read_image`.
 
     Returns:
@@ -128,7 +130,7 @@ def load_images(images, do_rescale: bool = True, **options) -> list[Image.Image]
     Raises:
         ValueError: with the image's index or path, if there is no image or one cannot be read.
     """
-    if isinstance(images, (str, bytes, Path, Image.Image)) or getattr(images, "ndim", 4) in (2, 3):
+    if isinstance(images, (*FILES, Image.Image)) or getattr(images, "ndim", 4) in (2, 3):
         images = [images]
     elif not hasattr(images, "__iter__"):
         raise ValueError(f"images is a {type(images).__name__}. Give an image or a list of images.")
@@ -136,6 +138,9 @@ def load_images(images, do_rescale: bool = True, **options) -> list[Image.Image]
     flat = [image for entry in images for image in (entry if isinstance(entry, (list, tuple)) else [entry])]
     if not flat:
         raise ValueError("images is empty. Give at least one image.")
+    layout = getattr(layout, "value", layout)
+    if layout not in (None, "channels_first", "channels_last"):
+        raise ValueError(f"input_data_format is {layout!r}. Give channels_first or channels_last.")
     loaded = []
     for i, image in enumerate(flat):
         name = f"image {i} ({str(image)[:200]!r})" if isinstance(image, (str, Path)) else f"image {i}"
@@ -144,7 +149,7 @@ def load_images(images, do_rescale: bool = True, **options) -> list[Image.Image]
                 f"{name} holds floats, and do_rescale is False. Leave do_rescale at True: floats in [0, 1] "
                 "are recognised by their type."
             )
-        loaded.append(read_image(image, name, **options))
+        loaded.append(read_image(image, name, layout=layout, **options))
     return loaded
 
 
@@ -158,12 +163,20 @@ def check_options(stretch, limits, bands):
         raise ValueError("stretch and limits are both given. Give one of them.")
     for option, pair, low, high in (("stretch", stretch, 0, 100), ("limits", limits, -np.inf, np.inf)):
         if pair is not None:
-            is_pair = len(pair) == 2 and np.isfinite(pair).all() and low <= pair[0] < pair[1] <= high
-            if not is_pair:
+            if not _are_numbers(pair) or len(pair) != 2 or not low <= pair[0] < pair[1] <= high:
                 kind = "percentiles from 0 to 100" if option == "stretch" else "finite values"
-                raise ValueError(f"{option} is {pair}; it must be two {kind}, the lower first.")
-    if bands is not None and (len(bands) not in (1, 3) or any(int(b) != b or b < 1 for b in bands)):
-        raise ValueError(f"bands is {bands}; it must be one or three band numbers, counted from 1.")
+                raise ValueError(f"{option} is {pair!r}; it must be two {kind}, the lower first.")
+    if bands is not None:
+        are_bands = _are_numbers(bands) and len(bands) in (1, 3) and all(b >= 1 and b % 1 == 0 for b in bands)
+        if not are_bands:
+            raise ValueError(f"bands is {bands!r}; it must be one or three band numbers, counted from 1.")
+
+
+def _are_numbers(values) -> bool:
+    kinds = (int, float, np.number)
+    return isinstance(values, (list, tuple)) and all(
+        isinstance(value, kinds) and not isinstance(value, bool) and abs(value) < 1e300 for value in values
+    )
 
 
 def check_rule(rule: dict | None) -> dict | None:
@@ -286,7 +299,7 @@ def _convert_array(image, name: str, stretch, limits, bands, layout) -> Image.Im
 def _is_channels_first(shape: tuple[int, ...], name: str, layout: str | None, bands) -> bool:
     """Find the axis of the bands: of 1 or 3 (or, with `bands`, of fewer entries than the other axis)."""
     if layout is not None:
-        return getattr(layout, "value", layout) == "channels_first"
+        return layout == "channels_first"
     first, last = shape[0] in (1, 3, 4), shape[2] in (1, 3, 4)
     if not first and not last and bands is not None and shape[0] != shape[2]:
         first, last = shape[0] < shape[2], shape[2] < shape[0]
