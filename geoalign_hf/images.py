@@ -15,16 +15,16 @@ from PIL import Image
 from transformers.hf_argparser import HfArg
 
 from .model.image_files_geoalign_clip import Header, check_num_pixels, read_header
-from .model.images_geoalign_clip import (
+from .model.image_options_geoalign_clip import (
     READER_REMEDY,
     OptionNeeded,
     ReaderNeeded,
     check_options,
     check_rule,
     merge_options,
-    to_rgb,
+    read_by_rule,
 )
-from .model.images_geoalign_clip import read_image as read_any_image
+from .model.images_geoalign_clip import read_once, to_rgb
 
 try:
     import rasterio
@@ -132,19 +132,17 @@ def read_image(
     """
     if name is None:
         name = str(image) if isinstance(image, (str, Path)) else "the image"
-    try:
-        return _read_any(image, name, options, draft_side)
-    except OptionNeeded:
-        if not options.fallback:
-            raise
-    merged = merge_options(options.stretch, options.limits, options.bands, options.fallback)
-    return _read_any(image, name, ImageOptions(*merged, options.max_pixels), draft_side)
+    return read_by_rule(
+        lambda *rule: _read_any(image, name, ImageOptions(*rule, options.max_pixels), draft_side),
+        (options.stretch, options.limits, options.bands),
+        options.fallback,
+    )
 
 
 def _read_any(image, name: str, options: ImageOptions, draft_side: int | None) -> Image.Image:
     try:
         given = (options.stretch, options.limits, options.bands, options.max_pixels)
-        return read_any_image(image, name, *given, draft_side=draft_side)
+        return read_once(image, name, *given, draft_side=draft_side)
     except ReaderNeeded as error:
         if rasterio is None or not isinstance(image, (str, Path, bytes)) or "://" in str(image)[:10]:
             raise

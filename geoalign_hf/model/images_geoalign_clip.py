@@ -15,11 +15,17 @@ from PIL import Image, ImageOps
 
 from .image_files_geoalign_clip import (
     WIDE_MODES,
-    Header,
     describe_image,
     describe_tags,
     open_file,
     read_start,
+)
+from .image_options_geoalign_clip import (
+    READER_REMEDY,
+    OptionNeeded,
+    ReaderNeeded,
+    check_options,
+    read_by_rule,
 )
 
 COLOUR_MODES = frozenset({"RGB", "RGBA", "RGBa", "RGBX", "P", "PA", "CMYK", "YCbCr", "HSV"})
@@ -30,21 +36,6 @@ SCALE_REMEDY = (
     "Give stretch=(2, 98) to map these percentiles of the picture to 0 and 255, or limits=(low, high) to map "
     "these values (on the command line --stretch 2,98 or --limits LOW,HIGH)."
 )
-READER_REMEDY = (
-    "Read it with geoalign_hf.images.read_image and rasterio installed, or convert it to 8-bit RGB."
-)
-
-
-class OptionNeeded(ValueError):
-    """An image that cannot be read without `stretch`, `limits` or `bands`."""
-
-
-class ReaderNeeded(ValueError):
-    """An image file that PIL cannot read as it is meant; `header` describes it."""
-
-    def __init__(self, name: str, header: Header):
-        super().__init__(f"{name} {header.problem}. {READER_REMEDY}")
-        self.header = header
 
 
 def read_image(
@@ -85,28 +76,21 @@ def read_image(
         ValueError: with the name, if the image cannot be read, or its depth or bands need an option.
     """
     check_options(stretch, limits, bands)
+    return read_by_rule(
+        lambda *rule: read_once(image, name, *rule, max_pixels, timeout, layout, draft_side),
+        (stretch, limits, bands),
+        fallback,
+    )
+
+
+def read_once(
+    image, name: str, stretch, limits, bands, max_pixels, timeout=None, layout=None, draft_side=None
+):
+    """Read an image as `read_image` does, but with errors that tell what is missing."""
     if isinstance(image, (str, Path)):
         image = _download(str(image), name, timeout)
     elif isinstance(image, (bytes, bytearray)):
         image = io.BytesIO(image)
-    try:
-        return _read(image, name, stretch, limits, bands, max_pixels, layout, draft_side)
-    except OptionNeeded:
-        if not fallback:
-            raise
-    merged = merge_options(stretch, limits, bands, fallback)
-    return _read(image, name, *merged, max_pixels, layout, draft_side)
-
-
-def merge_options(stretch, limits, bands, fallback: dict) -> tuple:
-    """Complete options by others. `stretch` and `limits` replace each other."""
-    if stretch is None and limits is None:
-        stretch, limits = fallback.get("stretch"), fallback.get("limits")
-    merged = (stretch, limits, bands or fallback.get("bands"))
-    return tuple(None if value is None else tuple(value) for value in merged)
-
-
-def _read(image, name: str, stretch, limits, bands, max_pixels, layout, draft_side) -> Image.Image:
     if isinstance(image, (str, io.BytesIO)):
         return _read_file(image, name, stretch, limits, bands, max_pixels, draft_side)
     if isinstance(image, Image.Image):
@@ -151,44 +135,6 @@ def load_images(images, do_rescale: bool = True, layout=None, **options) -> list
             )
         loaded.append(read_image(image, name, layout=layout, **options))
     return loaded
-
-
-def check_options(stretch, limits, bands):
-    """Refuse options that cannot be used.
-
-    Raises:
-        ValueError: with the option.
-    """
-    if stretch is not None and limits is not None:
-        raise ValueError("stretch and limits are both given. Give one of them.")
-    for option, pair, low, high in (("stretch", stretch, 0, 100), ("limits", limits, -np.inf, np.inf)):
-        if pair is not None:
-            if not _are_numbers(pair) or len(pair) != 2 or not low <= pair[0] < pair[1] <= high:
-                kind = "percentiles from 0 to 100" if option == "stretch" else "finite values"
-                raise ValueError(f"{option} is {pair!r}; it must be two {kind}, the lower first.")
-    if bands is not None:
-        are_bands = _are_numbers(bands) and len(bands) in (1, 3) and all(b >= 1 and b % 1 == 0 for b in bands)
-        if not are_bands:
-            raise ValueError(f"bands is {bands!r}; it must be one or three band numbers, counted from 1.")
-
-
-def _are_numbers(values) -> bool:
-    kinds = (int, float, np.number)
-    return isinstance(values, (list, tuple)) and all(
-        isinstance(value, kinds) and not isinstance(value, bool) and abs(value) < 1e300 for value in values
-    )
-
-
-def check_rule(rule: dict | None) -> dict | None:
-    """Refuse a saved rule that cannot be used.
-
-    Raises:
-        ValueError: with the option.
-    """
-    if rule and (unknown := sorted(rule.keys() - {"stretch", "limits", "bands"})):
-        raise ValueError(f"image_rule has {unknown}. It may have stretch, limits and bands.")
-    check_options(*((rule or {}).get(name) for name in ("stretch", "limits", "bands")))
-    return rule or None
 
 
 def _download(source: str, name: str, timeout: float | None) -> str | io.BytesIO:

@@ -17,7 +17,8 @@ from transformers.image_processing_utils import get_size_dict
 from transformers.image_utils import ImageInput
 from transformers.processing_utils import ImagesKwargs, ProcessingKwargs, TextKwargs
 
-from .images_geoalign_clip import check_rule, get_full_size, load_images
+from .image_options_geoalign_clip import check_rule
+from .images_geoalign_clip import get_full_size, load_images
 from .masks_geoalign_clip import check_masks, masks_to_coverage
 from .regions_geoalign_clip import check_boxes, check_quads
 from .resizing_geoalign_clip import can_resize_fast, resize_fast
