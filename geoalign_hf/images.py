@@ -7,6 +7,7 @@ more bands than colours.
 
 import io
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -118,7 +119,7 @@ def read_image(
     """Read an image as 8-bit RGB, upright.
 
     Args:
-        image: a path, a URL, the bytes of a file, a PIL image, an array or a tensor.
+        image: a path, a URL, the bytes of a file, a PIL image, an array, a tensor, or a sample of torchgeo.
         options: rules for images that are not 8-bit RGB.
         draft_side: decode a JPEG file at 1/2, 1/4 or 1/8 of its size where no side becomes shorter than this.
             None decodes all pixels.
@@ -130,6 +131,8 @@ def read_image(
     Raises:
         ValueError: with the image's name, if it cannot be read, or its depth or bands need an option.
     """
+    if isinstance(image, Mapping):
+        image = sample_to_row(image)["image"]
     if name is None:
         name = str(image) if isinstance(image, (str, Path)) else "the image"
     return read_by_rule(
@@ -149,6 +152,37 @@ def _read_any(image, name: str, options: ImageOptions, draft_side: int | None) -
         header = error.header
     source = io.BytesIO(image) if isinstance(image, bytes) else image
     return _read_by_rasterio(source, name, header, options)
+
+
+def sample_to_row(sample: Mapping) -> dict:
+    """Make a row of a sample of torchgeo; rows stay as they are.
+
+    Args:
+        sample: `image`, a tensor (bands, height, width), and `bbox_xyxy`, a tensor (R, 4) of pixels, if there
+            are regions. Other entries, such as `crs` and `bounds`, are kept.
+
+    Returns:
+        The sample with `image` as an array (height, width, bands), and with `boxes`.
+
+    Raises:
+        ValueError: if the image has another number of dimensions, as in a stacked batch.
+
+    Example:
+        >>> sample = {"image": np.zeros((4, 8, 6)), "bbox_xyxy": np.array([[0, 0, 3, 2]])}
+        >>> row = sample_to_row(sample)
+        >>> row["image"].shape, row["boxes"]
+        ((8, 6, 4), [[0, 0, 3, 2]])
+    """
+    if "boxes" in sample:
+        return dict(sample)
+    image = np.asarray(sample["image"])
+    if image.ndim != 3:
+        raise ValueError(
+            f"The image of a sample has the shape {image.shape}; expected bands, height and width. Give "
+            "single samples; torchgeo.datasets.unbind_samples splits a batch."
+        )
+    boxes = np.asarray(sample.get("bbox_xyxy", np.zeros((0, 4)))).tolist()
+    return {**sample, "image": np.moveaxis(image, 0, -1), "boxes": boxes}
 
 
 def is_plain(content: bytes) -> bool:
