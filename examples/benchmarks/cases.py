@@ -76,7 +76,7 @@ def prepare_files(num: int, device: str) -> Pair:
     stock, processor = build_processors()
     return Pair(
         lambda: [processor(images=paths, return_tensors="pt")["pixel_values"]],
-        lambda: [stock([Image.open(path) for path in paths], return_tensors="pt")["pixel_values"]],
+        lambda: [stock(stock.fetch_images(list(map(str, paths))), return_tensors="pt")["pixel_values"]],
         0.02,
     )
 
