@@ -39,6 +39,7 @@ MAY_USE = {
     "peft": {"training"},
     "accelerate": {"commands", "embedding", "training"},
     "geopandas": {"scenes"},
+    "gradio": {"hub"},
     "rasterio": {"images", "scenes"},
     "yaml": {"captioning", "dataset_builder", "readers"},
 }
