@@ -15,6 +15,7 @@ from transformers import (
     AutoImageProcessor,
     AutoModel,
     AutoModelForZeroShotImageClassification,
+    AutoModelForZeroShotObjectDetection,
     AutoProcessor,
     AutoTokenizer,
     CLIPImageProcessorPil,
@@ -22,7 +23,9 @@ from transformers import (
 )
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from .detection.registration import ZeroShotObjectDetection
 from .model.configuration_geoalign_clip import GeoAlignCLIPConfig
+from .model.detection_pipeline_geoalign_clip import GeoAlignCLIPDetectionPipeline
 from .model.modeling_geoalign_clip import GeoAlignCLIPModel, GeoAlignCLIPOutput
 from .model.pipeline_geoalign_clip import ZeroShotRegionClassificationPipeline
 from .model.processing_geoalign_clip import GeoAlignCLIPProcessor
@@ -84,6 +87,7 @@ __all__ = [
     "EmbeddingDriftEvaluator",
     "Evaluator",
     "GeoAlignCLIPConfig",
+    "GeoAlignCLIPDetectionPipeline",
     "GeoAlignCLIPModel",
     "GeoAlignCLIPOutput",
     "GeoAlignCLIPProcessor",
@@ -127,6 +131,7 @@ def _register() -> None:
     AutoConfig.register(config.model_type, config, exist_ok=True)
     AutoModel.register(config, model, exist_ok=True)
     AutoModelForZeroShotImageClassification.register(config, model, exist_ok=True)
+    AutoModelForZeroShotObjectDetection.register(config, model, exist_ok=True)
     AutoProcessor.register(config, GeoAlignCLIPProcessor, exist_ok=True)
     AutoImageProcessor.register(config, image_processor_classes=image_processors, exist_ok=True)
     AutoTokenizer.register(config, tokenizer_class=CLIPTokenizer, exist_ok=True)
@@ -134,6 +139,9 @@ def _register() -> None:
     PIPELINE_REGISTRY.register_pipeline(
         pipeline.task_name, pipeline, pt_model=(AutoModel,), type="multimodal"
     )
+    # This task exists already; models of other kinds still get the pipeline of transformers.
+    task = PIPELINE_REGISTRY.supported_tasks[GeoAlignCLIPDetectionPipeline.task_name]
+    task["impl"] = ZeroShotObjectDetection
 
 
 _register()

@@ -24,7 +24,8 @@ MAY_IMPORT = {
     "data": {"captioning", "images", "model", "readers", "storage"},
     "embedding": {"captioning", "data", "hub", "images", "model", "readers", "storage"},
     "dataset_builder": {"captioning", "data", "hub", "images", "model", "readers", "storage"},
-    "evaluation": {"captioning", "data", "embedding", "images", "model", "storage"},
+    "detection": {"data", "embedding", "images", "model", "readers", "storage"},
+    "evaluation": {"captioning", "data", "detection", "embedding", "images", "model", "storage"},
     "scenes": {"captioning", "data", "embedding", "images", "model", "readers", "storage"},
     "training": {
         "captioning", "convert", "data", "embedding", "evaluation", "hub", "images", "losses", "model",
@@ -40,7 +41,9 @@ MAY_USE = {
     "accelerate": {"commands", "embedding", "training"},
     "geopandas": {"scenes"},
     "gradio": {"hub"},
+    "pycocotools": {"evaluation"},
     "rasterio": {"images", "scenes"},
+    "shapely": {"detection", "scenes"},
     "yaml": {"captioning", "dataset_builder", "readers"},
 }
 
@@ -112,6 +115,17 @@ def test_the_package_that_ships_needs_only_torch_and_transformers(path):
             assert all(alias.name.split(".")[0] in allowed for alias in node.names)
 
 
+@pytest.mark.parametrize("path", [*list_sources(), *(ROOT / "examples").rglob("*.py")], ids=str)
+def test_one_place_opens_images(path):
+    """`model.images_geoalign_clip` opens image files. A map in memory that was just encoded is no file."""
+    if path.stem in ("image_files_geoalign_clip", "localization"):
+        return
+    calls = [
+        ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)
+    ]
+    assert not {"Image.open", "PIL.Image.open", "load_image", "image_utils.load_image"} & set(calls)
+
+
 @pytest.mark.parametrize("path", list_sources(), ids=name_source)
 def test_a_module_is_at_most_400_lines_long(path):
     assert len(path.read_text().splitlines()) <= 400
@@ -144,7 +158,7 @@ def run(code: str) -> str:
 
 
 def test_importing_the_package_does_not_import_what_only_some_tasks_need():
-    names = "datasets evaluate peft matplotlib sklearn rasterio"
+    names = "datasets evaluate peft matplotlib pycocotools sklearn rasterio shapely"
     code = f"import sys, geoalign_hf; print([name for name in {names.split()} if name in sys.modules])"
     assert run(code).strip() == "[]"
 

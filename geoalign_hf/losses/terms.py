@@ -188,7 +188,7 @@ def crop_consistency_term(inputs: TermInputs) -> torch.Tensor:
     The term is 1 - cosine. The target has no gradient and comes from the teacher (`teacher` of the trainer).
 
     Columns: `boxes` or `quads`.
-    Use it: for small objects in large images, whose patches carry much of their surroundings.
+    Use it: for small objects in large images, whose patches carry much of their surroundings. Off by default.
     Cost: one pass of the vision tower per crop, without gradients.
 
     Source:
@@ -205,7 +205,7 @@ def image_consistency_term(inputs: TermInputs) -> torch.Tensor:
     accuracy fell.
 
     Columns: `image`, and `boxes` or `quads`. An image without regions is ignored.
-    Use it: as a light regularizer beside the scene term. GeoAlignCLIP calls it visual consistency.
+    Use it: as a light regularizer. GeoAlignCLIP calls it visual consistency. It is off by default.
     Cost: N x N logits, never held at once; no further pass of a tower.
 
     Source:
