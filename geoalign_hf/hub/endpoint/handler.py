@@ -7,10 +7,8 @@ a list with one entry per region, each a list of `{"score", "label", "box"}`, be
 
 import base64
 import binascii
-from io import BytesIO
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
 from transformers import pipeline
 
 KEYS = ("image", "boxes", "quads", "candidate_labels")
@@ -43,17 +41,17 @@ class EndpointHandler:
             raise ValueError(f"inputs has the unknown keys {unknown}; it takes {', '.join(KEYS)}.")
         regions = {form: inputs[form] for form in ("boxes", "quads") if form in inputs}
         return self.classify(
-            read_image(inputs["image"]), candidate_labels=inputs["candidate_labels"], **regions, **parameters
+            decode_file(inputs["image"]), candidate_labels=inputs["candidate_labels"], **regions, **parameters
         )
 
 
-def read_image(text: str) -> Image.Image:
-    """Read an image from the base64 of its file.
+def decode_file(text: str) -> bytes:
+    """Decode the base64 of a file.
 
     Raises:
-        ValueError: If it is not base64, or not an image.
+        ValueError: If it is not base64.
     """
     try:
-        return Image.open(BytesIO(base64.b64decode(text, validate=True)))
-    except (binascii.Error, TypeError, UnidentifiedImageError) as error:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, TypeError) as error:
         raise ValueError(f"image must be the base64 of an image file ({error}).") from error
