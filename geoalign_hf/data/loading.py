@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from logging import getLogger
 from pathlib import Path
 
 import PIL.Image
@@ -15,7 +16,6 @@ from datasets import (
     load_dataset,
 )
 from datasets.distributed import split_dataset_by_node
-from transformers.utils import logging
 
 from ..captioning.grammar import pluralize
 from ..images import DEFAULT_OPTIONS, ImageOptions, read_image
@@ -24,7 +24,7 @@ from ..readers.skipped import SkipReport
 from ..storage import no_progress_bars
 from .schema import REGION_COLUMNS, build_rows, check_columns, list_concepts
 
-logger = logging.get_logger(__name__)
+logger = getLogger(__name__)
 
 
 def from_coco(
