@@ -21,6 +21,7 @@ from transformers import (
     CLIPTokenizer,
 )
 from transformers.pipelines import PIPELINE_REGISTRY
+from transformers.utils import is_torchvision_available
 
 from .model.configuration_geoalign_clip import GeoAlignCLIPConfig
 from .model.modeling_geoalign_clip import GeoAlignCLIPModel, GeoAlignCLIPOutput
@@ -121,7 +122,7 @@ def __dir__() -> list[str]:
 def _register() -> None:
     """Register our classes with the Auto classes and the pipelines of transformers."""
     image_processors = {"pil": CLIPImageProcessorPil}
-    if transformers.utils.is_torchvision_available():
+    if is_torchvision_available():
         image_processors["torchvision"] = transformers.CLIPImageProcessor
     config, model = GeoAlignCLIPConfig, GeoAlignCLIPModel
     AutoConfig.register(config.model_type, config, exist_ok=True)

@@ -89,6 +89,4 @@ def load_rows(source: str, images: str | None, split: str | None, default_split:
     for name, command in ((ROWS, "geoalign-hf build"), (TEST_ROWS, "geoalign-hf build --split test")):
         if source == name and not Path(name).exists():
             raise ValueError(f"{name} does not exist. Build it with {command}, or give --dataset.")
-    if source.endswith(".json") and images is None:
-        raise ValueError(f"--dataset is the COCO file {source}, but --images is not given. Give both.")
     return read_rows(source, images, split, default_split)

@@ -11,7 +11,7 @@ CONTEXTS = {"image": None, "window": 3.0, "crop": 1.5, "both": 1.5}
 
 
 def resolve_context(region_source: str, context: float | None) -> float | None:
-    """Give the context that goes with a source of regions: the one asked for, or the usual one.
+    """Return the context for a source of regions: the one that is given, or the default of the source.
 
     Raises:
         ValueError: if the source is unknown, or the context below 1.
@@ -41,12 +41,12 @@ def resolve_contexts(context: float | None, views: Sequence[float] | None) -> li
 
 
 def list_views(rows: Iterable[dict], region_source: str, context: float | None) -> Iterator[dict]:
-    """Yield what is encoded at once: an image with all its boxes, or a window with its one."""
+    """Yield what is encoded in one pass: an image with all its boxes, or a window with its single box."""
     for row in rows:
         if region_source == "image" and row["boxes"]:
             yield {"image": row["image"], "boxes": row["boxes"]}
         elif region_source != "image":
             for box in row["boxes"]:
                 region = {"image": row["image"], "boxes": [box], "phrases": [""], "concepts": [""]}
-                # However little of the box is inside the image, it is this region that is asked for.
+                # This region is asked for, so it is kept however little of its box is inside the image.
                 yield cut_window(region, find_window(box, row["image"].size, context), min_visible=0.0)

@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import EntryNotFoundError
@@ -99,7 +100,7 @@ def make_card(folder: Path, metrics: dict[str, dict], settings: dict | None = No
     )
 
 
-def hide_paths(value):
+def hide_paths(value: Any) -> Any:
     """Replace local paths in settings, also in nested ones, by the name of the file or folder.
 
     Example:
@@ -217,13 +218,13 @@ def describe_dataset(source: str) -> dict:
         concepts = sorted({str(entry["name"]) for entry in content.get("categories") or []})
         license = ", ".join(filter(None, licenses)) or None
         return {"name": path.name, "repo_id": None, "license": license, "concepts": concepts or None}
-    found = {"name": path.resolve().name if path.exists() else source}
+    found: dict[str, Any] = {"name": path.resolve().name if path.exists() else source}
     found["repo_id"] = None if path.exists() else source
     found["concepts"] = sorted(_read_json(path / "statistics.json").get("concepts", {})) or None
     if path.exists() and not (path / "README.md").exists():
         return found | {"license": None}
     try:
-        data = DatasetCard.load(path / "README.md" if path.exists() else source).data
+        data: Any = DatasetCard.load(path / "README.md" if path.exists() else source).data
     except EntryNotFoundError:
         return found | {"license": None}
     name = data.pretty_name if path.exists() and data.pretty_name else found["name"]

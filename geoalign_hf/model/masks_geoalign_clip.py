@@ -100,7 +100,7 @@ def masks_to_coverage(masks: torch.Tensor, size: tuple[int, int]) -> torch.Tenso
 def find_extent(is_covered: torch.Tensor) -> tuple[int, int]:
     """Return the first index and one past the last index where a vector is True; (0, 0) if nowhere."""
     places = is_covered.nonzero()
-    return (places[0].item(), places[-1].item() + 1) if len(places) else (0, 0)
+    return (int(places[0]), int(places[-1]) + 1) if len(places) else (0, 0)
 
 
 def _scale_extent(start: int, stop: int, num_old: int, num_new: int) -> slice:

@@ -265,7 +265,7 @@ def load_images(images, layout=None, do_rescale: bool = True, **options) -> list
     Args:
         images: a PIL image, an array or tensor (H, W), (H, W, bands) or (bands, H, W), a path or URL; a list
             of those; or a 4-dimensional array or tensor.
-        layout: `channels_first` or `channels_last`, for arrays whose shape does not tell.
+        layout: `channels_first` or `channels_last`, for arrays whose shape is ambiguous.
         do_rescale: whether pixels are divided by 255 later. Without it, arrays of floats are refused.
         **options: `stretch`, `limits`, `bands`, `max_pixels`, `timeout`, see `read_image`.
 
@@ -313,7 +313,9 @@ def _check_text(text, name: str = "text") -> list[str]:
 def _check_frame(settings: dict) -> tuple[int, int]:
     """Return the (height, width) to which images are resized; refuse settings that move the frame."""
     size = settings["size"] or {}
-    moving = {name: True for name, value in settings.items() if name[:3] == "do_" and value}
+    moving: dict[str, object] = {
+        name: True for name, value in settings.items() if name[:3] == "do_" and value
+    }
     moving = {name: value for name, value in moving.items() if name not in KEEPS_FRAME}
     if not settings.get("do_resize"):
         moving["do_resize"] = False

@@ -170,7 +170,7 @@ def check_quads(
 
 
 def _is_simple(quad: list[list[float]]) -> bool:
-    """Whether a quad has an area and no two of its sides cross."""
+    """Return whether a quad has an area and no two of its sides cross."""
 
     def turn(a, b, c):
         return (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])

@@ -10,9 +10,9 @@ TORCH_MODES = {PILImageResampling.BICUBIC: "bicubic", PILImageResampling.BILINEA
 
 
 def can_resize_fast(settings: dict) -> bool:
-    """Whether `resize_fast` gives the result of an image processor with these settings."""
+    """Return whether `resize_fast` gives the result of an image processor with these settings."""
     size = {name for name, value in (settings["size"] or {}).items() if value}
-    layout, mean = settings.get("data_format"), settings.get("image_mean")
+    layout, mean = settings.get("data_format"), settings.get("image_mean") or ()
     return bool(
         settings.get("do_resize")
         and size == {"height", "width"}
@@ -22,7 +22,7 @@ def can_resize_fast(settings: dict) -> bool:
         and settings.get("do_rescale")
         and settings.get("rescale_factor") == 1 / 255
         and settings.get("do_normalize")
-        and np.size(mean) == np.size(settings.get("image_std")) == 3
+        and np.size(mean) == np.size(settings.get("image_std") or ()) == 3
         and getattr(layout, "value", layout) in (None, "channels_first")
         and settings.get("device") in (None, "cpu")
     )
@@ -55,7 +55,7 @@ def resize_fast(images: list[Image.Image], settings: dict, backend: str) -> torc
 def _resize_by_pil(images: list[Image.Image], size: tuple[int, int], resample: int) -> np.ndarray:
     resized = np.empty((len(images), *size, 3), dtype=np.uint8)
     for i, image in enumerate(images):
-        resized[i] = image.resize(size[::-1], resample)
+        resized[i] = np.asarray(image.resize((size[1], size[0]), resample))
     return resized.transpose(0, 3, 1, 2)
 
 
@@ -65,7 +65,7 @@ def _resize_by_torch(images: list[Image.Image], size: tuple[int, int], resample:
         members = [i for i, image in enumerate(images) if image.size == image_size]
         group = torch.from_numpy(np.stack([np.asarray(images[i]) for i in members])).permute(0, 3, 1, 2)
         if image_size != size[::-1]:
-            mode = TORCH_MODES[resample]
+            mode = TORCH_MODES[PILImageResampling(resample)]
             group = torch.nn.functional.interpolate(group, size, mode=mode, antialias=True)
         resized[members] = group.numpy()
     return resized

@@ -81,7 +81,7 @@ def make_row(
     for annotation in annotations:
         concept = spell_concept(annotation.name)
         if not is_concept(annotation.name):
-            message = f"{annotation.place} has the name {annotation.name!r}, which holds no words."
+            message = f"{annotation.place} has the name {annotation.name!r}, which has no letters or digits."
             report.refuse("unknown concept", f"{message} Name it, or remove the annotation.")
         elif allowed is not None and concept not in allowed:
             message = f"{annotation.place} is a {annotation.name!r}; allowed are {sorted(allowed)}."
@@ -246,7 +246,7 @@ def finish_rows(rows: list[dict | None], source: str | Path, report: SkipReport)
     """Return the rows that were not skipped, each image once, and log their number.
 
     Raises:
-        ValueError: If there is none, or an image comes twice.
+        ValueError: If no row is left, or an image occurs twice.
     """
     by_image: dict[str, dict] = {}
     for row in filter(None, rows):
@@ -255,14 +255,14 @@ def finish_rows(rows: list[dict | None], source: str | Path, report: SkipReport)
             report.refuse("repeated image", message)
         else:
             by_image[row["image"]] = row
-    rows = list(by_image.values())
-    if not rows:
+    unique = list(by_image.values())
+    if not unique:
         message = f"{source} has no images that can be used; skipped: {report.count_kinds()}."
         first = f" The first: {report.entries[0]['message']}" if report.entries else ""
         raise ValueError(message + first)
-    num_regions = sum(len(row["boxes"]) for row in rows)
-    concepts = {concept for row in rows for concept in row["concepts"]}
-    logger.info(f"{source}: {len(rows)} images, {num_regions} regions of {len(concepts)} concepts")
+    num_regions = sum(len(row["boxes"]) for row in unique)
+    concepts = {concept for row in unique for concept in row["concepts"]}
+    logger.info(f"{source}: {len(unique)} images, {num_regions} regions of {len(concepts)} concepts")
     if report.entries:
         logger.warning(f"{source}: skipped {report.count_kinds()}. The report lists each with its place.")
-    return rows
+    return unique

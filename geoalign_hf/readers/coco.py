@@ -31,7 +31,7 @@ def read_coco(
 ) -> list[dict]:
     """Read COCO detection files: boxes with categories.
 
-    Crowds, groups and ignored annotations are no single regions; their concepts become `unboxed`. See
+    Crowds, groups and ignored annotations are not single regions; their concepts become `unboxed`. See
     `coco_regions.parse_region` for boxes that are turned, relative or given by a segmentation.
 
     Args:
@@ -129,7 +129,7 @@ def _find_fault(key: str, entry: object) -> str | None:
         if field not in entry:
             continue
         value = entry[field]
-        if not isinstance(value, kinds) or isinstance(value, bool):  # to Python True is a number, too
+        if not isinstance(value, kinds) or isinstance(value, bool):  # Python takes True for a number
             found = f"has the {field} {value!r:.50}, a {type(value).__name__}."
             return f"{found} Ids are numbers or strings, sizes numbers, names strings."
     return None
@@ -141,7 +141,7 @@ def _list_categories(entries: Entries, report: SkipReport) -> dict[int | str, st
         if is_concept(category["name"]):
             categories[category["id"]] = category["name"]
         else:
-            message = f"{place} has the name {category['name']!r}, which holds no words."
+            message = f"{place} has the name {category['name']!r}, which has no letters or digits."
             report.refuse("unknown concept", f"{message} Name it or remove it.")
     return categories
 

@@ -3,8 +3,9 @@
 import re
 from pathlib import Path
 
-from .base import Annotation, finish_rows, make_row
-from .files import list_files, pair_images, parse_numbers, try_read_lines
+from .base import Annotation
+from .files import parse_numbers
+from .line_files import read_line_files
 from .skipped import SkipReport
 
 LINE = re.compile(r"\(([^,]+),([^)]+)\),\(([^,]+),([^)]+)\),\s*(\S+)")
@@ -30,21 +31,12 @@ def read_vhr10(
     Returns:
         One row per file, sorted by path.
     """
-    report = report or SkipReport()
-    rows: list[dict | None] = []
-    pairs, _ = pair_images(list_files(annotations, [".txt"], only), annotations, images, report)
-    for path, image in pairs.items():
-        lines, regions = try_read_lines(path, report), []
-        if lines is None:
-            continue
-        for place, line in lines:
-            match = LINE.fullmatch(line.replace(" ", ""))
-            numbers = parse_numbers(list(match.groups()[:4])) if match else None
-            if match is None or numbers is None or match[5] not in classes:
-                message = f"{place} is {line!r}, not {FORM} with a class of {sorted(classes)}."
-                report.refuse("bad line", f"{message} Correct or remove it.")
-            else:
-                regions.append(Annotation(f"{place}: box", classes[match[5]], numbers))
-        source = image.relative_to(images).as_posix()
-        rows.append(make_row(image, source, str(path), regions, report))
-    return finish_rows(rows, annotations, report)
+
+    def parse_line(place: str, line: str) -> Annotation:
+        match = LINE.fullmatch(line.replace(" ", ""))
+        numbers = parse_numbers(list(match.groups()[:4])) if match else None
+        if match is None or numbers is None or match[5] not in classes:
+            raise ValueError(f"{FORM} with a class of {sorted(classes)}")
+        return Annotation(f"{place}: box", classes[match[5]], numbers)
+
+    return read_line_files(annotations, images, parse_line, only, report)

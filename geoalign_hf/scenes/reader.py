@@ -143,5 +143,5 @@ class Scene:
         return ~self.transform * (x, y)
 
     def describe(self) -> dict:
-        """Say how pixels became RGB: what a protocol needs to reproduce them."""
+        """Describe how pixels became RGB, so that a protocol can reproduce them."""
         return {"bands": list(self.bands), "stretch": list(self.stretch) if self.stretch else None}
