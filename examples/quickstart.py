@@ -4,7 +4,8 @@
 
 Runs offline in about three minutes on two cores. Prints how many boxes of unseen scenes are named correctly,
 and leaves in `outputs/quickstart/`: `final/`, a model folder that could be pushed to the Hub as it is,
-`curves.png`, `quickstart.json` with the numbers, and `quickstart.png`, a picture of what the model says.
+`curves.png`, `quickstart.json` with the numbers, `scene.png`, an unseen scene to try the model on, and
+`quickstart.png`, a picture of what the model says.
 """
 
 import argparse
@@ -109,7 +110,9 @@ def main() -> None:
     }
     for name, fraction in results.items():
         print(f"{name:>50}: {100 * fraction:5.1f} %")
-    right = draw_picture(folder, classify, Embedder(model, processor), draw_rows(60, seed=2))
+    scenes = draw_rows(60, seed=2)
+    scenes[0]["image"].save(folder / "scene.png")
+    right = draw_picture(folder, classify, Embedder(model, processor), scenes)
     write_json(folder / "quickstart.json", {"results": results, "picture": right})
     print(f"See {folder / 'quickstart.png'}. The model is in {folder / 'final'}.")
 

@@ -17,14 +17,15 @@ def draw_tile(row: dict, title: str, labels: list[str], colours: list[tuple]) ->
         min(490 / row["image"].width, 390 / row["image"].height),
     )
     size = [round(length * zoom) for length in row["image"].size]
-    tile.paste(row["image"].resize(size, Image.Resampling.LANCZOS), (5, 35))
+    place = ((500 - size[0]) // 2, 35)
+    tile.paste(row["image"].resize(size, Image.Resampling.LANCZOS), place)
     pen, font = ImageDraw.Draw(tile), ImageFont.load_default(16)
-    pen.text((5, 8), title, fill="black", font=ImageFont.load_default(19))
+    pen.text((place[0], 8), title, fill="black", font=ImageFont.load_default(19))
     for box, label, colour in zip(row["boxes"], labels, colours, strict=True):
-        x0, y0, x1, y1 = (zoom * value + offset for value, offset in zip(box, (5, 35) * 2, strict=True))
+        x0, y0, x1, y1 = (zoom * value + offset for value, offset in zip(box, place * 2, strict=True))
         pen.rectangle((x0, y0, x1, y1), outline=colour, width=3)
         width = pen.textlength(label, font) + 6
-        left, top = max(min(x0, size[0] - width), 5), y0 - 20 if y0 > 56 else y1
+        left, top = max(min(x0, place[0] + size[0] - width), place[0]), y0 - 20 if y0 > 56 else y1
         pen.rectangle((left, top, left + width, top + 20), fill=colour)
         pen.text((left + 3, top + 1), label, fill="black", font=font)
     return tile

@@ -15,6 +15,7 @@ from transformers import (
     AutoImageProcessor,
     AutoModel,
     AutoModelForZeroShotImageClassification,
+    AutoModelForZeroShotObjectDetection,
     AutoProcessor,
     AutoTokenizer,
     CLIPImageProcessorPil,
@@ -23,7 +24,9 @@ from transformers import (
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import is_torchvision_available
 
+from .detection.registration import ZeroShotObjectDetection
 from .model.configuration_geoalign_clip import GeoAlignCLIPConfig
+from .model.detection_pipeline_geoalign_clip import GeoAlignCLIPDetectionPipeline
 from .model.modeling_geoalign_clip import GeoAlignCLIPModel, GeoAlignCLIPOutput
 from .model.pipeline_geoalign_clip import ZeroShotRegionClassificationPipeline
 from .model.processing_geoalign_clip import GeoAlignCLIPProcessor
@@ -85,6 +88,7 @@ __all__ = [
     "EmbeddingDriftEvaluator",
     "Evaluator",
     "GeoAlignCLIPConfig",
+    "GeoAlignCLIPDetectionPipeline",
     "GeoAlignCLIPModel",
     "GeoAlignCLIPOutput",
     "GeoAlignCLIPProcessor",
@@ -128,6 +132,7 @@ def _register() -> None:
     AutoConfig.register(config.model_type, config, exist_ok=True)
     AutoModel.register(config, model, exist_ok=True)
     AutoModelForZeroShotImageClassification.register(config, model, exist_ok=True)
+    AutoModelForZeroShotObjectDetection.register(config, model, exist_ok=True)
     AutoProcessor.register(config, GeoAlignCLIPProcessor, exist_ok=True)
     AutoImageProcessor.register(config, image_processor_classes=image_processors, exist_ok=True)
     AutoTokenizer.register(config, tokenizer_class=CLIPTokenizer, exist_ok=True)
@@ -135,6 +140,9 @@ def _register() -> None:
     PIPELINE_REGISTRY.register_pipeline(
         pipeline.task_name, pipeline, pt_model=(AutoModel,), type="multimodal"
     )
+    # This task exists already; models of other kinds still get the pipeline of transformers.
+    task = PIPELINE_REGISTRY.supported_tasks[GeoAlignCLIPDetectionPipeline.task_name]
+    task["impl"] = ZeroShotObjectDetection
 
 
 _register()

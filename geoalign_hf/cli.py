@@ -23,6 +23,7 @@ from . import __version__
 
 PACKAGE = Path(__file__).parent
 EXTRAS = {"faiss": "search", "onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx"}
+EXTRAS |= {"rasterio": "geo", "geopandas": "geo", "pycocotools": "detect", "shapely": "detect"}
 
 
 class HelpFormatter(ArgumentDefaultsHelpFormatter):

@@ -88,12 +88,14 @@ def read_size(path: str | Path) -> tuple[int, int]:
     return read_header(path, str(path), max_pixels=sys.maxsize).size  # nothing is decoded
 
 
-def read_image(image, options: ImageOptions = DEFAULT_OPTIONS) -> Image.Image:
+def read_image(image, options: ImageOptions = DEFAULT_OPTIONS, draft_side: int | None = None) -> Image.Image:
     """Read an image as 8-bit RGB, upright.
 
     Args:
         image: a path, a URL, a PIL image, an array or a tensor.
         options: rules for images that are not 8-bit RGB.
+        draft_side: decode a JPEG file at 1/2, 1/4 or 1/8 of its size where no side becomes shorter than this.
+            None decodes all pixels.
 
     Returns:
         an image of mode RGB.
@@ -107,7 +109,7 @@ def read_image(image, options: ImageOptions = DEFAULT_OPTIONS) -> Image.Image:
     if header is not None and header.problem and rasterio is not None:
         result = _read_by_rasterio(image, name, header, options)
     else:
-        result = read_any_image(image, name, **options.scaling)
+        result = read_any_image(image, name, **options.scaling, draft_side=draft_side)
     if options.bands is not None and options.natural_colour:
         result.info["natural_colour"] = True
     return result

@@ -24,7 +24,8 @@ MAY_IMPORT = {
     "data": {"captioning", "images", "model", "readers", "storage"},
     "embedding": {"captioning", "data", "hub", "images", "model", "readers", "storage"},
     "dataset_builder": {"captioning", "data", "hub", "images", "model", "readers", "storage"},
-    "evaluation": {"captioning", "data", "embedding", "images", "model", "storage"},
+    "detection": {"data", "embedding", "images", "model", "readers", "storage"},
+    "evaluation": {"captioning", "data", "detection", "embedding", "images", "model", "storage"},
     "scenes": {"captioning", "data", "embedding", "images", "model", "readers", "storage"},
     "training": {
         "captioning", "convert", "data", "embedding", "evaluation", "hub", "images", "losses", "model",
@@ -39,7 +40,9 @@ MAY_USE = {
     "peft": {"training"},
     "accelerate": {"commands", "embedding", "training"},
     "geopandas": {"scenes"},
+    "pycocotools": {"evaluation"},
     "rasterio": {"images", "scenes"},
+    "shapely": {"detection", "scenes"},
     "yaml": {"captioning", "dataset_builder", "readers"},
 }
 
@@ -143,7 +146,7 @@ def run(code: str) -> str:
 
 
 def test_importing_the_package_does_not_import_what_only_some_tasks_need():
-    names = "datasets evaluate peft matplotlib sklearn rasterio"
+    names = "datasets evaluate peft matplotlib pycocotools sklearn rasterio shapely"
     code = f"import sys, geoalign_hf; print([name for name in {names.split()} if name in sys.modules])"
     assert run(code).strip() == "[]"
 

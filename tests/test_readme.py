@@ -36,6 +36,7 @@ def test_the_python_blocks_run_in_order(folder, coco_folder, hub, toy_rows, tmp_
 def test_the_python_blocks_of_each_guide_run(folder, coco_folder, hub, toy_rows, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(folder, "outputs/quickstart/final")
+    toy_rows[0]["image"].resize((225, 218)).save("outputs/quickstart/scene.png")
     shutil.copytree(coco_folder, "images")
     write_scene(Path("ortho.tif"), toy_rows[0]["image"])
     for guide in sorted((README.parent / "docs").glob("*.md")):

@@ -36,6 +36,8 @@ inferred = pipeline(model=folder, trust_remote_code=True)
 found["inferred"] = inferred.task
 scene = pipeline("zero-shot-image-classification", model=folder, trust_remote_code=True)
 found["scene"] = scene(given["call"]["images"][0], candidate_labels=["a ship", "a road"])
+detect = pipeline("zero-shot-object-detection", model=folder, trust_remote_code=True)
+found["detections"] = detect(given["call"]["images"][0], candidate_labels=["ship", "road"], sides=[40])
 classify.save_pretrained(resaved)
 torch.save(found, inputs + ".out")
 """
@@ -62,6 +64,8 @@ def test_the_folder_holds_the_code_and_names_every_way_in(folder):
     assert sorted(path.name for path in folder.glob("*.py")) == [
         "adapters_geoalign_clip.py",
         "configuration_geoalign_clip.py",
+        "detection_geoalign_clip.py",
+        "detection_pipeline_geoalign_clip.py",
         "image_files_geoalign_clip.py",
         "images_geoalign_clip.py",
         "interface_geoalign_clip.py",
@@ -84,11 +88,16 @@ def test_the_folder_holds_the_code_and_names_every_way_in(folder):
         "AutoModelForZeroShotImageClassification": "modeling_geoalign_clip.GeoAlignCLIPModel",
     }
     assert config["custom_pipelines"] == {
+        "zero-shot-object-detection": {
+            "impl": "detection_pipeline_geoalign_clip.GeoAlignCLIPDetectionPipeline",
+            "pt": ["AutoModel"],
+            "type": "multimodal",
+        },
         "zero-shot-region-classification": {
             "impl": "pipeline_geoalign_clip.ZeroShotRegionClassificationPipeline",
             "pt": ["AutoModel"],
             "type": "multimodal",
-        }
+        },
     }
 
 
@@ -114,6 +123,8 @@ def test_without_the_package_the_pipelines_answer_alike(folder, remote):
     image, boxes = call["images"][0], call["boxes"][0]
     assert found["answers"] == classify(image, boxes=boxes, candidate_concepts=["ship", "road"])
     assert found["inferred"] == "zero-shot-region-classification"
+    detect = pipeline("zero-shot-object-detection", model=str(folder))
+    assert found["detections"] == detect(image, candidate_labels=["ship", "road"], sides=[40]) != []
     scene = pipeline("zero-shot-image-classification", model=str(folder))
     assert found["scene"] == scene(image, candidate_labels=["a ship", "a road"])
 

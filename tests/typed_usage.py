@@ -20,6 +20,7 @@ from geoalign_hf import (
     EmbeddingDriftEvaluator,
     Evaluator,
     GeoAlignCLIPConfig,
+    GeoAlignCLIPDetectionPipeline,
     GeoAlignCLIPModel,
     GeoAlignCLIPOutput,
     GeoAlignCLIPProcessor,
@@ -76,6 +77,8 @@ def embed(model: GeoAlignCLIPModel, processor: GeoAlignCLIPProcessor, image: Ima
 
     classify = ZeroShotRegionClassificationPipeline(model=model, processor=processor)
     print(classify(image, boxes=[[0, 0, 8, 8]], candidate_labels=["ship", "pier"]))
+    detect = GeoAlignCLIPDetectionPipeline(model=model, processor=processor)
+    print(detect(image, candidate_labels=["ship", "pier"]))
 
 
 def load() -> Dataset:

@@ -263,14 +263,14 @@ def describe_sources(
     ]
 
 
-def _read_part(source: Source, folder: Path, part: dict[str, Any], report: SkipReport) -> list[dict]:
+def _read_part(source: Source, folder: Path, part: dict[str, Any], report: SkipReport) -> Iterator[dict]:
     places = {}
     for key in ("annotations", "images"):
         names = [part[key]] if isinstance(part[key], str) else part[key]
         places[key] = _find(folder, names)
         if places[key] is None:
             report.refuse("missing part", f"{folder} lacks {names} of {source.name}. Unpack it there.")
-            return []
+            return iter(())
     options = source.options | part.get("options", {})
     if part.get("lists"):
         options["only"] = set()

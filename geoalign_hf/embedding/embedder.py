@@ -38,6 +38,8 @@ class Embedder:
         image_size: side of `pixel_values`. None takes the model's own; another size interpolates the position
             embeddings.
         batch_size: number of images or windows per forward pass; eight times as many texts.
+        draft_jpeg: whether `embed_images` decodes JPEG files at 1/2, 1/4 or 1/8 of their size where that is
+            still as large as `image_size`. It is faster, and pixels differ by 2 of 255 on average.
 
     Raises:
         TypeError: if the model has neither kind of method.
@@ -51,6 +53,7 @@ class Embedder:
     processor: ProcessorMixin
     image_size: int | None = None
     batch_size: int = 16
+    draft_jpeg: bool = False
     num_cut_texts: int = field(default=0, init=False)  # texts that were longer than the model's positions
 
     def __post_init__(self):
@@ -307,7 +310,8 @@ class Embedder:
             if self._crops()
             else {"size": side}
         )
-        images = [read_image(image) for image in images]
+        draft_side = self.image_size if self.draft_jpeg else None
+        images = [read_image(image, draft_side=draft_side) for image in images]
         inputs = self.processor(images=images, return_tensors="pt", **sizes, **regions).to(self.model.device)
         return inputs | {"pixel_values": inputs["pixel_values"].to(self.model.dtype)}
 

@@ -63,7 +63,7 @@ class EmbeddingJob:
         if self.shard_size < 1:
             raise ValueError(f"shard_size is {self.shard_size}. Give 1 or more.")
         self.report = SkipReport(self.on_error)
-        annotated = read_coco(self.coco, self.images, report=self.report) if self.coco else []
+        annotated = list(read_coco(self.coco, self.images, report=self.report)) if self.coco else []
         regions = {Path(row["image"]): row for row in annotated}
         no_regions = {"boxes": [], "concepts": []}
         self.rows = [

@@ -12,6 +12,7 @@ from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig, PreTraine
 DENSE_MODES = ("last", "value")
 REGION_VIEWS = ("image", "window")
 STEMS = ("patch", "convolution")
+DEFAULT_TASK = "zero-shot-region-classification"
 
 if TYPE_CHECKING:
 
@@ -67,7 +68,7 @@ class GeoAlignCLIPConfig(CLIPConfig):
     def __post_init__(self, **kwargs):
         if (pipelines := kwargs.get("custom_pipelines")) is not None:
             is_remote = __name__.startswith("transformers_modules.")
-            kwargs["custom_pipelines"] = dict(pipelines) if is_remote else InstalledPipelines(pipelines)
+            kwargs["custom_pipelines"] = (Pipelines if is_remote else InstalledPipelines)(pipelines)
         super().__post_init__(**kwargs)
 
     def validate_dense_mode(self):
@@ -90,11 +91,25 @@ class GeoAlignCLIPConfig(CLIPConfig):
                     raise ValueError(f"{name} is {value}; stem='convolution' needs a multiple of {factor}.")
 
 
-class InstalledPipelines(dict):
+class Pipelines(dict):
+    """The pipelines of a repository. The first one is the task of a model for which no task is given.
+
+    transformers infers the task from the first key, but only if the dictionary has the length 1. It sorts
+    the keys when it saves them.
+    """
+
+    def __init__(self, pipelines: dict):
+        super().__init__(sorted(pipelines.items(), key=lambda item: item[0] != DEFAULT_TASK))
+
+    def __len__(self) -> int:
+        return min(super().__len__(), 1)
+
+
+class InstalledPipelines(Pipelines):
     """The pipelines of a repository whose code is installed and registered with transformers.
 
-    transformers takes the task of a model from the keys. For a task that is `in` the dictionary it runs the
-    code of the repository, and asks for `trust_remote_code=True`. Here it must run the installed code.
+    For a task that is `in` the dictionary transformers runs the code of the repository, and asks for
+    `trust_remote_code=True`. Here it must run the installed code.
     """
 
     def __contains__(self, task) -> bool:

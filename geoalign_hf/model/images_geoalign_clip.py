@@ -18,6 +18,7 @@ from .image_files_geoalign_clip import WIDE_MODES, describe_image, describe_tags
 
 COLOUR_MODES = frozenset({"RGB", "RGBA", "RGBa", "RGBX", "P", "PA", "CMYK", "YCbCr", "HSV"})
 PLAIN_MODES = COLOUR_MODES | {"1", "L", "LA", "La"}  # eight bits per band or fewer
+FULL_SIZE = "geoalign_full_size"
 SCALE_REMEDY = (
     "Give stretch=(2, 98) to map these percentiles of the picture to 0 and 255, or limits=(low, high) to map "
     "these values (on the command line --stretch 2,98 or --limits LOW,HIGH)."
@@ -36,6 +37,7 @@ def read_image(
     max_pixels: int | None = None,
     timeout: float | None = None,
     layout: str | None = None,
+    draft_side: int | None = None,
 ) -> Image.Image:
     """Return any image as 8-bit RGB.
 
@@ -50,6 +52,8 @@ def read_image(
             `PIL.Image.MAX_IMAGE_PIXELS`.
         timeout: of a download, in seconds.
         layout: `channels_first` or `channels_last`, for arrays whose shape is ambiguous.
+        draft_side: a JPEG file is decoded at 1/2, 1/4 or 1/8 of its size where no side becomes shorter than
+            this. `get_full_size` then returns the size of the file. None decodes all pixels.
 
     Returns:
         an image of mode RGB. Its `info["natural_colour"]` is False if its colours are not those of the scene:
@@ -61,10 +65,46 @@ def read_image(
     check_options(stretch, limits, bands)
     if isinstance(image, (str, Path)):
         source = _download(str(image), name, timeout)
-        return _read_file(source, name, stretch, limits, bands, max_pixels)
+        return _read_file(source, name, stretch, limits, bands, max_pixels, draft_side)
     if isinstance(image, Image.Image):
         return _convert_image(image, name, stretch, limits, bands)
     return _convert_array(image, name, stretch, limits, bands, layout)
+
+
+def load_images(images, layout=None, do_rescale: bool = True, **options) -> list[Image.Image]:
+    """Read one image or many as 8-bit RGB.
+
+    Args:
+        images: a PIL image, an array or tensor (H, W), (H, W, bands) or (bands, H, W), a path or URL; a list
+            of those; or a 4-dimensional array or tensor.
+        layout: `channels_first` or `channels_last`, for arrays whose shape does not tell.
+        do_rescale: whether pixels are divided by 255 later. Without it, arrays of floats are refused.
+        **options: `stretch`, `limits`, `bands`, `max_pixels`, `timeout`, `draft_side`, see `read_image`.
+
+    Returns:
+        a list of PIL images of mode RGB.
+
+    Raises:
+        ValueError: with the image's index or path, if there is no image or one cannot be read.
+    """
+    if isinstance(images, (str, Path, Image.Image)) or getattr(images, "ndim", 4) in (2, 3):
+        images = [images]
+    elif not hasattr(images, "__iter__"):
+        raise ValueError(f"images is a {type(images).__name__}. Give an image or a list of images.")
+    # Some pipelines of transformers pass one list of images per text.
+    flat = [image for entry in images for image in (entry if isinstance(entry, (list, tuple)) else [entry])]
+    if not flat:
+        raise ValueError("images is empty. Give at least one image.")
+    loaded = []
+    for i, image in enumerate(flat):
+        name = f"image {i} ({str(image)[:200]!r})" if isinstance(image, (str, Path)) else f"image {i}"
+        if not do_rescale and "float" in str(getattr(image, "dtype", "")):
+            raise ValueError(
+                f"{name} holds floats, and do_rescale is False. Leave do_rescale at True: floats in [0, 1] "
+                "are recognised by their type."
+            )
+        loaded.append(read_image(image, name, layout=layout, **options))
+    return loaded
 
 
 def check_options(stretch, limits, bands):
@@ -99,7 +139,7 @@ def _download(source: str, name: str, timeout: float | None) -> str | io.BytesIO
     return source
 
 
-def _read_file(source, name: str, stretch, limits, bands, max_pixels) -> Image.Image:
+def _read_file(source, name: str, stretch, limits, bands, max_pixels, draft_side) -> Image.Image:
     prefix, header = read_start(source, name, max_pixels)
     if header is not None and header.problem:
         raise ValueError(f"{name} {header.problem}. {READER_REMEDY}")
@@ -108,19 +148,29 @@ def _read_file(source, name: str, stretch, limits, bands, max_pixels) -> Image.I
         if header.problem:
             raise ValueError(f"{name} {header.problem}. {READER_REMEDY}")
         try:
+            if draft_side is not None and image.format == "JPEG":
+                image.draft(None, (draft_side, draft_side))
             image.load()
             if header.is_turned:
                 ImageOps.exif_transpose(image, in_place=True)
         except Exception as error:  # a damaged file makes PIL raise almost any exception
             raise ValueError(f"{name} cannot be read as an image ({error}). Replace it.") from error
         if image.mode not in WIDE_MODES:
-            return _convert_image(image, name, stretch, limits, bands)
+            result = _convert_image(image, name, stretch, limits, bands)
+            if draft_side is not None and result.size != header.size:
+                result.info[FULL_SIZE] = header.size
+            return result
         array = np.asarray(image)
         if header.kind == "uint" and image.mode == "I":
             array = array.view(np.uint32)
         if image.format == "JPEG2000":
             array = array >> (16 - header.bits)  # PIL fills all 16 bits
         return to_rgb(array[..., None], name, stretch, limits, bands, header.is_inverted)
+
+
+def get_full_size(image: Image.Image) -> tuple[int, int]:
+    """Return the (width, height) of the picture in its file, of which `draft_side` may have decoded less."""
+    return image.info.get(FULL_SIZE, image.size)
 
 
 def _convert_image(image: Image.Image, name: str, stretch, limits, bands) -> Image.Image:

@@ -17,7 +17,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .adapters_geoalign_clip import StrictAdapterMixin
-from .configuration_geoalign_clip import DENSE_MODES, GeoAlignCLIPConfig
+from .configuration_geoalign_clip import DENSE_MODES, GeoAlignCLIPConfig, Pipelines
 from .interface_geoalign_clip import GeoAlignCLIPOutput, check_arguments, normalize_features
 from .packing_geoalign_clip import locate_texts
 from .regions_geoalign_clip import pool_regions, weigh_regions
@@ -88,18 +88,24 @@ class GeoAlignCLIPModel(StrictAdapterMixin, CLIPModel):
 
         The offset of the scene scale is added to `logit_scale`, where every CLIP has it, and saved as 0.
         """
-        # This import also makes transformers copy the file of the pipeline.
+        # These imports also make transformers copy the files of the pipelines.
+        from .detection_pipeline_geoalign_clip import GeoAlignCLIPDetectionPipeline
         from .pipeline_geoalign_clip import ZeroShotRegionClassificationPipeline
 
         here = __name__.split(".")[-1]
         auto_map = dict(getattr(self.config, "auto_map", None) or {})
         auto_map["AutoModelForZeroShotImageClassification"] = f"{here}.{type(self).__name__}"
         self.config.auto_map = auto_map
-        pipeline = ZeroShotRegionClassificationPipeline
-        impl = f"{pipeline.__module__.split('.')[-1]}.{pipeline.__name__}"
-        self.config.custom_pipelines = {
-            pipeline.task_name: {"impl": impl, "pt": ["AutoModel"], "type": "multimodal"}
-        }
+        self.config.custom_pipelines = Pipelines(
+            {
+                pipeline.task_name: {
+                    "impl": f"{pipeline.__module__.split('.')[-1]}.{pipeline.__name__}",
+                    "pt": ["AutoModel"],
+                    "type": "multimodal",
+                }
+                for pipeline in (ZeroShotRegionClassificationPipeline, GeoAlignCLIPDetectionPipeline)
+            }
+        )
         if not getattr(self, "_hf_peft_config_loaded", False):  # otherwise only the adapter is saved
             state_dict = fold_scene_scale(self.state_dict() if state_dict is None else state_dict)
         super().save_pretrained(

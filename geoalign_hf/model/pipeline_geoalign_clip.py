@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from transformers import Pipeline
 
-from .processing_geoalign_clip import GeoAlignCLIPProcessor, load_images
+from .images_geoalign_clip import load_images
+from .processing_geoalign_clip import GeoAlignCLIPProcessor
 from .views_geoalign_clip import cut_windows
 
 FORMS = {"boxes": "box", "quads": "quad", "masks": "mask"}  # the argument, and the key of a result

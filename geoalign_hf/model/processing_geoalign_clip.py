@@ -8,8 +8,6 @@ everything is in the frame of `pixel_values`. Boxes change their frame here and 
 from .requirements_geoalign_clip import REQUIRED_TRANSFORMERS  # noqa: F401  # before what older ones lack
 
 # isort: split
-from pathlib import Path
-
 import numpy as np
 import torch
 from PIL import Image
@@ -18,7 +16,7 @@ from transformers.image_processing_utils import get_size_dict
 from transformers.image_utils import ImageInput
 from transformers.processing_utils import ImagesKwargs, ProcessingKwargs, TextKwargs
 
-from .images_geoalign_clip import read_image
+from .images_geoalign_clip import get_full_size, load_images
 from .masks_geoalign_clip import check_masks, masks_to_coverage
 from .regions_geoalign_clip import check_boxes, check_quads
 from .resizing_geoalign_clip import can_resize_fast, resize_fast
@@ -61,6 +59,7 @@ class GeoAlignCLIPProcessor(ProcessorMixin):
         limits: tuple[float, float] | None = None,
         bands: tuple[int, ...] | None = None,
         max_pixels: int | None = None,
+        draft_jpeg: bool = False,
         **kwargs,
     ) -> BatchFeature:
         """Prepare a batch.
@@ -81,6 +80,9 @@ class GeoAlignCLIPProcessor(ProcessorMixin):
             limits: two values that become 0 and 255, for more than 8 bits.
             bands: numbers of the bands to use as red, green and blue, counted from 1.
             max_pixels: most pixels that a file may have; None means PIL's limit.
+            draft_jpeg: whether to decode a JPEG file at 1/2, 1/4 or 1/8 of its size where that is still as
+                large as `pixel_values`. It saves about a third of the decoding. On photographs pixels differ
+                by 2 of 255 on average, and by up to 100 at hard edges. Regions stay in pixels of the file.
             **kwargs: options of the image processor and the tokenizer, flat or in `images_kwargs` and
                 `text_kwargs`. An integer `size` means a square.
 
@@ -114,12 +116,13 @@ class GeoAlignCLIPProcessor(ProcessorMixin):
         if images is not None:
             settings = self._merge_settings(for_images)
             options = {"stretch": stretch, "limits": limits, "bands": bands, "max_pixels": max_pixels}
-            layout = for_images.pop("input_data_format", None)
-            loaded = load_images(images, **options, layout=layout, do_rescale=settings["do_rescale"])
+            options["layout"] = for_images.pop("input_data_format", None)
+            options["draft_side"] = _find_draft_side(settings) if draft_jpeg else None
+            loaded = load_images(images, **options, do_rescale=settings["do_rescale"])
             batch.update(self._prepare(loaded, settings, for_images))
             for form, regions in given.items():
                 size = _check_frame(settings)
-                sizes = [image.size for image in loaded]
+                sizes = [get_full_size(image) for image in loaded]
                 found = self._prepare_regions(
                     form, regions, sizes, size, max_regions, clip_boxes is not False
                 )
@@ -225,7 +228,7 @@ class GeoAlignCLIPProcessor(ProcessorMixin):
     def _prepare(self, images: list[Image.Image], settings: dict, options: dict) -> BatchFeature:
         if not can_resize_fast(settings):
             return self.image_processor(images, **options)
-        pixels = resize_fast(images, settings, self.image_processor.backend)
+        pixels = resize_fast(images, settings)
         return _convert({"pixel_values": pixels}, options.get("return_tensors"))
 
     def _prepare_regions(self, form, regions, sizes, size, max_regions, clip) -> dict[str, torch.Tensor]:
@@ -257,42 +260,6 @@ class GeoAlignCLIPProcessor(ProcessorMixin):
             padded[i, : len(image_regions)] = image_regions.float()
         counts = torch.tensor([len(image_regions) for image_regions in checked])
         return {key: padded, "region_mask": torch.arange(R) < counts.unsqueeze(-1)}
-
-
-def load_images(images, layout=None, do_rescale: bool = True, **options) -> list[Image.Image]:
-    """Read one image or many as 8-bit RGB.
-
-    Args:
-        images: a PIL image, an array or tensor (H, W), (H, W, bands) or (bands, H, W), a path or URL; a list
-            of those; or a 4-dimensional array or tensor.
-        layout: `channels_first` or `channels_last`, for arrays whose shape is ambiguous.
-        do_rescale: whether pixels are divided by 255 later. Without it, arrays of floats are refused.
-        **options: `stretch`, `limits`, `bands`, `max_pixels`, `timeout`, see `read_image`.
-
-    Returns:
-        a list of PIL images of mode RGB.
-
-    Raises:
-        ValueError: with the image's index or path, if there is no image or one cannot be read.
-    """
-    if isinstance(images, (str, Path, Image.Image)) or getattr(images, "ndim", 4) in (2, 3):
-        images = [images]
-    elif not hasattr(images, "__iter__"):
-        raise ValueError(f"images is a {type(images).__name__}. Give an image or a list of images.")
-    # Some pipelines of transformers pass one list of images per text.
-    flat = [image for entry in images for image in (entry if isinstance(entry, (list, tuple)) else [entry])]
-    if not flat:
-        raise ValueError("images is empty. Give at least one image.")
-    loaded = []
-    for i, image in enumerate(flat):
-        name = f"image {i} ({str(image)[:200]!r})" if isinstance(image, (str, Path)) else f"image {i}"
-        if not do_rescale and "float" in str(getattr(image, "dtype", "")):
-            raise ValueError(
-                f"{name} holds floats, and do_rescale is False. Leave do_rescale at True: floats in [0, 1] "
-                "are recognised by their type."
-            )
-        loaded.append(read_image(image, name, layout=layout, **options))
-    return loaded
 
 
 def _check_text(text, name: str = "text") -> list[str]:
@@ -328,6 +295,18 @@ def _check_frame(settings: dict) -> tuple[int, int]:
             'do_resize=True, do_center_crop=False, do_pad=False and size={"height": S, "width": S}.'
         )
     return size["height"], size["width"]
+
+
+def _find_draft_side(settings: dict) -> int:
+    """Return the length below which no side of a JPEG file may be decoded."""
+    size = settings["size"] or {}
+    side = size.get("shortest_edge") or max(size.get("width") or 0, size.get("height") or 0)
+    if not settings.get("do_resize") or not side:
+        raise ValueError(
+            f"draft_jpeg=True decodes JPEG files near the size that they are resized to, but do_resize is "
+            f"{settings.get('do_resize')} and size is {size}. Leave draft_jpeg out."
+        )
+    return side
 
 
 def _check_lists(form: str, regions, num_images: int) -> list:

@@ -28,44 +28,33 @@ def can_resize_fast(settings: dict) -> bool:
     )
 
 
-def resize_fast(images: list[Image.Image], settings: dict, backend: str) -> torch.Tensor:
+def resize_fast(images: list[Image.Image], settings: dict) -> torch.Tensor:
     """Resize, rescale and normalise RGB images as a stock image processor does, in less time.
 
-    The filter is that of the image processor's backend, because PIL's and torch's saturate differently:
-    PIL's, image by image, or torch's antialiased filter on uint8, on all images of one size together. Both
-    give the stock result within 1 of 255.
+    The filter is torch's antialiased one on uint8, which is several times faster than PIL's. Pixels are
+    within 1 of 255 of those of Pillow 13, except about one in 100,000, which is within 2. Earlier versions of
+    Pillow, and torchvision, filter tall pictures in another order, which differs by up to 8 at hard edges.
 
     Args:
         images: of mode RGB.
         settings: `size`, `resample`, `image_mean` and `image_std` of the image processor.
-        backend: `pil` or `torchvision`.
 
     Returns:
         (B, 3, height, width), float32.
     """
-    resize = _resize_by_torch if backend == "torchvision" else _resize_by_pil
-    size = settings["size"]["height"], settings["size"]["width"]
+    height, width = size = settings["size"]["height"], settings["size"]["width"]
+    mode = TORCH_MODES[settings["resample"]]
     # numpy outside of the filter: torch would start its threads for every one of these small steps.
-    pixels = resize(images, size, settings["resample"]).astype(np.float32)
-    pixels -= np.float32(settings["image_mean"]).reshape(3, 1, 1) * 255
-    pixels /= np.float32(settings["image_std"]).reshape(3, 1, 1) * 255
+    scale = 1 / (np.float32(settings["image_std"]) * 255).reshape(3, 1, 1)
+    offset = np.float32(settings["image_mean"]).reshape(3, 1, 1) * 255 * scale
+    pixels = np.empty((len(images), 3, *size), dtype=np.float32)
+    for image, result in zip(images, pixels, strict=True):
+        resized = torch.from_numpy(np.array(image)[None]).permute(0, 3, 1, 2)  # the filter's fastest layout
+        # Pillow 13 filters such pictures down first, and then across.
+        is_tall = image.height - height > 2 * max(image.width - width, 0)
+        for target in [(height, image.width)] * is_tall + [size]:
+            if resized.shape[2:] != target:
+                resized = torch.nn.functional.interpolate(resized, target, mode=mode, antialias=True)
+        np.multiply(resized[0].numpy(), scale, out=result, dtype=np.float32, casting="unsafe")
+        result -= offset
     return torch.from_numpy(pixels)
-
-
-def _resize_by_pil(images: list[Image.Image], size: tuple[int, int], resample: int) -> np.ndarray:
-    resized = np.empty((len(images), *size, 3), dtype=np.uint8)
-    for i, image in enumerate(images):
-        resized[i] = np.asarray(image.resize((size[1], size[0]), resample))
-    return resized.transpose(0, 3, 1, 2)
-
-
-def _resize_by_torch(images: list[Image.Image], size: tuple[int, int], resample: int) -> np.ndarray:
-    resized = np.empty((len(images), 3, *size), dtype=np.uint8)
-    for image_size in {image.size for image in images}:
-        members = [i for i, image in enumerate(images) if image.size == image_size]
-        group = torch.from_numpy(np.stack([np.asarray(images[i]) for i in members])).permute(0, 3, 1, 2)
-        if image_size != size[::-1]:
-            mode = TORCH_MODES[PILImageResampling(resample)]
-            group = torch.nn.functional.interpolate(group, size, mode=mode, antialias=True)
-        resized[members] = group.numpy()
-    return resized

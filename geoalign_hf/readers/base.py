@@ -2,9 +2,11 @@
 
 import math
 import unicodedata
-from functools import lru_cache
+from collections.abc import Callable, Iterator
+from functools import lru_cache, wraps
+from inspect import signature
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, ParamSpec
 
 import torch
 from transformers.utils import logging
@@ -15,6 +17,7 @@ from ..model.regions_geoalign_clip import check_boxes, check_quads
 from .skipped import SkipReport
 
 logger = logging.get_logger(__name__)
+P = ParamSpec("P")
 MAX_COORDINATE = 1e9  # pixels; areas of larger boxes lose their last digits
 MIN_SIDE = 1e-3  # pixels that a region must cover in each direction
 
@@ -242,27 +245,38 @@ def try_read_size(image: Path, report: SkipReport) -> tuple[int, int] | None:
         return None
 
 
-def finish_rows(rows: list[dict | None], source: str | Path, report: SkipReport) -> list[dict]:
-    """Return the rows that were not skipped, each image once, and log their number.
+def check_rows(read: Callable[P, Iterator[dict | None]]) -> Callable[P, Iterator[dict]]:
+    """Decorate a reader, which yields a row for each image, or None for one that was skipped.
 
-    Raises:
-        ValueError: If no row is left, or an image occurs twice.
+    Only rows are passed on, each image once, and their number is logged at the end. The reader always gets a
+    `report`. It raises a ValueError if no row is left.
     """
-    by_image: dict[str, dict] = {}
-    for row in filter(None, rows):
-        if row["image"] in by_image:
-            message = f"{source} has the image {row['source']} twice. Give every image one entry."
-            report.refuse("repeated image", message)
-        else:
-            by_image[row["image"]] = row
-    unique = list(by_image.values())
-    if not unique:
-        message = f"{source} has no images that can be used; skipped: {report.count_kinds()}."
-        first = f" The first: {report.entries[0]['message']}" if report.entries else ""
-        raise ValueError(message + first)
-    num_regions = sum(len(row["boxes"]) for row in unique)
-    concepts = {concept for row in unique for concept in row["concepts"]}
-    logger.info(f"{source}: {len(unique)} images, {num_regions} regions of {len(concepts)} concepts")
-    if report.entries:
-        logger.warning(f"{source}: skipped {report.count_kinds()}. The report lists each with its place.")
-    return unique
+
+    @wraps(read)
+    def read_checked(*arguments: P.args, **options: P.kwargs) -> Iterator[dict]:
+        bound = signature(read).bind(*arguments, **options)
+        bound.apply_defaults()
+        report = bound.arguments["report"] = bound.arguments["report"] or SkipReport()
+        source, num_before = bound.arguments["annotations"], len(report.entries)
+        seen, concepts, num_regions = set(), set(), 0
+        for row in read(*bound.args, **bound.kwargs):
+            if row is None:
+                continue
+            key = hash(row["image"])  # the paths of a million images would fill the memory
+            if key in seen:
+                message = f"{source} has the image {row['source']} twice. Give every image one entry."
+                report.refuse("repeated image", message)
+                continue
+            seen.add(key)
+            num_regions += len(row["boxes"])
+            concepts.update(row["concepts"])
+            yield row
+        skipped = report.entries[num_before:]
+        if not seen:
+            message = f"{source} has no images that can be used; skipped: {report.count_kinds()}."
+            raise ValueError(message + (f" The first: {skipped[0]['message']}" if skipped else ""))
+        logger.info(f"{source}: {len(seen)} images, {num_regions} regions of {len(concepts)} concepts")
+        if skipped:
+            logger.warning(f"{source}: skipped {report.count_kinds()}. The report lists each with its place.")
+
+    return read_checked

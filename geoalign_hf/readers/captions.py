@@ -1,21 +1,23 @@
 """Reads caption files (RSICD, RSITMD, NWPU-Captions, or JSON lines) into rows, or into captions alone."""
 
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
-from .base import finish_rows, make_row
+from .base import check_rows, make_row
 from .files import ImageFinder, parse_json, read_lines, read_text
 from .skipped import SkipReport
 
 EXPECTED = "a caption file in the form of RSICD or NWPU-Captions"
 
 
+@check_rows
 def read_captions(
     annotations: str | Path,
     images: str | Path,
     caption_split: str | None = None,
     report: SkipReport | None = None,
-) -> list[dict]:
+) -> Iterator[dict | None]:
     """Read a caption file: images with sentences and without regions.
 
     Args:
@@ -24,14 +26,13 @@ def read_captions(
         caption_split: The split to read; None reads all.
         report: Collects what is skipped, and decides whether an error stops the reading.
 
-    Returns:
+    Yields:
         One row per image, in the order of the file.
 
     Raises:
         ValueError: If the file has another form, repeats an image, or has no such split.
     """
     report = report or SkipReport()
-    rows: list[dict | None] = []
     entries = _list_entries(Path(annotations), report)
     names = Counter(entry["filename"] for _, entry in entries)
     if repeated := sorted(name for name, count in names.items() if count > 1):
@@ -41,18 +42,17 @@ def read_captions(
         raise ValueError(
             f"{annotations} has no split {caption_split!r}; it has {splits}. Choose one of them."
         )
-    finder = ImageFinder(images, names)
+    finder = ImageFinder(images, names.elements)
     for place, entry in entries:
         if caption_split is not None and entry.get("split") != caption_split:
             continue
         image = finder.find(entry["filename"], place, report)
         source = image.relative_to(images).as_posix() if image else ""
         if image and (row := make_row(image, source, place, [], report)):
-            rows.append(row | {"captions": entry["captions"]})
-    return finish_rows(rows, annotations, report)
+            yield row | {"captions": entry["captions"]}
 
 
-def list_captions(annotations: str | Path) -> list[dict]:
+def list_captions(annotations: str | Path) -> Iterator[dict | None]:
     """Read the captions of a file without looking for its images.
 
     Args:

@@ -1,9 +1,10 @@
 """Reads DOTA text files into rows."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
-from .base import Annotation
+from .base import Annotation, check_rows
 from .files import parse_numbers
 from .line_files import read_line_files
 from .skipped import SkipReport
@@ -12,6 +13,7 @@ HEADER = re.compile(r"^\s*(imagesource|gsd|acquisition dates?)\s*:", re.IGNORECA
 FORM = "`x1 y1 x2 y2 x3 y3 x4 y4 class difficult`"
 
 
+@check_rows
 def read_dota(
     annotations: str | Path,
     images: str | Path,
@@ -19,7 +21,7 @@ def read_dota(
     concepts: list[str] | None = None,
     only: set[str] | None = None,
     report: SkipReport | None = None,
-) -> list[dict]:
+) -> Iterator[dict | None]:
     """Read DOTA text files: oriented boxes, each with a flag for difficult ones.
 
     A line is `x1 y1 x2 y2 x3 y3 x4 y4 class difficult`; without a flag the region is not difficult. The

@@ -8,7 +8,7 @@ import re
 import unicodedata
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
@@ -20,6 +20,7 @@ from .skipped import SkipReport
 MAX_BYTES = 4 * 2**30  # of one annotation file, after decompression
 MAX_EXPANSION = 200  # decompressed bytes per compressed byte; JSON of boxes stays below 50
 FREE_BYTES = 64 * 2**20  # this much may always be decompressed
+CHUNK = 2**20  # bytes that are read at once
 SIDECAR = ".aux.xml"  # written by GDAL beside an image; it holds no annotations
 # Folders that say what kind of file they hold. Two paths that differ only in these belong together.
 ROLE_FOLDERS = frozenset(
@@ -166,12 +167,17 @@ class ImageFinder:
 
     Args:
         folder: Folder that the names are relative to.
-        names: All names of the annotations, to see whether a name without its folder is unique.
+        list_names: Function that lists all names of the annotations, to see whether a name without its folder
+            is unique. It is called only if there is such a name.
     """
 
-    def __init__(self, folder: str | Path, names: Iterable[str]):
+    def __init__(self, folder: str | Path, list_names: Callable[[], Iterable[str]]):
         self.folder = Path(folder)
-        self._names = Counter(map(_find_basename, names))
+        self._list_names = list_names
+
+    @cached_property
+    def _names(self) -> Counter[str]:
+        return Counter(map(_find_basename, self._list_names()))
 
     @cached_property
     def _index(self) -> dict[tuple[str, str], list[Path]]:
@@ -227,28 +233,44 @@ def _find_basename(name: str) -> str:
     return normalize_name(_write_posix(unquote(name)).name)
 
 
+def check_size(path: str | Path) -> int:
+    """Return how many bytes a file may hold, decompressed if its name ends in `.gz`.
+
+    Raises:
+        ValueError: If it is missing, not a regular file or too large.
+    """
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+        if not path.is_file():
+            raise OSError("it is not a regular file")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({error}). Give a complete file.") from error
+    if size > MAX_BYTES:
+        raise ValueError(f"{path} has {size} bytes; the limit is {MAX_BYTES}. Split it into parts.")
+    is_gzip = path.suffix.lower() == ".gz"
+    return min(MAX_BYTES, max(FREE_BYTES, MAX_EXPANSION * size)) if is_gzip else MAX_BYTES
+
+
 def read_bytes(path: str | Path) -> bytes:
     """Read a file, decompressed if its name ends in `.gz`.
 
     Raises:
         ValueError: If it is missing, not a regular file, incomplete, corrupt or too large.
     """
-    path = Path(path)
-    is_gzip = path.suffix.lower() == ".gz"
+    path, limit = Path(path), check_size(path)
     try:
-        size = path.stat().st_size
-        if not path.is_file():
-            raise OSError("it is not a regular file")
-        limit = min(MAX_BYTES, max(FREE_BYTES, MAX_EXPANSION * size)) if is_gzip else MAX_BYTES
-        with (gzip.open if is_gzip else open)(path, "rb") as file:
-            content = file.read(limit + 1) if size <= MAX_BYTES else b""
+        with (gzip.open if path.suffix.lower() == ".gz" else open)(path, "rb") as file:
+            # Python reserves as many bytes as are asked for, so the limit must not be asked for at once.
+            chunks, left = [], limit
+            while left >= 0 and (chunk := file.read(CHUNK)):
+                chunks.append(chunk)
+                left -= len(chunk)
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise ValueError(f"{path} cannot be read ({error}). Give a complete file.") from error
-    if len(content) > limit or size > MAX_BYTES:
-        raise ValueError(
-            f"{path} has {size} bytes and holds more than {limit}, which is the limit. Split it into parts."
-        )
-    return content
+    if left < 0:
+        raise ValueError(f"{path} holds more than {limit} bytes, which is the limit. Split it into parts.")
+    return b"".join(chunks)
 
 
 def read_text(path: str | Path) -> str:
@@ -293,12 +315,12 @@ def parse_json(place: str | Path, text: str, expected: str) -> Any:
         ValueError: If the text is not JSON.
     """
     try:
-        return json.loads(text, object_pairs_hook=_refuse_repeated_keys)
+        return json.loads(text, object_pairs_hook=refuse_repeated_keys)
     except (ValueError, RecursionError) as error:  # also numbers of too many digits, lists too deep
         raise ValueError(f"{place} cannot be read as JSON ({error}). Give {expected}.") from error
 
 
-def _refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Make a dictionary of the pairs of a JSON object, of which Python would silently keep the last."""
     content = dict(pairs)
     if len(content) < len(pairs):

@@ -1,9 +1,9 @@
 """Reads annotation formats that have one text file per image and one region per line."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from .base import Annotation, finish_rows, make_row
+from .base import Annotation, make_row
 from .files import list_files, pair_images, try_read_lines
 from .skipped import SkipReport
 
@@ -16,7 +16,7 @@ def read_line_files(
     report: SkipReport | None = None,
     concepts: list[str] | None = None,
     drop_difficult: bool = False,
-) -> list[dict]:
+) -> Iterator[dict | None]:
     """Read text files with one region per line.
 
     Args:
@@ -29,11 +29,10 @@ def read_line_files(
         concepts: Names that are allowed; None allows all.
         drop_difficult: Skip regions that are marked as difficult.
 
-    Returns:
-        One row per file, sorted by path.
+    Yields:
+        One row per file, sorted by path, or None for an image that was skipped.
     """
     report = report or SkipReport()
-    rows: list[dict | None] = []
     pairs, _ = pair_images(list_files(annotations, [".txt"], only), annotations, images, report)
     for path, image in pairs.items():
         lines, regions = try_read_lines(path, report), []
@@ -47,6 +46,4 @@ def read_line_files(
                 report.refuse("bad line", message, error)
         source = image.relative_to(images).as_posix()
         found = [region for region in regions if region is not None]
-        row = make_row(image, source, str(path), found, report, None, (), concepts, drop_difficult)
-        rows.append(row)
-    return finish_rows(rows, annotations, report)
+        yield make_row(image, source, str(path), found, report, None, (), concepts, drop_difficult)

@@ -3,7 +3,7 @@
 A new format is one file beside this one with a read function, and one line in `FORMATS`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from .captions import read_captions
@@ -23,14 +23,14 @@ class AnnotationFormat(NamedTuple):
 
     Args:
         description: What the user gives, beginning with a noun, for help texts.
-        read: A function `read(annotations, images, report=..., **options)` that returns rows.
+        read: A function `read(annotations, images, report=..., **options)` that yields rows.
         suffixes: Suffixes of its annotation files.
         options: Keywords that `read` takes beyond `annotations`, `images` and `report`.
         required: Those of its arguments that the user must give.
     """
 
     description: str
-    read: Callable[..., list[dict]]
+    read: Callable[..., Iterator[dict]]
     suffixes: tuple[str, ...]
     options: tuple[str, ...] = ()
     required: tuple[str, ...] = ("images",)
@@ -60,7 +60,7 @@ FORMATS = {
     ),
 }
 # Read functions of all formats that a recipe may name: those above, and those of single data sets.
-READERS: dict[str, Callable[..., list[dict]]] = {name: one.read for name, one in FORMATS.items()} | {
+READERS: dict[str, Callable[..., Iterator[dict]]] = {name: one.read for name, one in FORMATS.items()} | {
     "soda": read_soda,
     "ucas_aod": read_ucas_aod,
     "vedai": read_vedai,

@@ -1,20 +1,22 @@
 """Reads the JSON files of SODA-A into rows."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .base import Annotation, bound_points, finish_rows, make_row
+from .base import Annotation, bound_points, check_rows, make_row
 from .files import list_files, pair_images, parse_json, read_text
 from .skipped import SkipReport
 
 
+@check_rows
 def read_soda(
     annotations: str | Path,
     images: str | Path,
     classes: dict[str, str],
     only: set[str] | None = None,
     report: SkipReport | None = None,
-) -> list[dict]:
+) -> Iterator[dict | None]:
     """Read one JSON file per image, with `annotations` that have a polygon `poly` and a `category_id`.
 
     Args:
@@ -24,11 +26,10 @@ def read_soda(
         only: Names without suffix of the files to read; None reads all.
         report: Collects what is skipped, and decides whether an error stops the reading.
 
-    Returns:
+    Yields:
         One row per file, sorted by path. Polygons of four points become `quads`, others the box around them.
     """
     report = report or SkipReport()
-    rows: list[dict | None] = []
     pairs, _ = pair_images(list_files(annotations, [".json"], only), annotations, images, report)
     for path, image in pairs.items():
         try:
@@ -56,5 +57,4 @@ def read_soda(
                 form = "quad" if len(numbers) == 8 else "box"
                 regions.append(Annotation(f"{place}: {form}", classes[kind], list(map(float, numbers))))
         source = image.relative_to(images).as_posix()
-        rows.append(make_row(image, source, str(path), regions, report))
-    return finish_rows(rows, annotations, report)
+        yield make_row(image, source, str(path), regions, report)

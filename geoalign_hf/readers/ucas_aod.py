@@ -1,8 +1,9 @@
 """Reads the text files of UCAS-AOD into rows."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
-from .base import Annotation
+from .base import Annotation, check_rows
 from .files import parse_numbers
 from .line_files import read_line_files
 from .skipped import SkipReport
@@ -10,13 +11,14 @@ from .skipped import SkipReport
 FORM = "`x1 y1 x2 y2 x3 y3 x4 y4 angle x y width height`"
 
 
+@check_rows
 def read_ucas_aod(
     annotations: str | Path,
     images: str | Path,
     concept: str,
     only: set[str] | None = None,
     report: SkipReport | None = None,
-) -> list[dict]:
+) -> Iterator[dict | None]:
     """Read one folder of UCAS-AOD. All regions of a folder are of one concept.
 
     Args:

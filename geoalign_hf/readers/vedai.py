@@ -1,17 +1,19 @@
 """Reads the annotation file of VEDAI into rows."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
-from .base import Annotation, finish_rows, make_row
+from .base import Annotation, check_rows, make_row
 from .files import parse_numbers, read_lines
 from .skipped import SkipReport
 
 FORM = "`image x y angle x1 x2 x3 x4 y1 y2 y3 y4 class contained occluded`"
 
 
+@check_rows
 def read_vedai(
     annotations: str | Path, images: str | Path, classes: dict[str, str], report: SkipReport | None = None
-) -> list[dict]:
+) -> Iterator[dict | None]:
     """Read `annotation1024.txt` or `annotation512.txt`, with one line per vehicle.
 
     Args:
@@ -20,7 +22,7 @@ def read_vedai(
         classes: Name of each class number.
         report: Collects what is skipped, and decides whether an error stops the reading.
 
-    Returns:
+    Yields:
         One row per image, in the order of the file, with `quads`.
 
     Raises:
@@ -39,11 +41,9 @@ def read_vedai(
         corners = [number for pair in zip(xs, ys, strict=True) for number in pair]
         regions = grouped.setdefault(f"{fields[0]:0>8}_co.png", [])
         regions.append(Annotation(f"{place}: quad", classes[fields[12]], corners))
-    rows: list[dict | None] = []
     for name, regions in grouped.items():
         image, place = Path(images) / name, f"{annotations}: image {name}"
         if image.is_file():
-            rows.append(make_row(image, name, place, regions, report))
+            yield make_row(image, name, place, regions, report)
         else:
             report.refuse("no image", f"{place} is missing below {images}. Give the folder that it lies in.")
-    return finish_rows(rows, annotations, report)

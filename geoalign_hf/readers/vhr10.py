@@ -1,9 +1,10 @@
 """Reads the text files of NWPU VHR-10 into rows."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
-from .base import Annotation
+from .base import Annotation, check_rows
 from .files import parse_numbers
 from .line_files import read_line_files
 from .skipped import SkipReport
@@ -12,13 +13,14 @@ LINE = re.compile(r"\(([^,]+),([^)]+)\),\(([^,]+),([^)]+)\),\s*(\S+)")
 FORM = "`(x0,y0),(x1,y1),class`"
 
 
+@check_rows
 def read_vhr10(
     annotations: str | Path,
     images: str | Path,
     classes: dict[str, str],
     only: set[str] | None = None,
     report: SkipReport | None = None,
-) -> list[dict]:
+) -> Iterator[dict | None]:
     """Read the files of `ground truth`, with one line `(x0,y0),(x1,y1),class` per box.
 
     Args:

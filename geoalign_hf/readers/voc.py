@@ -2,11 +2,11 @@
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
-from .base import Annotation, bound_points, finish_rows, make_row, turn_box
+from .base import Annotation, bound_points, check_rows, make_row, turn_box
 from .files import list_files, pair_images, parse_flag, parse_numbers, read_bytes
 from .skipped import SkipReport
 
@@ -23,6 +23,7 @@ ROOT_FIELDS = {"source", "owner", "size", "object", "objects", "research", "anno
 SHAPES = ("robndbox", "bndbox", "points", "polygon")  # an oriented box is preferred to the box around it
 
 
+@check_rows
 def read_voc(
     annotations: str | Path,
     images: str | Path,
@@ -31,7 +32,7 @@ def read_voc(
     counts_from_one: bool = False,
     only: set[str] | None = None,
     report: SkipReport | None = None,
-) -> list[dict]:
+) -> Iterator[dict | None]:
     """Read xml files with the root `annotation` (Pascal VOC and relatives) or `HRSC_Image` (HRSC2016).
 
     An object has a name and one shape: `bndbox`, `robndbox` (DIOR-R: corners; roLabelImg: center, size and
@@ -48,14 +49,13 @@ def read_voc(
         only: Names without suffix of the files to read; None reads all.
         report: Collects what is skipped, and decides whether an error stops the reading.
 
-    Returns:
+    Yields:
         One row per file, sorted by path; with `quads` if any of its objects is oriented.
 
     Raises:
         ValueError: If a file has another form, an object has no name and shape, or an image is missing.
     """
     report = report or SkipReport()
-    rows: list[dict | None] = []
     pairs, _ = pair_images(list_files(annotations, [".xml"], only), annotations, images, report)
     for path, image in pairs.items():
         try:
@@ -87,9 +87,7 @@ def read_voc(
             except ValueError as error:
                 report.refuse("bad region", f"{place} {error} Correct or remove it.", error)
         source = image.relative_to(images).as_posix()
-        row = make_row(image, source, str(path), regions, report, size, (), concepts, drop_difficult)
-        rows.append(row)
-    return finish_rows(rows, annotations, report)
+        yield make_row(image, source, str(path), regions, report, size, (), concepts, drop_difficult)
 
 
 def _parse_xml(path: Path) -> ElementTree.Element:

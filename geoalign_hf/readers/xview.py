@@ -1,15 +1,19 @@
 """Reads the GeoJSON file of xView into rows."""
 
+from array import array
+from collections.abc import Iterator
 from pathlib import Path
 
-from .base import Annotation, finish_rows, make_row
-from .files import ImageFinder, parse_json, parse_numbers, read_text
+from .base import Annotation, check_rows, make_row
+from .files import ImageFinder, parse_numbers
+from .json_stream import iterate_entries
 from .skipped import SkipReport
 
 
+@check_rows
 def read_xview(
     annotations: str | Path, images: str | Path, classes: dict[str, str], report: SkipReport | None = None
-) -> list[dict]:
+) -> Iterator[dict | None]:
     """Read `xView_train.geojson`: features with `image_id`, `type_id` and `bounds_imcoords` (xyxy pixels).
 
     Args:
@@ -18,19 +22,21 @@ def read_xview(
         classes: Name of each class number.
         report: Collects what is skipped, and decides whether an error stops the reading.
 
-    Returns:
+    Yields:
         One row per image, in the order of the file.
 
     Raises:
         ValueError: If the file is not a GeoJSON file with features.
     """
     report = report or SkipReport()
-    content = parse_json(annotations, read_text(annotations), "the GeoJSON file of xView")
-    features = content.get("features") if isinstance(content, dict) else None
-    if not isinstance(features, list):
-        raise ValueError(f"{annotations} has no list of `features`. Give the GeoJSON file of xView.")
-    grouped: dict[str, list[Annotation]] = {}
-    for i, feature in enumerate(features):
+    names = list(classes)
+    # Six numbers per box: those of the feature and the class, and the box. xView has 600,000.
+    grouped: dict[str, array[float]] = {}
+    is_geojson = False
+    for key, i, feature in iterate_entries(annotations, "the GeoJSON file of xView"):
+        is_geojson |= key == "features" and i == -1
+        if key != "features" or i is None or i < 0:
+            continue
         place = f"{annotations}: features[{i}]"
         fields = feature.get("properties") if isinstance(feature, dict) else None
         fields = fields if isinstance(fields, dict) else {}
@@ -43,12 +49,15 @@ def read_xview(
             message = f"{place} has the type {kind}, which has no name."
             report.refuse("unknown concept", f"{message} Name it in the recipe, or remove the feature.")
         else:
-            grouped.setdefault(name, []).append(Annotation(f"{place}: box", classes[kind], numbers))
-    rows: list[dict | None] = []
-    finder = ImageFinder(images, grouped)
-    for name, regions in grouped.items():
+            grouped.setdefault(name, array("d")).extend([i, names.index(kind), *numbers])
+    if not is_geojson:
+        raise ValueError(f"{annotations} has no list of `features`. Give the GeoJSON file of xView.")
+    finder = ImageFinder(images, grouped.keys)
+    for name, numbers in grouped.items():
+        regions = [
+            Annotation(f"{annotations}: features[{int(i)}]: box", classes[names[int(kind)]], box)
+            for i, kind, *box in zip(*[iter(numbers)] * 6, strict=True)
+        ]
         place = f"{annotations}: image {name}"
         if image := finder.find(name, place, report):
-            source = image.relative_to(images).as_posix()
-            rows.append(make_row(image, source, place, regions, report))
-    return finish_rows(rows, annotations, report)
+            yield make_row(image, image.relative_to(images).as_posix(), place, regions, report)

@@ -1,11 +1,12 @@
 """Reads YOLO text files into rows."""
 
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
 
-from .base import Annotation, bound_points, finish_rows, is_concept, make_row, try_read_size
+from .base import Annotation, bound_points, check_rows, is_concept, make_row, try_read_size
 from .files import list_files, pair_images, parse_numbers, read_text, try_read_lines
 from .skipped import SkipReport
 
@@ -14,12 +15,13 @@ NOT_LABELS = ("classes.txt", "readme")  # beginnings of text files that lie besi
 OUTSIDE = 1.0  # a region may begin so many image sides outside the image; pixels are larger
 
 
+@check_rows
 def read_yolo(
     annotations: str | Path,
     images: str | Path,
     concepts: list[str] | str | Path,
     report: SkipReport | None = None,
-) -> list[dict]:
+) -> Iterator[dict | None]:
     """Read YOLO text files, in fractions of the image.
 
     A line is `class x y width height` (a box about its center), `class x1 y1 ... x4 y4` (an oriented box), or
@@ -32,7 +34,7 @@ def read_yolo(
         concepts: Names by number, or the file that lists them: `data.yaml`, or text with one name a line.
         report: Collects what is skipped, and decides whether an error stops the reading.
 
-    Returns:
+    Yields:
         One row per image, sorted by path; with `quads` if any of its lines is oriented.
 
     Raises:
@@ -47,7 +49,6 @@ def read_yolo(
     labels = {image: path for path, image in pairs.items()}
     if Path(annotations).is_dir():
         labels |= dict.fromkeys(_list_backgrounds(unlabelled, set(pairs.values()), report))
-    rows: list[dict | None] = []
     for image in sorted(labels):
         path, size = labels[image], try_read_size(image, report)
         lines = try_read_lines(path, report) if path else []
@@ -55,8 +56,7 @@ def read_yolo(
             continue
         regions = [_parse_line(place, line, names, size, report) for place, line in lines]
         source = image.relative_to(images).as_posix()
-        rows.append(make_row(image, source, str(path or image), list(filter(None, regions)), report))
-    return finish_rows(rows, annotations, report)
+        yield make_row(image, source, str(path or image), list(filter(None, regions)), report)
 
 
 def _list_backgrounds(unlabelled: list[Path], labelled: set[Path], report: SkipReport) -> list[Path]:

@@ -1,14 +1,18 @@
 """Reads a georeferenced raster window by window, as 8-bit RGB with a mask of valid ground."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import rasterio
+import shapely
 from PIL import Image
 from rasterio.enums import ColorInterp, Resampling
 from rasterio.windows import Window
+from shapely.affinity import affine_transform
+from shapely.geometry.base import BaseGeometry
 
 OVERVIEW_SIDE = 1024  # the stretch is measured on the scene shrunk to this longer side
 CACHE_BYTES = 128 * 1024**2  # GDAL keeps blocks it read; by default in a twentieth of the memory
@@ -54,7 +58,7 @@ class Scene:
         if self.dataset.crs is None:
             raise ValueError(
                 f"{self.path} has no coordinate reference system, so results could not be placed. "
-                "Give a georeferenced file; for plain images use `geoalign-hf embed` or `localize`."
+                "Give a georeferenced file; geoalign-hf embed takes plain images."
             )
         self.crs, self.transform = self.dataset.crs, self.dataset.transform
         self.width, self.height = self.dataset.width, self.dataset.height
@@ -63,7 +67,21 @@ class Scene:
             self.stretch = DEFAULT_STRETCH
         if self.stretch is not None and not 0 <= self.stretch[0] < self.stretch[1] <= 100:
             raise ValueError(f"stretch is {self.stretch}; expected two rising percentiles, such as 2 and 98.")
-        self.limits = self._measure_limits() if self.stretch else None  # (bands, 2)
+
+    @cached_property
+    def limits(self) -> np.ndarray | None:
+        """The values of each band that become 0 and 255, (3, 2); None for 8-bit pixels without a stretch."""
+        return self._measure_limits() if self.stretch else None
+
+    @property
+    def outline(self) -> shapely.Polygon:
+        """The outline of the raster, in its reference system."""
+        return self.to_ground(shapely.box(0, 0, self.width, self.height))
+
+    def fit(self, side: int) -> tuple[int, int]:
+        """Return (width, height) of the scene, shrunk so that the longer one is at most `side` pixels."""
+        shrink = min(1.0, side / max(self.width, self.height))
+        return max(1, round(self.width * shrink)), max(1, round(self.height * shrink))
 
     def _resolve_bands(self) -> tuple[int, ...]:
         count, path = self.dataset.count, self.path
@@ -86,10 +104,9 @@ class Scene:
         return self.bands * 3 if len(self.bands) == 1 else self.bands
 
     def _measure_limits(self) -> np.ndarray:
-        shrink = min(1.0, OVERVIEW_SIDE / max(self.width, self.height))
-        shape = (3, max(1, round(self.height * shrink)), max(1, round(self.width * shrink)))
-        with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES):
-            pixels = self.dataset.read(self.bands, out_shape=shape, masked=True).astype(np.float64)
+        width, height = self.fit(OVERVIEW_SIDE)
+        whole = Window(0, 0, self.width, self.height)
+        pixels = self._read_pixels(whole, (3, height, width), Resampling.nearest).astype(np.float64)
         valid = ~np.ma.getmaskarray(pixels) & np.isfinite(pixels.data)
         if not valid.any(axis=(1, 2)).all():
             raise ValueError(
@@ -120,10 +137,7 @@ class Scene:
             shape = (3, rows.stop - rows.start, columns.stop - columns.start)
             part = Window(left, top, right - left, bottom - top)
             method = Resampling.average if across < 1 else Resampling.bilinear
-            with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES):
-                read = self.dataset.read(
-                    self.bands, window=part, out_shape=shape, masked=True, resampling=method
-                )
+            read = self._read_pixels(part, shape, method)
             is_ground = (~np.ma.getmaskarray(read) & np.isfinite(read.data)).all(axis=0)
             pixels[:, rows, columns] = self._scale(np.where(is_ground, read.data, 0))
             valid[rows, columns] = is_ground
@@ -132,15 +146,32 @@ class Scene:
         image = Image.fromarray(pixels.round().astype(np.uint8).transpose(1, 2, 0))
         return Ground(image, valid)
 
+    def _read_pixels(self, window: Window, shape: tuple[int, int, int], method: Resampling):
+        try:
+            with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES):
+                return self.dataset.read(
+                    self.bands, window=window, out_shape=shape, masked=True, resampling=method
+                )
+        except rasterio.RasterioIOError as error:
+            place = [round(number) for number in window.flatten()]
+            raise ValueError(
+                f"{self.path} cannot be read at column, row, width, height {place} ({error}). "
+                "The file is damaged; copy it again."
+            ) from error
+
     def _scale(self, pixels: np.ndarray) -> np.ndarray:
         if self.limits is None:
             return pixels
         low, high = self.limits[:, :1, None], self.limits[:, 1:, None]
         return np.clip((pixels - low) / np.maximum(high - low, np.finfo(float).tiny), 0, 1) * 255
 
-    def to_pixels(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Convert coordinates of the scene's reference system to pixels (column, row)."""
-        return ~self.transform * (x, y)
+    def to_pixels(self, geometry: BaseGeometry) -> BaseGeometry:
+        """Convert a geometry from the scene's reference system to pixels (column, row)."""
+        return affine_transform(geometry, (~self.transform).to_shapely())
+
+    def to_ground(self, geometry: BaseGeometry) -> BaseGeometry:
+        """Convert a geometry from pixels (column, row) to the scene's reference system."""
+        return affine_transform(geometry, self.transform.to_shapely())
 
     def describe(self) -> dict:
         """Describe how pixels became RGB, so that a protocol can reproduce them."""

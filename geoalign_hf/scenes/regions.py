@@ -1,6 +1,6 @@
 """Names regions of a scene: features of a vector file get a concept and its score."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from pathlib import Path
 
 import geopandas
@@ -10,13 +10,16 @@ import torch
 from affine import Affine
 from PIL import Image
 from rasterio.features import geometry_mask
+from shapely.geometry.base import BaseGeometry
 from transformers.utils import logging
 
 from ..embedding.embedder import Embedder
+from ..model.views_geoalign_clip import find_window
 from ..readers.coco import read_coco
 from ..storage import name_partial
 from .reader import Scene
 
+MOST_PIXELS = 4  # sides of the model's input that a window is read with at most; GDAL shrinks larger ones
 DRIVERS = {".geojson": "GeoJSON", ".json": "GeoJSON", ".gpkg": "GPKG"}
 
 
@@ -33,30 +36,56 @@ def read_regions(path: str | Path, scene: Scene, buffer: float | None = None) ->
         The features with all their columns, as polygons in the scene's reference system.
 
     Raises:
-        ValueError: if there are no features, the file has no reference system, a geometry is empty, or points
-            are given without `buffer`.
+        ValueError: if there are no features, the file has no reference system, a geometry is empty, points
+            are given without `buffer`, or all regions lie outside the scene.
     """
     path = Path(path)
     if is_coco(path):
-        return _read_coco_regions(path, scene)
+        frame = read_coco_regions(path, scene)
+        if not len(frame):
+            raise ValueError(f"{path} has no boxes of {Path(scene.path).name}. Give the file of this scene.")
+        return frame
+    regions = place_features(read_features(path), path, scene, buffer)
+    if not regions.intersects(scene.outline).any():
+        found, extent = (_describe_extent(bounds) for bounds in (regions.total_bounds, scene.outline.bounds))
+        raise ValueError(
+            f"All regions of {path} lie outside {scene.path}: they are at {found}, the scene is at {extent} "
+            f"in {scene.crs}. Check the reference system of both files."
+        )
+    return regions
+
+
+def read_features(path: Path) -> geopandas.GeoDataFrame:
+    """Read the features of a vector file, in its own reference system. See `read_regions`."""
     try:
         frame = geopandas.read_file(path)
     except (OSError, RuntimeError, ValueError) as error:
         raise ValueError(
             f"{path} cannot be read as a vector file ({error}). Give GeoJSON or GeoPackage."
         ) from error
-    if len(frame) == 0:
+    if not isinstance(frame, geopandas.GeoDataFrame) or len(frame) == 0:
         raise ValueError(f"{path} holds no features. Give at least one.")
     if frame.crs is None:
         raise ValueError(f"{path} has no coordinate reference system. Save it with one.")
     if empty := [i for i, geometry in enumerate(frame.geometry) if geometry is None or geometry.is_empty]:
         raise ValueError(f"{path}: the features {empty[:5]} have no geometry. Remove them.")
-    if not frame.geom_type.isin(["Polygon", "MultiPolygon"]).all():
+    return frame
+
+
+def place_features(
+    frame: geopandas.GeoDataFrame, path: Path, scene: Scene, buffer: float | None = None
+) -> geopandas.GeoDataFrame:
+    """Bring features into a scene's reference system, points and lines as discs. See `read_regions`."""
+    is_polygon = frame.geom_type.isin(["Polygon", "MultiPolygon"]).to_numpy()
+    if not is_polygon.all():
         if buffer is None:
-            kinds = sorted(set(frame.geom_type))
+            kinds = sorted(set(frame.geom_type[~is_polygon]))
             raise ValueError(f"{path} holds {kinds}; points and lines need a buffer in metres (--buffer 20).")
-        metric = frame.to_crs(frame.estimate_utm_crs())
-        frame = metric.set_geometry(metric.buffer(buffer))
+        metric = geopandas.GeoSeries([scene.outline], crs=scene.crs).estimate_utm_crs()
+        discs = frame.geometry.to_crs(metric).buffer(buffer).to_crs(frame.crs)
+        frame = frame.set_geometry(discs.where(~is_polygon, frame.geometry))
+    if flat := [i for i, geometry in enumerate(frame.geometry) if geometry.area == 0]:
+        raise ValueError(f"{path}: the features {flat[:5]} have no area. Remove them.")
     return frame.to_crs(scene.crs)
 
 
@@ -68,22 +97,21 @@ def is_coco(path: Path) -> bool:
     return '"annotations"' in start or '"images"' in start
 
 
-def _read_coco_regions(path: Path, scene: Scene) -> geopandas.GeoDataFrame:
+def read_coco_regions(path: Path, scene: Scene) -> geopandas.GeoDataFrame:
+    """Read the boxes that a COCO file has of a scene's own file; there may be none. See `read_regions`."""
     rows = [row for row in read_coco(path, Path(scene.path).parent) if row["source"] == Path(scene.path).name]
     corners = [
         row["quads"][r] if row["quads"] else [(x0, y0), (x1, y0), (x1, y1), (x0, y1)]
         for row in rows
         for r, (x0, y0, x1, y1) in enumerate(row["boxes"])
     ]
-    if not corners:
-        raise ValueError(f"{path} has no boxes of {Path(scene.path).name}. Give the file of this scene.")
-    polygons = [shapely.Polygon([scene.transform * tuple(corner) for corner in quad]) for quad in corners]
+    polygons = [scene.to_ground(shapely.Polygon(quad)) for quad in corners]
     annotated = [concept for row in rows for concept in row["concepts"]]
     return geopandas.GeoDataFrame({"annotated": annotated}, geometry=polygons, crs=scene.crs)
 
 
 def embed_scene_regions(
-    embedder: Embedder, scene: Scene, geometries: Iterable, context: float = 1.6
+    embedder: Embedder, scene: Scene, geometries: Iterable, context: float | None = None
 ) -> tuple[torch.Tensor, np.ndarray]:
     """Embed polygons of a scene, each in a square window around it.
 
@@ -93,32 +121,63 @@ def embed_scene_regions(
         embedder: a GeoAlignCLIP model and its processor.
         scene: the scene.
         geometries: N polygons in the scene's reference system.
-        context: side of the window as a multiple of the longer side of the polygon's box.
+        context: side of the window as a multiple of the longer side of the polygon's box. None takes the
+            context that the model was trained for, or else that of windows (`Embedder.embed_regions`).
 
     Returns:
         (N, D) unit vectors, zero for a region without valid ground; and (N,), the part of each region that is
         valid ground, in [0, 1].
     """
-    geometries, size, shares = list(geometries), embedder.image_size, []
+    shares, total = [], len(geometries) if isinstance(geometries, Sized) else None
+    (side,) = embedder.resolve_view("window", context)[1]
 
     def read_windows() -> Iterator[tuple[Image.Image, np.ndarray]]:
-        for geometry in logging.tqdm(geometries, desc="regions", unit=" regions"):
-            outline = shapely.transform(geometry, lambda points: np.column_stack(scene.to_pixels(*points.T)))
-            x0, y0, x1, y1 = outline.bounds
-            side = max(context * max(x1 - x0, y1 - y0), 1.0)
-            left, top = (x0 + x1 - side) / 2, (y0 + y1 - side) / 2
-            ground = scene.read((left, top, left + side, top + side), (size, size))
-            placed = Affine.translation(left, top) * Affine.scale(side / size)  # window to scene, in pixels
-            inside = geometry_mask([outline], (size, size), placed, all_touched=True, invert=True)
-            shares.append(float((inside & ground.valid).sum() / max(inside.sum(), 1)))
-            if shares[-1]:
-                yield ground.image, inside & ground.valid
+        for geometry in logging.tqdm(geometries, total=total, desc="regions", unit=" regions"):
+            image, mask, share = read_region(scene, geometry, float(side or 1), embedder.image_size)
+            shares.append(share)
+            if share:
+                yield image, mask
 
     embeds = embedder.embed_masked_regions(read_windows())
     valid_ground = np.array(shares)
-    result = torch.zeros(len(geometries), embeds.shape[1])
+    result = torch.zeros(len(shares), embeds.shape[1])
     result[torch.from_numpy(valid_ground > 0)] = embeds
     return result, valid_ground
+
+
+def read_region(
+    scene: Scene, geometry: BaseGeometry, context: float, size: int
+) -> tuple[Image.Image, np.ndarray, float]:
+    """Read the window around a region.
+
+    Args:
+        scene: the scene.
+        geometry: polygon in the scene's reference system.
+        context: side of the window as a multiple of the longer side of the polygon's box.
+        size: side of the result in pixels.
+
+    Returns:
+        The window, moved or cut so that it lies inside the scene; the valid ground of the region in it,
+        (size, size) bool; and the part of the region that is valid ground, in [0, 1].
+    """
+    outline = scene.to_pixels(geometry)
+    # Rounded, since a window of whole pixels would jump with the noise of a reprojection.
+    box = [round(number, 3) for number in outline.bounds]
+    left, top, right, bottom = window = find_window(box, (scene.width, scene.height), context)
+    width, height = right - left, bottom - top
+    shrink = min(1.0, MOST_PIXELS * size / max(width, height))
+    ground = scene.read(window, (max(1, round(width * shrink)), max(1, round(height * shrink))))
+    image = ground.image.resize((size, size), Image.Resampling.BICUBIC)
+    valid = np.asarray(Image.fromarray(ground.valid).resize((size, size), Image.Resampling.NEAREST))
+    placed = Affine(width / size, 0, left, 0, height / size, top)  # to pixels of the scene
+    # Pixels whose centres are inside; for slivers that hold no centre, all that are touched.
+    for all_touched in (False, True):
+        inside = geometry_mask([outline], (size, size), placed, all_touched=all_touched, invert=True)
+        if inside.any():
+            break
+    mask = inside & valid
+    in_window = shapely.clip_by_rect(outline, left, top, right, bottom).area / outline.area
+    return image, mask, float(mask.sum() / max(inside.sum(), 1) * min(in_window, 1.0))
 
 
 def classify_scene_regions(
@@ -127,7 +186,7 @@ def classify_scene_regions(
     regions: geopandas.GeoDataFrame,
     concepts: Sequence[str],
     templates: Sequence[str],
-    context: float = 1.6,
+    context: float | None = None,
 ) -> geopandas.GeoDataFrame:
     """Name regions of a scene.
 
@@ -137,15 +196,15 @@ def classify_scene_regions(
         regions: as `read_regions` gives them.
         concepts: C names to choose from.
         templates: sentences with one `{}` for a concept.
-        context: side of the window around a region as a multiple of the longer side of its box.
+        context: see `embed_scene_regions`.
 
     Returns:
         The same features with the columns `concept`, `score` (probability among the concepts), `valid_ground`
         (the part of the region that is valid ground) and one column `score: <concept>` for each concept. A
-        region without valid ground has no concept and no scores.
+        region without valid ground has no concept and no scores. Columns of these names are replaced.
     """
-    region_embeds, valid_ground = embed_scene_regions(embedder, scene, regions.geometry, context)
     concept_embeds = embedder.embed_concepts(concepts, templates)
+    region_embeds, valid_ground = embed_scene_regions(embedder, scene, regions.geometry, context)
     with torch.no_grad():
         logits = region_embeds @ concept_embeds.T * embedder.model.region_scale().float().cpu()
     probabilities = logits.softmax(dim=-1).numpy()
@@ -161,18 +220,33 @@ def classify_scene_regions(
     return named
 
 
-def write_regions(regions: geopandas.GeoDataFrame, path: str | Path) -> None:
-    """Write features as GeoJSON (in WGS 84, as its standard asks) or GeoPackage (in their own system).
+def _describe_extent(bounds: Iterable[float]) -> str:
+    west, south, east, north = (f"{number:.6g}" for number in bounds)
+    return f"x {west} to {east}, y {south} to {north}"
+
+
+def check_suffix(path: str | Path) -> str:
+    """Return the driver that writes a vector file of this name.
 
     Raises:
         ValueError: if the suffix is neither .geojson, .json nor .gpkg.
     """
-    path = Path(path)
-    driver = DRIVERS.get(path.suffix.lower())
-    if driver is None:
-        raise ValueError(f"{path} ends in {path.suffix!r}; expected one of {sorted(DRIVERS)}.")
+    suffix = Path(path).suffix.lower()
+    if suffix not in DRIVERS:
+        raise ValueError(f"{path} ends in {suffix!r}; expected one of {sorted(DRIVERS)}.")
+    return DRIVERS[suffix]
+
+
+def write_regions(regions: geopandas.GeoDataFrame, path: str | Path) -> None:
+    """Write features as GeoJSON (in WGS 84, as its standard asks) or GeoPackage (in their own system).
+
+    Raises:
+        ValueError: see `check_suffix`.
+    """
+    path, driver = Path(path), check_suffix(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = name_partial(path).with_suffix(path.suffix)
     partial.unlink(missing_ok=True)
-    (regions.to_crs(4326) if driver == "GeoJSON" else regions).to_file(partial, driver=driver)
+    placed = regions.to_crs(4326) if driver == "GeoJSON" else regions
+    placed.to_file(partial, driver=driver, layer="regions")  # names of files may not be names of layers
     partial.replace(path)

@@ -9,11 +9,15 @@ import numpy as np
 import rasterio
 import torch
 from matplotlib.figure import Figure
+from PIL import Image
 from transformers.utils import logging
 
 from ..embedding.embedder import Embedder
+from ..storage import atomic_file
 from .reader import Scene
 
+COSINE_LIMITS, PROBABILITY_LIMITS = (0.0, 0.5), (0.0, 1.0)  # ends of the colour scale
+PICTURE_SIDE = 900  # longer side of the scene in a picture, in pixels
 LEAST_VALID = 0.5  # of a cell must be valid ground, or the cell has no score
 
 
@@ -51,18 +55,41 @@ class PatchGrid:
         return column * self.cell, row * self.cell, column * self.cell + side, row * self.cell + side
 
 
+def check_map_options(
+    queries: Sequence[str], scale: float, overlap: float, limits: tuple[float, float] = COSINE_LIMITS
+) -> None:
+    """Check the options of score maps.
+
+    Raises:
+        ValueError: if there are no queries, or a number is out of range.
+    """
+    if not queries or isinstance(queries, str):
+        raise ValueError(f"queries is {queries!r}; expected a list of at least one text.")
+    if not (np.isfinite(scale) and scale > 0 and 0 <= overlap < 1):
+        raise ValueError(f"scale is {scale} and overlap {overlap}; expected scale > 0 and 0 <= overlap < 1.")
+    if not limits[0] < limits[1]:
+        raise ValueError(f"limits is {limits}; expected two rising numbers, such as 0 and 0.5.")
+
+
+def find_cell(embedder: Embedder, scale: float = 1.0) -> float:
+    """Return the side of a cell of the score map, in pixels of the scene."""
+    return embedder.model.config.vision_config.patch_size * scale
+
+
 def score_scene(
     embedder: Embedder,
     scene: Scene,
     queries: Sequence[str],
     scale: float = 1.0,
     overlap: float = 0.5,
+    background: Sequence[str] = (),
 ) -> np.ndarray:
-    """Compute the cosine between every cell of a scene and each query.
+    """Score every cell of a scene for each query.
 
-    Every tile is encoded once for all queries. Where tiles overlap, their cosines are averaged with weights
-    that fall towards the edges of a tile (a Hann window), so that no seams appear. The context of a patch
-    ends at the edge of its tile, so maps from tiles of other positions or sizes differ slightly.
+    The score is the cosine or, with `background`, a probability. Every tile is encoded once for all queries.
+    Where tiles overlap, their scores are averaged with weights that fall towards the edges of a tile (a Hann
+    window), so that no seams appear. The context of a patch ends at the edge of its tile, so maps from tiles
+    of other positions or sizes differ slightly.
 
     Args:
         embedder: a GeoAlignCLIP model and its processor.
@@ -70,21 +97,21 @@ def score_scene(
         queries: Q texts.
         scale: pixels of the scene per pixel of the model's input; above 1 the scene is shrunk.
         overlap: part of a tile's side that it shares with the next one, in [0, 1).
+        background: texts that describe everything else. With them a score is the probability of the query
+            among itself and these texts; other queries play no part in it.
 
     Returns:
-        (Q, rows, columns), float32 cosines; NaN where less than half of a cell is valid ground.
+        (Q, rows, columns), float32 scores; NaN where less than half of a cell is valid ground.
 
     Raises:
         ValueError: if there are no queries, or `scale` or `overlap` is out of range.
     """
-    if not queries or isinstance(queries, str):
-        raise ValueError(f"queries is {queries!r}; expected a list of at least one text.")
-    if not (np.isfinite(scale) and scale > 0 and 0 <= overlap < 1):
-        raise ValueError(f"scale is {scale} and overlap {overlap}; expected scale > 0 and 0 <= overlap < 1.")
+    check_map_options(queries, scale, overlap)
     patch_size = embedder.model.config.vision_config.patch_size
     num_patches = embedder.image_size // patch_size
-    grid = PatchGrid(scene, num_patches, patch_size * scale, overlap)
-    query_embeds = embedder.embed_text(list(queries))
+    grid = PatchGrid(scene, num_patches, find_cell(embedder, scale), overlap)
+    text_embeds = embedder.embed_text([*queries, *background])
+    logit_scale = embedder.model.region_scale().item()  # a patch is a small region
     window = np.hanning(num_patches + 2)[1:-1]
     taper = np.outer(window, window).astype(np.float32)
 
@@ -106,8 +133,13 @@ def score_scene(
                 yield ground.image
 
     for patch_embeds in embedder.embed_patches(read_tiles()):
-        cosines = torch.einsum("bdhw,qd->bqhw", patch_embeds, query_embeds).numpy()
-        for cosine, (row, column, shares) in zip(cosines, places[: len(cosines)], strict=True):
+        cosines = torch.einsum("bdhw,qd->bqhw", patch_embeds, text_embeds)
+        of_queries, of_others = cosines.tensor_split([len(queries)], dim=1)
+        if background:  # softmax of the query against all background texts
+            against = (logit_scale * of_others).logsumexp(dim=1, keepdim=True)
+            of_queries = torch.sigmoid(logit_scale * of_queries - against)
+        scores = of_queries.numpy()
+        for score, (row, column, shares) in zip(scores, places[: len(scores)], strict=True):
             inside = (
                 slice(max(row, 0), min(row + num_patches, rows)),
                 slice(max(column, 0), min(column + num_patches, columns)),
@@ -116,10 +148,10 @@ def score_scene(
                 slice(s.start - first, s.stop - first) for s, first in zip(inside, (row, column), strict=True)
             )
             weight = (taper * shares)[part]
-            sums[(slice(None), *inside)] += cosine[(slice(None), *part)] * weight
+            sums[(slice(None), *inside)] += score[(slice(None), *part)] * weight
             weights[inside] += weight
             valid_ground[inside] = np.maximum(valid_ground[inside], shares[part])
-        del places[: len(cosines)]
+        del places[: len(scores)]
     with np.errstate(invalid="ignore", divide="ignore"):
         maps = sums / weights
     maps[:, valid_ground < LEAST_VALID] = np.nan
@@ -127,7 +159,14 @@ def score_scene(
 
 
 def write_score_maps(
-    maps: np.ndarray, queries: Sequence[str], scene: Scene, cell: float, output: str | Path
+    maps: np.ndarray,
+    queries: Sequence[str],
+    scene: Scene,
+    cell: float,
+    output: str | Path,
+    limits: tuple[float, float] = COSINE_LIMITS,
+    label: str = "cosine",
+    tags: dict | None = None,
 ) -> list[Path]:
     """Write one GeoTIFF and one picture per query.
 
@@ -137,41 +176,67 @@ def write_score_maps(
         scene: the scene that the maps are of.
         cell: side of a cell, in pixels of the scene.
         output: folder for the files; it is created.
+        limits: the scores at the ends of the picture's colour scale. They do not depend on the maps, so that
+            equal colours mean equal scores in all pictures.
+        label: name of the scores, beside the colour bar.
+        tags: what the GeoTIFFs record about how they were made.
 
     Returns:
         The paths of the GeoTIFFs: float32, in the scene's reference system, NaN as nodata.
     """
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
-    transform = scene.transform * rasterio.Affine.scale(cell)
-    low, high = float(np.nanmin(maps)), float(np.nanmax(maps))
+    picture = scene.read((0, 0, scene.width, scene.height), scene.fit(PICTURE_SIDE)).image
     profile = {"driver": "GTiff", "count": 1, "dtype": "float32", "nodata": np.nan, "compress": "deflate"}
-    profile |= {"height": maps.shape[1], "width": maps.shape[2], "crs": scene.crs, "transform": transform}
+    profile |= {"height": maps.shape[1], "width": maps.shape[2], "crs": scene.crs}
+    profile["transform"] = scene.transform * rasterio.Affine.scale(cell)
     paths = []
     for number, (query, values) in enumerate(zip(queries, maps, strict=True)):
         name = re.sub(r"[^\w]+", "_", query.lower()).strip("_")[:60]
         path = output / f"{number:02d}_{name}.tif"
-        with rasterio.open(path, "w", **profile) as target:
-            target.write(values.astype(np.float32), 1)
-            target.set_band_description(1, query)
-        draw_score_map(scene, values, query, (low, high), path.with_suffix(".png"))
+        with atomic_file(path) as file, rasterio.MemoryFile() as memory:
+            with memory.open(**profile) as target:
+                target.write(values.astype(np.float32), 1)
+                target.set_band_description(1, query)
+                target.update_tags(query=query, scores=label, **(tags or {}))
+            file.write(memory.getbuffer())
+        size = scene.width / cell, scene.height / cell
+        figure = draw_score_map(picture, size, values, limits, label, query)
+        figure.savefig(path.with_suffix(".png"), dpi=110)
         paths.append(path)
     return paths
 
 
 def draw_score_map(
-    scene: Scene, values: np.ndarray, title: str, limits: tuple[float, float], path: Path
-) -> None:
-    """Draw a score map beside its scene, with a colour bar whose scale all maps of a run share."""
-    shrink = min(1.0, 900 / max(scene.width, scene.height))
-    size = (max(1, round(scene.width * shrink)), max(1, round(scene.height * shrink)))
-    image = scene.read((0, 0, scene.width, scene.height), size).image
-    figure = Figure(figsize=(12, 6.2 * size[1] / size[0] + 0.8), layout="constrained")
+    picture: Image.Image,
+    size: tuple[float, float],
+    values: np.ndarray,
+    limits: tuple[float, float],
+    label: str,
+    title: str,
+) -> Figure:
+    """Draw a score map beside its scene, with a colour bar of fixed ends.
+
+    Args:
+        picture: the whole scene, at any size.
+        size: (width, height) of the scene in cells. The last cells may reach over its edges.
+        values: (rows, columns), the scores; NaN is left white.
+        limits: the scores at the ends of the colour bar.
+        label: name of the scores.
+        title: heading of the map; the range of the scores is added.
+    """
+    (width, height), (rows, columns) = size, values.shape
+    figure = Figure(figsize=(12, max(2.0, 5.6 * height / width) + 0.8), layout="constrained")
     left, right = figure.subplots(1, 2)
-    left.imshow(image)
-    shown = right.imshow(values, cmap="viridis", vmin=limits[0], vmax=limits[1])
-    right.set_title(title)
+    left.imshow(picture, extent=(0, width, height, 0))
+    extent = (0, columns, rows, 0)
+    shown = right.imshow(values, cmap="viridis", vmin=limits[0], vmax=limits[1], extent=extent)
+    found = (
+        f"{np.nanmin(values):.3f} to {np.nanmax(values):.3f}" if np.isfinite(values).any() else "no ground"
+    )
+    right.set_title(f"{title} ({label} {found})")
     for axes in (left, right):
+        axes.set(xlim=(0, width), ylim=(height, 0))
         axes.set_axis_off()
-    figure.colorbar(shown, ax=right, label="cosine")
-    figure.savefig(path, dpi=110)
+    figure.colorbar(shown, ax=right, label=label, extend="both")
+    return figure

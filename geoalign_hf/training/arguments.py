@@ -9,6 +9,7 @@ from transformers import TrainingArguments
 from transformers.hf_argparser import HfArg
 from transformers.trainer_utils import IntervalStrategy
 
+from .launch import INSTEAD, check_backend_variables
 from .teacher import TEACHERS
 
 # The lowest allowed value of each numeric argument, and whether that value itself is allowed.
@@ -20,7 +21,9 @@ LOWEST = {
     "ema_decay": (0, True),
     "eval_delay": (0, True),
     "eval_steps": (0, False),
+    "gradient_accumulation_steps": (1, True),
     "label_smoothing_factor": (0, True),
+    "layer_decay": (0, False),
     "learning_rate": (0, True),
     "logging_steps": (0, False),
     "max_crops": (0, True),
@@ -45,12 +48,13 @@ BELOW_ONE = ("adam_beta1", "adam_beta2", "ema_decay", "label_smoothing_factor", 
 UNSUPPORTED = {
     "auto_find_batch_size": "Set mini_batch_size, which bounds the memory and keeps all negatives",
     "dataloader_persistent_workers": "Workers start with every epoch, which decides what they augment",
-    "deepspeed": "Use FSDP 2, see examples/accelerate_configs/fsdp.yaml",
+    "deepspeed": INSTEAD.removesuffix("."),
     "enable_jit_checkpoint": "SIGTERM and SIGINT save a checkpoint without it",
     "full_determinism": "Training on one CPU process is deterministic without it",
     "ignore_data_skip": "A resumed run always continues with the next batch",
     "include_for_metrics": "Pass evaluators, which compute the metrics",
     "label_names": "Rows have no labels",
+    "parallelism_config": INSTEAD.removesuffix("."),
     "neftune_noise_alpha": "It changes token embeddings of language models",
     "prediction_loss_only": "Pass evaluators, which decide what is computed",
     "save_only_model": "Every checkpoint can be resumed",
@@ -71,6 +75,12 @@ class GeoAlignTrainingArguments(TrainingArguments):
 
     Args:
         mini_batch_size: rows that are encoded at once. The gradient is that of the whole batch (GradCache).
+        gradient_accumulation_steps: batches whose gradients are averaged before a step. Only rows of the same
+            batch are negatives of each other, so this is another objective than one large batch. Prefer a
+            larger `per_device_train_batch_size` with `mini_batch_size`, which is exact.
+        layer_decay: factor on the learning rate of each block of a tower, per block above it, and of the
+            embeddings below the blocks. Projections, scales and everything after the last block have the
+            learning rate itself. 1 gives every weight the same rate.
         max_regions: largest number of regions per row and step; they are drawn anew in every epoch.
         max_negatives: largest number of hard negatives per region and step.
         max_crops: largest number of regions per row and step that are also seen as a crop.
@@ -99,7 +109,17 @@ class GeoAlignTrainingArguments(TrainingArguments):
     mini_batch_size: int | None = _option(
         None, "Number of rows encoded at once, for batches that exceed the memory; default: the whole batch."
     )
+    gradient_accumulation_steps: int = _option(
+        1,
+        "Number of batches per step whose gradients are averaged. Rows of different batches are not "
+        "negatives of each other; mini_batch_size saves as much memory and keeps all negatives.",
+    )
     learning_rate: float = _option(5e-4, "Peak learning rate; 5e-4 suits fresh weights, 1e-5 a trained CLIP.")
+    layer_decay: float = _option(
+        1.0,
+        "Factor on the learning rate of a tower's block for each block above it; below 1, lower blocks "
+        "change less.",
+    )
     lr_scheduler_type: str = _option("cosine", "Name of the learning rate schedule.")
     warmup_steps: float = _option(0.05, "Number of warm-up steps; below 1: fraction of all steps.")
     weight_decay: float = _option(0.05, "Weight decay of matrices; vectors and scales have none.")
@@ -137,6 +157,7 @@ class GeoAlignTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         self._check_numbers()
+        check_backend_variables()
         if self.teacher not in TEACHERS:
             raise ValueError(f"teacher is {self.teacher!r}; it must be one of {TEACHERS}.")
         defaults = {option.name: option.default for option in fields(self) if option.default is not MISSING}
@@ -154,12 +175,6 @@ class GeoAlignTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"train_sampling_strategy is {self.train_sampling_strategy!r}; GeoAlignTrainer draws rows at "
                 "random. Leave it at 'random'."
-            )
-        if self.gradient_accumulation_steps != 1:
-            raise ValueError(
-                f"gradient_accumulation_steps is {self.gradient_accumulation_steps}; it must be 1, since "
-                "rows of different steps are not negatives of each other. Raise "
-                "per_device_train_batch_size and set mini_batch_size."
             )
         if self.activation_checkpointing or self.gradient_checkpointing:  # reentrant: frozen towers break
             self.activation_checkpointing_kwargs = {"use_reentrant": False} | dict(

@@ -1,21 +1,24 @@
-"""A picture of all numbers that a run has logged."""
+"""A picture of the numbers that a run has logged."""
 
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 
-def draw_curves(records: list[dict], path: Path) -> None:
-    """Draw every number of the records over the steps, one panel per number.
+def draw_curves(records: list[dict], path: Path, names: Sequence[str]) -> None:
+    """Draw numbers of the records over the steps, one panel per number.
 
     Args:
         records: log entries with a `step`, as `trainer.state.log_history` holds them. They need not have the
             same numbers.
         path: PNG file to write.
+        names: names of the numbers, in the order of the panels. A number that was logged less than twice gets
+            no panel.
     """
-    names = list(
-        dict.fromkeys(name for record in records for name in record if name not in ("step", "epoch"))
-    )
+    counts = Counter(name for record in records for name in record)
+    names = [name for name in names if counts[name] > 1]
     columns = max(1, min(4, len(names)))
     rows = max(1, -(-len(names) // columns))
     figure = Figure(figsize=(3.6 * columns, 2.4 * rows), layout="constrained")

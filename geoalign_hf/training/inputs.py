@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from datasets import IterableDataset
+from datasets import Dataset, DatasetDict
 
 from ..data.augmentation import Augmentation
 from ..data.collator import RowCollator
@@ -56,13 +56,18 @@ def check_rows(rows) -> None:
     """Refuse rows that cannot be trained on.
 
     Raises:
-        TypeError: if they are streamed.
+        TypeError: if they are not a `datasets.Dataset`, for example because they are streamed.
         ValueError: if columns are missing.
     """
-    if isinstance(rows, IterableDataset):
+    if isinstance(rows, DatasetDict):
         raise TypeError(
-            "train_dataset is an IterableDataset, but training draws its rows in a new order in every epoch. "
-            "Load them without streaming=True."
+            f"train_dataset has the splits {list(rows)}. Give one of them, such as rows['train']."
+        )
+    if not isinstance(rows, Dataset):
+        raise TypeError(
+            f"train_dataset is a {type(rows).__name__}, but training draws rows in a new order in every "
+            "epoch, and so needs a datasets.Dataset. Load the rows without streaming=True, or build them "
+            "with geoalign_hf.build_rows. This also holds with max_steps."
         )
     check_columns(rows)
 

@@ -10,6 +10,59 @@ from accelerate.utils import broadcast_object_list
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+# Backends that Accelerate starts by an environment variable, and that GeoAlignTrainer cannot use.
+OTHER_BACKENDS = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "tensor, context or sequence parallelism",
+}
+INSTEAD = "Use DDP or FSDP 2, see examples/accelerate_configs."
+
+
+def check_backend_variables() -> None:
+    """Refuse the backends that a launcher asks for by environment variables, before any of them starts.
+
+    Raises:
+        ValueError: if one is asked for that GeoAlignTrainer cannot use.
+    """
+    for variable, backend in OTHER_BACKENDS.items():
+        if is_set(variable):
+            raise ValueError(
+                f"{variable} is {os.environ[variable]!r}, which asks for {backend}, but GeoAlignTrainer does "
+                f"not support it. {INSTEAD}"
+            )
+
+
+def check_backend(accelerator: Accelerator, asks_for_fsdp: bool) -> None:
+    """Check that Accelerate runs the backend that was asked for, and that it is one we can use.
+
+    Args:
+        accelerator: the accelerator of the trainer.
+        asks_for_fsdp: whether the training arguments ask for FSDP. A launcher asks by a variable.
+
+    Raises:
+        ValueError: if it is another backend, or FSDP 1.
+        RuntimeError: if FSDP was asked for and is not used.
+    """
+    backend = accelerator.distributed_type
+    if backend in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM, DistributedType.XLA):
+        raise ValueError(f"the backend is {backend.value}, which GeoAlignTrainer does not support. {INSTEAD}")
+    if backend == DistributedType.FSDP:
+        if accelerator.state.fsdp_plugin.fsdp_version != 2:
+            raise ValueError(
+                f"fsdp_version is 1; it must be 2, the only version that is supported. {INSTEAD}"
+            )
+    elif asks_for_fsdp or is_set("ACCELERATE_USE_FSDP"):
+        raise RuntimeError(
+            f"FSDP was asked for, but Accelerate started {backend.value} on {accelerator.device.type} "
+            "without it. FSDP needs GPUs, and accelerate launch or torchrun. Start it so, or leave out fsdp."
+        )
+
+
+def is_set(variable: str) -> bool:
+    """Return whether an environment variable switches something on."""
+    return os.environ.get(variable, "").lower() in ("1", "true", "t", "yes", "y", "on")
+
 
 def check_processes(num_processes: int, script: str = "examples/train.py") -> None:
     """Check that the processes that were launched work together.
@@ -29,8 +82,12 @@ def check_processes(num_processes: int, script: str = "examples/train.py") -> No
             f"ACCELERATE_USE_CPU=true torchrun --nproc_per_node {launched} {script} ..."
         )
     # What `accelerate launch --cpu --num_processes N` leaves behind for N > 1, before it starts one process.
-    is_on_cpus = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1")
-    if launched is None and num_processes == 1 and is_on_cpus and "MASTER_PORT" in os.environ:
+    if (
+        launched is None
+        and num_processes == 1
+        and is_set("ACCELERATE_USE_CPU")
+        and "MASTER_PORT" in os.environ
+    ):
         raise RuntimeError(
             "accelerate launch was asked for several processes on CPUs and started one. Start them with: "
             f"ACCELERATE_USE_CPU=true torchrun --nproc_per_node N {script} ..."
@@ -56,8 +113,11 @@ def prepare_for_fsdp(model: torch.nn.Module, accelerator: Accelerator) -> None:
     clip: Any = next(module for module in model.modules() if "logit_scale" in module._parameters)
     scale = clip.logit_scale  # of the model that adapters may wrap
     clip.logit_scale = torch.nn.Parameter(scale.detach().reshape(1), scale.requires_grad)
+    plugin = accelerator.state.fsdp_plugin
     # Only autocast chooses half precision. FSDP's own policy would also round boxes and scales.
-    accelerator.state.fsdp_plugin.mixed_precision_policy = None
+    plugin.mixed_precision_policy = None
+    if plugin.transformer_cls_names_to_wrap is None:  # the default list wraps CLIP's text embeddings twice
+        plugin.transformer_cls_names_to_wrap = ["CLIPEncoderLayer"]
 
 
 def call_on_main(accelerator: Accelerator, function: Callable, *arguments):

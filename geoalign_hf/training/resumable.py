@@ -6,6 +6,7 @@ they are; `checkpoint-*/`, from which a run resumes; `args.json`, `metrics.json`
 """
 
 from contextlib import ExitStack, nullcontext
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from .checkpoints import (
     write_folder,
 )
 from .curves import draw_curves
-from .launch import call_on_main, collect_weights, copy_weights
+from .launch import call_on_main, check_backend, collect_weights, copy_weights
 from .state import restore_state, write_state
 from .teacher import Teacher
 
@@ -71,6 +72,11 @@ class ResumableTrainer(Trainer):
             model, training_args, callbacks=[*(callbacks or ()), FollowWeights(self), self._flow], **kwargs
         )
         del self.model.config.use_cache  # Trainer sets it, and it would be saved with the model
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Also refuse backends of Accelerate that this trainer cannot use."""
+        super().create_accelerator_and_postprocess()
+        check_backend(self.accelerator, bool(self.args.fsdp))
 
     def describe_run(self) -> dict:
         """Return what must be equal when the run is resumed."""
@@ -134,7 +140,10 @@ class ResumableTrainer(Trainer):
         if is_main:
             self.state.save_to_json(str(output_dir / "trainer_state.json"))
             write_json(output_dir / "metrics.json", self._list_scores("start", "best", "final"))
-            draw_curves(self.state.log_history, output_dir / "curves.png")
+            scores = [f"eval_{evaluator.name}_{evaluator.primary_metric}" for evaluator in self.evaluators]
+            terms = [term.name for term in fields(self.loss_weights)]
+            panels = ["loss", *terms, *scores, "grad_norm", "learning_rate", "images_per_second"]
+            draw_curves(self.state.log_history, output_dir / "curves.png", panels)
         with write_folder(self.accelerator, output_dir / "final") as folder:
             if is_main:
                 (folder / "curves.png").write_bytes((output_dir / "curves.png").read_bytes())

@@ -17,6 +17,7 @@ from ..data.augmentation import Augmentation
 from ..data.training_dataset import EpochSampler, TrainingDataset
 from ..embedding.embedder import Embedder
 from ..evaluation.evaluator import Evaluator
+from ..hub.cards import list_numbers
 from ..losses.distributed import gather
 from ..losses.objective import LossWeights
 from ..model.processing_geoalign_clip import CONCEPT_TEMPLATES
@@ -25,16 +26,19 @@ from .arguments import GeoAlignTrainingArguments
 from .checkpoints import write_folder
 from .inputs import check_rows, choose_metric, count_cut_texts, drop_terms_without_data, prepare_data
 from .launch import check_processes, prepare_model
+from .layer_rates import decay_rates
 from .resumable import ResumableTrainer
+from .scores import check_scores
 from .step import compute_gradients
 from .teacher import Teacher
 
 logger = logging.get_logger(__name__)
 # Settings that decide the weights: a resumed run must have the same ones.
 DECISIVE = (
-    "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2",
-    "adam_epsilon", "optim", "max_grad_norm", "seed", "data_seed", "ema_decay", "teacher", "teacher_decay",
-    "max_regions", "max_negatives", "max_crops", "label_smoothing_factor", "max_vocabulary",
+    "learning_rate", "layer_decay", "lr_scheduler_type", "warmup_steps", "gradient_accumulation_steps",
+    "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "optim", "max_grad_norm", "seed",
+    "data_seed", "ema_decay", "teacher", "teacher_decay", "max_regions", "max_negatives", "max_crops",
+    "label_smoothing_factor", "max_vocabulary",
 )  # fmt: skip
 
 
@@ -85,7 +89,9 @@ class GeoAlignTrainer(ResumableTrainer):
         callbacks: list | None = None,
         optimizers: tuple[Any, Any] = (None, None),
     ):
-        args = args or GeoAlignTrainingArguments()
+        args = GeoAlignTrainingArguments() if args is None else args
+        if not isinstance(args, GeoAlignTrainingArguments):
+            raise TypeError(f"args is a {type(args).__name__}; expected GeoAlignTrainingArguments.")
         check_rows(train_dataset)
         asked = loss_weights or LossWeights()
         self.loss_weights, dropped = drop_terms_without_data(train_dataset, asked)
@@ -122,6 +128,7 @@ class GeoAlignTrainer(ResumableTrainer):
             "num_cut_texts": cut,
             "num_processes": args.world_size,
         }
+        self._row_ids: list[torch.Tensor] = []  # of the micro-batches since the last step
         self._forget_terms()
         super().__init__(
             model,
@@ -181,6 +188,19 @@ class GeoAlignTrainer(ResumableTrainer):
         """Name the matrices. Vectors and scales do not decay."""
         return [name for name, parameter in model.named_parameters() if parameter.ndim >= 2]
 
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """Create the optimizer, with a learning rate of its own for each block if `layer_decay` is set."""
+        if self.args.layer_decay == 1:
+            return super().create_optimizer(model)
+        if self.optimizer is not None:
+            raise ValueError(
+                f"layer_decay is {self.args.layer_decay}, but an optimizer was passed. Set the learning "
+                "rates of its groups, or pass none."
+            )
+        optimizer = super().create_optimizer(model)
+        decay_rates(optimizer, self.model if model is None else model, self.args.layer_decay)
+        return optimizer
+
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
         """Compute the gradients of one batch.
 
@@ -189,6 +209,8 @@ class GeoAlignTrainer(ResumableTrainer):
         """
         model.train()
         batch = self._prepare_inputs(inputs)
+        # `Accelerator.backward` divides by it, so that the gradient is the mean over the micro-batches.
+        num_batches = self.accelerator.gradient_accumulation_steps = self.current_gradient_accumulation_steps
         terms = compute_gradients(
             self.accelerator,
             model,
@@ -199,25 +221,29 @@ class GeoAlignTrainer(ResumableTrainer):
             self.args.label_smoothing_factor,
         )
         values = torch.stack([term.detach() for term in terms.values()])
-        self._row_ids = batch["row_ids"]
-        self._check_finite(dict(zip(terms, values.tolist(), strict=True)))
-        self._term_sums = self._term_sums + values
-        self._term_names, self._num_summed = list(terms), self._num_summed + 1
-        return terms["loss"].detach()
+        self._check_finite(dict(zip(terms, values.tolist(), strict=True)), batch["row_ids"])
+        self._row_ids.append(batch["row_ids"])
+        self._term_sums, self._term_names = self._term_sums + values / num_batches, list(terms)
+        self._num_steps += 1 / num_batches
+        self._num_images += len(batch["row_ids"]) * self.args.world_size
+        return terms["loss"].detach() / num_batches
 
     def _get_grad_norm(self, model, grad_norm=None):
         """Refuse a gradient that is not finite, before the optimizer takes a step."""
         grad_norm = super()._get_grad_norm(model, grad_norm)
         grad_norm = grad_norm.full_tensor() if isinstance(grad_norm, DTensor) else grad_norm
-        if self.accelerator.scaler is None:  # with fp16 the scaler skips steps whose gradient overflows
-            self._check_finite({"grad_norm": float(grad_norm)})
+        scaler = self.accelerator.scaler
+        # With fp16 the scaler skips steps whose gradient overflows, and lowers its factor until none does.
+        if scaler is None or scaler.get_scale() < 1:
+            self._check_finite({"grad_norm": float(grad_norm)}, torch.cat(self._row_ids))
+        self._row_ids.clear()
         return grad_norm
 
-    def _check_finite(self, numbers: dict[str, float]) -> None:
+    def _check_finite(self, numbers: dict[str, float], row_ids: torch.Tensor) -> None:
         if not all(map(math.isfinite, numbers.values())):
-            row_ids = sorted(gather(self._row_ids).tolist())
+            found = sorted(gather(row_ids).tolist())
             raise ValueError(
-                f"the loss is not finite: {numbers}, in the batch of the rows {row_ids}. Look at those rows, "
+                f"the loss is not finite: {numbers}, in the batch of the rows {found}. Look at those rows, "
                 "lower learning_rate, or train with bf16. The last checkpoint is as it was."
             )
 
@@ -229,20 +255,19 @@ class GeoAlignTrainer(ResumableTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log numbers; beside the loss also the mean of each of its terms, and the speed."""
-        if "loss" in logs and self._num_summed:
-            means = (self._term_sums / self._num_summed).tolist()
+        if "loss" in logs and self._num_steps:
+            means = (self._term_sums / self._num_steps).tolist()
             seconds = time.perf_counter() - self._start
-            images = self._num_summed * self._train_batch_size * self.args.world_size
             logs = (
                 logs
                 | dict(zip(self._term_names, means, strict=True))
-                | {"images_per_second": images / seconds}
+                | {"images_per_second": self._num_images / seconds}
             )
             self._forget_terms()
         super().log(logs, start_time)
 
     def _forget_terms(self) -> None:
-        self._term_sums, self._term_names, self._num_summed = torch.zeros(()), [], 0
+        self._term_sums, self._term_names, self._num_steps, self._num_images = torch.zeros(()), [], 0, 0
         self._start = time.perf_counter()
 
     def evaluate(
@@ -262,7 +287,7 @@ class GeoAlignTrainer(ResumableTrainer):
             The numbers, as `<prefix>_<evaluator>_<score>`.
 
         Raises:
-            ValueError: if `metric_for_best_model` is not among them.
+            ValueError: if a score is not finite, or `metric_for_best_model` is not among them.
         """
         evaluators = self.evaluators if eval_dataset is None else list(eval_dataset)
         start = time.perf_counter()
@@ -273,16 +298,12 @@ class GeoAlignTrainer(ResumableTrainer):
         with no_progress_bars(), self._averaged():
             for evaluator in evaluators:
                 # All processes use the same scores, or rounding could make them choose different models.
-                scores = broadcast_object_list([evaluator(embedder)])[0]
-                numbers = {name: score for name, score in scores.items() if isinstance(score, float)}
-                if lost := [name for name, number in numbers.items() if not math.isfinite(number)]:
-                    logger.warning(f"{evaluator.name}: the scores {lost} are not finite and are left out.")
-                    scores = scores | dict.fromkeys(lost)
+                found = broadcast_object_list([evaluator(embedder)])[0]
+                scores = check_scores(evaluator.name, found)
                 results[evaluator.name] = scores | {"step": self.state.global_step}
                 metrics |= {
                     f"{metric_key_prefix}_{evaluator.name}_{name}": number
-                    for name, number in numbers.items()
-                    if name not in lost
+                    for name, number in list_numbers(scores).items()
                 }
         best = self.args.metric_for_best_model
         if eval_dataset is None and best is not None and f"eval_{best.removeprefix('eval_')}" not in metrics:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from datasets import load_dataset
 from huggingface_hub import DatasetCard
+from listed import read_coco
 from PIL import Image
 from toy_rows import draw_rows
 
@@ -22,7 +23,6 @@ from geoalign_hf.data.loading import load_rows
 from geoalign_hf.data.schema import FEATURES
 from geoalign_hf.dataset_builder.build import BuildConfig, build
 from geoalign_hf.dataset_builder.plan import plan_shards, read_shard_rows
-from geoalign_hf.readers.coco import read_coco
 from geoalign_hf.storage import lock_folder
 
 

@@ -3,15 +3,17 @@
 import re
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from PIL import Image
-from transformers import CLIPImageProcessor
+from transformers import CLIPImageProcessor, CLIPImageProcessorPil
 
 from geoalign_hf import GeoAlignCLIPProcessor
+from geoalign_hf.model.images_geoalign_clip import load_images
 from geoalign_hf.model.masks_geoalign_clip import weigh_masks
-from geoalign_hf.model.processing_geoalign_clip import load_images
-from geoalign_hf.model.resizing_geoalign_clip import _resize_by_pil, _resize_by_torch
+
+PIL_FILTERS_DOWN_FIRST = int(PIL.__version__.split(".")[0]) >= 13  # pictures that are much too tall
 
 
 def draw_image(width: int = 150, height: int = 100, seed: int = 0) -> Image.Image:
@@ -152,26 +154,56 @@ def test_boxes_may_be_given_as_arrays_and_tensors(processor):
 # Images
 
 
+@pytest.mark.parametrize("backend", [CLIPImageProcessor, CLIPImageProcessorPil])
 @pytest.mark.parametrize("resample", [Image.BICUBIC, Image.BILINEAR])
-@pytest.mark.parametrize("size", [(150, 100), (64, 64), (31, 500), (640, 427)])
-def test_the_fast_way_equals_the_stock_way_within_one_of_255(processor, size, resample):
-    image_processor = CLIPImageProcessor(
-        size={"height": 64, "width": 64}, do_center_crop=False, resample=resample
-    )
+@pytest.mark.parametrize("size", [(150, 100), (64, 64), (31, 500), (640, 427), (100, 250)])
+def test_the_fast_way_equals_the_stock_way_within_one_of_255(processor, size, resample, backend):
+    image_processor = backend(size={"height": 64, "width": 64}, do_center_crop=False, resample=resample)
     ours = GeoAlignCLIPProcessor(image_processor, processor.tokenizer)
-    harsh = Image.fromarray(np.random.default_rng(9).integers(0, 255, (90, 75, 3), dtype=np.uint8))
-    images = [draw_image(*size, seed=seed) for seed in range(3)] + [harsh]
+    random = np.random.default_rng(9)
+    harsh = [(75, 90), (80, 90), (90, 75), (300, 70), (90, 40)][: None if PIL_FILTERS_DOWN_FIRST else 2]
+    images = [draw_image(*size, seed=seed) for seed in range(3)]
+    images += [Image.fromarray(random.integers(0, 255, (*shape, 3), dtype=np.uint8)) for shape in harsh]
     fast = ours(images=images, return_tensors="pt")["pixel_values"]
     stock = image_processor(images=images, return_tensors="pt")["pixel_values"]
     levels = (fast - stock) * torch.tensor(image_processor.image_std).view(3, 1, 1) * 255
-    assert levels.abs().max() < 1.01
+    assert levels.abs().max() < 2.01
+    assert (levels.abs() > 1.01).double().mean() < 1e-4
 
 
-@pytest.mark.parametrize("size", [(150, 100), (64, 64), (640, 427)])
-def test_torchs_filter_equals_pils_on_smooth_images_of_several_sizes(size):
-    images = [draw_image(*size, seed=1), draw_image(90, 90, seed=2), draw_image(*size, seed=3)]
-    by_torch = _resize_by_torch(images, (64, 64), Image.BICUBIC).astype(int)
-    assert abs(by_torch - _resize_by_pil(images, (64, 64), Image.BICUBIC)).max() <= 1
+def test_an_rgb_image_is_read_without_a_copy():
+    image = draw_image()
+    assert load_images(image)[0] is image
+
+
+# A tag of 6 turns a picture by a quarter, so that its width is the height of its file.
+@pytest.mark.parametrize(("orientation", "size"), [(1, (600, 400)), (6, (400, 600))])
+def test_a_jpeg_draft_of_a_smooth_picture_is_within_5_of_255_and_its_boxes_are_those_of_the_file(
+    processor, tmp_path, orientation, size
+):
+    exif = Image.Exif()
+    exif[274] = orientation
+    draw_image(600, 400).save(tmp_path / "image.jpg", quality=95, exif=exif)
+    inputs = {"images": tmp_path / "image.jpg", "boxes": [[[0, 0, size[0] / 2, size[1] / 4]]]}
+    inputs["return_tensors"] = "pt"
+    full, draft = (processor(**inputs, draft_jpeg=is_draft) for is_draft in (False, True))
+    assert draft["region_boxes"].tolist() == full["region_boxes"].tolist() == [[[0, 0, 0.5, 0.25]]]
+    levels = (draft["pixel_values"] - full["pixel_values"]).abs().max() * 0.28 * 255
+    assert 0 < levels <= 5
+
+
+def test_a_jpeg_draft_keeps_the_frame_of_masks(processor, tmp_path):
+    draw_image(600, 400).save(tmp_path / "image.jpg")
+    mask = np.zeros((1, 400, 600), dtype=bool)
+    mask[:, :200, :300] = True
+    inputs = {"images": tmp_path / "image.jpg", "masks": [mask], "return_tensors": "pt"}
+    full, draft = (processor(**inputs, draft_jpeg=is_draft) for is_draft in (False, True))
+    torch.testing.assert_close(draft["region_coverage"], full["region_coverage"], rtol=0, atol=0)
+
+
+def test_a_jpeg_draft_needs_a_size_to_resize_to(processor):
+    with pytest.raises(ValueError, match="draft_jpeg=True"):
+        processor(images=draw_image(), draft_jpeg=True, do_resize=False, return_tensors="pt")
 
 
 def test_settings_that_the_fast_way_does_not_know_take_the_stock_way(processor):

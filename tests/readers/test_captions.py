@@ -3,10 +3,11 @@
 import json
 
 import pytest
+from listed import read_captions
 from refusals import refuses
 
 from geoalign_hf.data.schema import build_rows
-from geoalign_hf.readers.captions import list_captions, read_captions
+from geoalign_hf.readers.captions import list_captions
 from geoalign_hf.readers.skipped import SkipReport
 
 

@@ -6,12 +6,12 @@ import time
 
 import numpy as np
 import pytest
+from listed import read_coco
 from PIL import Image
 from refusals import refuses
 
 from geoalign_hf.data.loading import from_coco
 from geoalign_hf.data.schema import FEATURES
-from geoalign_hf.readers.coco import read_coco
 from geoalign_hf.readers.skipped import SkipReport
 
 
@@ -112,7 +112,7 @@ def test_a_folder_is_read_without_its_bad_files_where_errors_are_skipped(read, c
 
 @pytest.mark.parametrize(
     ("content", "found"),
-    [([], "list"), ("3", "int"), ({"images": [], "info": {}}, "['images', 'info']"),
+    [([], "'['"), ("3", "'3'"), ({"images": [], "info": {}}, "['images', 'info']"),
      ({"images": {}, "annotations": [], "categories": []}, "images is {}")],
 )  # fmt: skip
 def test_json_that_is_not_a_coco_file_is_refused(read, path, content, found):

@@ -3,10 +3,10 @@
 import time
 
 import pytest
+from listed import read_dota
 from refusals import refuses
 
 from geoalign_hf.data.schema import FEATURES, build_rows
-from geoalign_hf.readers.dota import read_dota
 from geoalign_hf.readers.skipped import SkipReport
 
 DOTA = """imagesource:GoogleEarth

@@ -9,15 +9,12 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from listed import read_captions, read_coco, read_dota, read_voc, read_yolo
 from PIL import Image
 
 from geoalign_hf.data.schema import build_rows
-from geoalign_hf.readers.captions import read_captions
-from geoalign_hf.readers.coco import read_coco
-from geoalign_hf.readers.dota import read_dota
 from geoalign_hf.readers.skipped import SkipReport
-from geoalign_hf.readers.voc import read_voc
-from geoalign_hf.readers.yolo import read_names, read_yolo
+from geoalign_hf.readers.yolo import read_names
 
 WIDTH, HEIGHT = 20, 10
 NUMBERS = st.one_of(

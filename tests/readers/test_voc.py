@@ -3,10 +3,10 @@
 import math
 
 import pytest
+from listed import read_voc
 from refusals import refuses
 
 from geoalign_hf.readers.skipped import SkipReport
-from geoalign_hf.readers.voc import read_voc
 
 BOX = "<bndbox><xmin>1</xmin><ymin>2</ymin><xmax>4</xmax><ymax>6</ymax></bndbox>"
 VOC = f"""<annotation><filename>a.png</filename><size><width>20</width><height>10</height></size>

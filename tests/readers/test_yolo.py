@@ -1,10 +1,11 @@
 """Laws of the YOLO reader: fractions become pixels, and labels are found wherever they lie."""
 
 import pytest
+from listed import read_yolo
 from refusals import refuses
 
 from geoalign_hf.readers.skipped import SkipReport
-from geoalign_hf.readers.yolo import read_names, read_yolo
+from geoalign_hf.readers.yolo import read_names
 
 NAMES = ["plane", "ship"]
 

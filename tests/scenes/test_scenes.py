@@ -9,11 +9,10 @@ import pytest
 import rasterio
 import shapely
 import torch
-from rasterio.transform import from_origin
+from generated_scenes import NORTH_UP, UTM, draw, write_scene
 from rasterio.warp import transform as warp
 
 from geoalign_hf.embedding.embedder import Embedder
-from geoalign_hf.scenes.archive import embed_scenes, search_archive
 from geoalign_hf.scenes.reader import Scene
 from geoalign_hf.scenes.regions import (
     classify_scene_regions,
@@ -22,35 +21,6 @@ from geoalign_hf.scenes.regions import (
     write_regions,
 )
 from geoalign_hf.scenes.score import score_scene, write_score_maps
-
-UTM = "EPSG:32633"
-NORTH_UP = from_origin(500000, 5300000, 0.5, 0.5)
-
-
-def write_scene(path, pixels, crs=UTM, transform=NORTH_UP, **profile):
-    """Write (bands, H, W) pixels as a tiled GeoTIFF."""
-    bands, height, width = pixels.shape
-    profile = {
-        "driver": "GTiff",
-        "count": bands,
-        "width": width,
-        "height": height,
-        "dtype": pixels.dtype,
-    } | profile
-    with rasterio.open(
-        path, "w", crs=crs, transform=transform, tiled=True, blockxsize=64, blockysize=64, **profile
-    ) as f:
-        f.write(pixels)
-    return path
-
-
-def draw(height=160, width=192, bands=3, seed=0, dtype=np.uint8, high=255):
-    """Smooth random pixels."""
-    noise = torch.rand(
-        1, bands, height // 16 + 2, width // 16 + 2, generator=torch.Generator().manual_seed(seed)
-    )
-    smooth = torch.nn.functional.interpolate(noise, (height, width), mode="bilinear")[0].numpy()
-    return (smooth * high).astype(dtype)
 
 
 @pytest.fixture(scope="module")
@@ -167,8 +137,8 @@ def test_regions_of_any_reference_system_are_found_on_their_ground(embedder, tmp
     for name in ("r.geojson", "r.gpkg"):
         regions = read_regions(tmp_path / name, scene)
         assert regions.crs == scene.crs
-        x, y = scene.to_pixels(*np.array(regions.geometry[0].exterior.coords).T)
-        np.testing.assert_allclose([x.min(), y.min(), x.max(), y.max()], [32, 64, 64, 96], atol=0.05)
+        bounds = scene.to_pixels(regions.geometry[0]).bounds
+        np.testing.assert_allclose(bounds, [32, 64, 64, 96], atol=0.05)
     named = classify_scene_regions(embedder, scene, regions, ["ship", "bridge"], ["a photo of a {}."])
     assert named["name"].tolist() == ["a"] and named["concept"][0] in ("ship", "bridge")
     assert named["score"][0] == pytest.approx(max(named["score: ship"][0], named["score: bridge"][0]))
@@ -215,27 +185,6 @@ def test_points_need_a_buffer_in_metres(tmp_path):
         read_regions(tmp_path / "p.geojson", scene)
     (disc,) = read_regions(tmp_path / "p.geojson", scene, buffer=5).geometry
     assert disc.area == pytest.approx(np.pi * 25, rel=0.02)
-
-
-def test_an_archive_is_readable_by_geopandas_continues_and_returns_places(embedder, tmp_path):
-    paths = [
-        write_scene(tmp_path / f"{name}.tif", draw(seed=i), photometric="RGB") for i, name in enumerate("ab")
-    ]
-    files = embed_scenes(embedder, paths, tmp_path / "archive", tile_side=64)
-    frame = geopandas.read_parquet(files[1])
-    assert len(frame) == 3 * 3 and frame.crs == "EPSG:4326"
-    files[0].unlink()
-    before = files[1].stat().st_mtime_ns
-    again = embed_scenes(embedder, paths, tmp_path / "archive", tile_side=64)
-    assert again == files and files[1].stat().st_mtime_ns == before
-    query = torch.tensor(frame["embed"][4])
-    found = search_archive(tmp_path / "archive", query, top_k=3)
-    assert found["scene"][0] == str(paths[1]) and found["cosine"][0] == pytest.approx(1, abs=1e-5)
-    assert found.geometry[0].equals(frame.geometry[4]) and found["cosine"].is_monotonic_decreasing
-    with pytest.raises(ValueError, match=r"\['tile_side'\] differ"):
-        embed_scenes(embedder, paths, tmp_path / "archive", tile_side=32)
-    shared = [embed_scenes(embedder, paths, tmp_path / "two", 64, rank=r, num_processes=2) for r in (0, 1)]
-    assert [file.name for part in shared for file in part] == [file.name for file in files]
 
 
 MEASURE = """

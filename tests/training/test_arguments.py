@@ -6,6 +6,7 @@ import pytest
 from refusals import refuses
 
 from geoalign_hf.training.arguments import LOWEST, GeoAlignTrainingArguments
+from geoalign_hf.training.launch import OTHER_BACKENDS
 
 NUMBERS = [
     option.name
@@ -37,7 +38,8 @@ def test_a_decay_of_1_is_refused(name):
 @pytest.mark.parametrize(
     "option",
     [
-        {"gradient_accumulation_steps": 2},
+        {"deepspeed": "ds.json"},
+        {"deepspeed": {"zero_optimization": {"stage": 2}}},
         {"auto_find_batch_size": True},
         {"save_only_model": True},
         {"neftune_noise_alpha": 5.0},
@@ -52,6 +54,14 @@ def test_a_decay_of_1_is_refused(name):
 def test_what_has_no_effect_or_no_meaning_is_refused(option):
     with refuses(next(iter(option))):
         GeoAlignTrainingArguments(**option)
+
+
+@pytest.mark.parametrize("value", ["true", "True", "1", "yes"])
+@pytest.mark.parametrize("variable", OTHER_BACKENDS)
+def test_a_backend_that_a_launcher_asks_for_is_refused_by_name(monkeypatch, variable, value):
+    monkeypatch.setenv(variable, value)
+    with refuses(variable, OTHER_BACKENDS[variable], "examples/accelerate_configs"):
+        GeoAlignTrainingArguments()
 
 
 def test_a_description_holds_what_defines_a_run_and_no_paths_or_tokens():

@@ -5,25 +5,27 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from accelerate import DistributedType
 from accelerate.commands.config.config_args import load_config_from_file
 from refusals import refuses
 from runs import build_trainer
 from safetensors.torch import load_file
 
-from geoalign_hf.training.launch import check_processes
+from geoalign_hf.training.launch import check_backend, check_processes
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "examples" / "accelerate_configs"
 
 # Trains on rows that a process of its own can draw; batch 4 in all, however many processes share it.
 SCRIPT = """
-import os, sys
+import json, os, sys
 sys.path.insert(0, "EXAMPLES")
 import torch
 from accelerate import Accelerator, state
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from accelerate.utils import DistributedType
 from toy_rows import CONCEPTS, draw_rows
 from geoalign_hf.training.lora import AdapterConfig, adapt_model
 from geoalign_hf.data.augmentation import Augmentation
@@ -35,21 +37,16 @@ from geoalign_hf.training.arguments import GeoAlignTrainingArguments
 from geoalign_hf.training.trainer import GeoAlignTrainer
 
 torch.set_num_threads(1)
-if "--fsdp" in sys.argv:  # Accelerate ignores its plugin on CPUs; the sharding itself works there
-    start = state.AcceleratorState.__init__
+start = state.AcceleratorState.__init__
 
-    def start_sharded(self, *args, **kwargs):
-        start(self, *args, **kwargs)
-        if self.distributed_type == DistributedType.MULTI_CPU:
-            self.distributed_type = DistributedType.FSDP
-            self.fsdp_plugin = FullyShardedDataParallelPlugin(
-                fsdp_version=2,
-                auto_wrap_policy="transformer_based_wrap",
-                transformer_cls_names_to_wrap=["CLIPEncoderLayer"],
-                state_dict_type="FULL_STATE_DICT",
-                cpu_ram_efficient_loading=False,
-            )
+def start_sharded(self, *args, **kwargs):
+    # Accelerate ignores FSDP on CPUs, where the sharding itself works. Use what was asked for.
+    start(self, *args, **kwargs)
+    plugin = kwargs.get("fsdp_plugin") or vars(self).get("fsdp_plugin")
+    if self.distributed_type == DistributedType.MULTI_CPU and plugin:
+        self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, plugin
 
+if "--ignored" not in sys.argv:
     state.AcceleratorState.__init__ = start_sharded
 
 drawn = draw_rows(12)
@@ -65,7 +62,11 @@ if "--lora" in sys.argv:
 rows = build_rows(drawn)
 num = int(os.environ.get("WORLD_SIZE", 1))
 args = GeoAlignTrainingArguments(
-    output_dir=sys.argv[1], num_train_epochs=2, per_device_train_batch_size=6 // num, logging_steps=1,
+    output_dir=sys.argv[1], num_train_epochs=2,
+    per_device_train_batch_size=(2 if "--accumulate" in sys.argv else 6) // num,
+    gradient_accumulation_steps=3 if "--accumulate" in sys.argv else 1, logging_steps=1,
+    fsdp="--fsdp" in sys.argv, layer_decay=0.5 if "--decay" in sys.argv else 1,
+    fsdp_config=json.loads(os.environ.get("FSDP_SETTINGS", "{}")),
     save_strategy="steps", save_steps=3, eval_strategy="steps", eval_steps=2, save_total_limit=5,
     resume_from_checkpoint="last" if "--resume" in sys.argv else None,
     teacher="ema" if "--ema" in sys.argv else "self", ema_decay=0.5 if "--ema" in sys.argv else 0,
@@ -93,9 +94,9 @@ def run(command: list, **variables) -> str:
     return result.stderr
 
 
-def launch(num: int, script, *arguments) -> str:
+def launch(num: int, script, *arguments, **variables) -> str:
     command = ["torch.distributed.run", "--nproc_per_node", num, "--master_port", 29400 + os.getpid() % 500]
-    return run([*command, script, *arguments], ACCELERATE_USE_CPU="true")
+    return run([*command, script, *arguments], ACCELERATE_USE_CPU="true", **variables)
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +140,27 @@ def check_same_run(folder, alone) -> None:
 def test_several_processes_train_as_one_does(script, alone, tmp_path, num, arguments):
     launch(num, script, tmp_path, *arguments)
     check_same_run(tmp_path, alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings",
+    [{"activation_checkpointing": True}, {"reshard_after_forward": False}, {"auto_wrap_policy": "NO_WRAP"}],
+    ids=str,
+)
+def test_settings_of_fsdp_change_no_result(script, alone, tmp_path, settings):
+    launch(2, script, tmp_path, "--fsdp", FSDP_SETTINGS=json.dumps(settings))
+    check_same_run(tmp_path, alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", [["--accumulate"], ["--decay"]])
+@pytest.mark.parametrize("others", [[], ["--fsdp", "--chunks"]])
+def test_several_processes_accumulate_and_decay_as_one_does(script, tmp_path, arguments, others):
+    command = [sys.executable, str(script), str(tmp_path / "alone"), *arguments]
+    subprocess.run(command, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    launch(2, script, tmp_path / "two", *arguments, *others)
+    check_same_run(tmp_path / "two", tmp_path / "alone")
 
 
 @pytest.mark.slow
@@ -203,6 +225,25 @@ def test_only_matrices_decay(model, processor, rows, tmp_path):
     assert any(parameter is model.region_scale.logit_scale for parameter in others["params"])
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     assert len(decayed["params"]) + len(others["params"]) == len(trainable)
+
+
+def test_fsdp_that_accelerate_ignores_is_refused(model, processor, rows, tmp_path, monkeypatch):
+    """Accelerate leaves it out without a word on CPUs and with a single process."""
+    for variable in ("ACCELERATE_USE_FSDP", "FSDP_CPU_RAM_EFFICIENT_LOADING"):
+        monkeypatch.setenv(variable, "false")  # they are set on the way, and restored after the test
+    with refuses("FSDP was asked for", "cpu", kind=RuntimeError):
+        build_trainer(model, processor, rows, tmp_path, fsdp=True)
+
+
+@pytest.mark.parametrize(
+    ("backend", "version", "fact"),
+    [("DEEPSPEED", 2, "DEEPSPEED"), ("MEGATRON_LM", 2, "MEGATRON_LM"), ("FSDP", 1, "fsdp_version is 1")],
+)
+def test_other_backends_are_refused_by_name(backend, version, fact):
+    """Also those that were started before the trainer was built."""
+    state = SimpleNamespace(fsdp_plugin=SimpleNamespace(fsdp_version=version))
+    with refuses(fact, "examples/accelerate_configs"):
+        check_backend(SimpleNamespace(distributed_type=DistributedType[backend], state=state), False)
 
 
 def test_processes_that_did_not_come_up_are_refused(monkeypatch):

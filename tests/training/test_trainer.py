@@ -6,12 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from datasets import DatasetDict
 from PIL import Image
 from refusals import refuses
-from runs import build_trainer, list_losses
+from runs import ServedScores, check_equal_weights, list_losses
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from transformers import AutoModel, EarlyStoppingCallback, TrainerCallback
+from transformers import AutoModel, EarlyStoppingCallback, TrainerCallback, TrainingArguments
 
 from geoalign_hf.data.augmentation import Augmentation
 from geoalign_hf.data.collator import RowCollator
@@ -22,31 +23,7 @@ from geoalign_hf.evaluation.classification import RegionClassificationEvaluator
 from geoalign_hf.losses.objective import PRESETS, LossWeights, compute_losses
 from geoalign_hf.training.checkpoints import find_newest_checkpoint
 from geoalign_hf.training.step import encode_batch
-
-
-class ServedScores:
-    """An evaluator whose scores are given beforehand."""
-
-    name, primary_metric, greater_is_better = "served", "score", True
-
-    def __init__(self, *scores, greater_is_better=True):
-        self.scores, self.greater_is_better, self.seen = iter(scores), greater_is_better, []
-
-    def __call__(self, embedder):
-        self.seen.append(embedder.model.visual_projection.weight.detach().clone())
-        score = next(self.scores)
-        return (score if isinstance(score, dict) else {"score": score}) | {"protocol": {"split": "all"}}
-
-
-@pytest.fixture
-def start(built, processor, rows, tmp_path):
-    """Build a trainer on eight rows: two steps per epoch."""
-
-    def start(folder=None, model=None, train_rows=None, **options):
-        model = copy.deepcopy(built[0]) if model is None else model
-        return build_trainer(model, processor, train_rows or rows, folder or tmp_path, **options)
-
-    return start
+from geoalign_hf.training.trainer import GeoAlignTrainer
 
 
 @pytest.mark.parametrize(
@@ -65,13 +42,6 @@ def test_regions_are_contrasted_with_all_concepts_of_the_rows_if_these_are_few(
     assert ("vocabulary_ids" in batch) == has_vocabulary
     if has_vocabulary:
         assert len(batch["vocabulary_ids"]) == len(list_concepts(rows)) > 2
-
-
-def check_equal_weights(first, second) -> None:
-    left, right = (load_file(folder / "model.safetensors") for folder in (first, second))
-    assert left.keys() == right.keys()
-    for name in left:
-        assert torch.equal(left[name], right[name]), name
 
 
 def test_training_lowers_the_loss_and_leaves_a_folder_that_loads(start, model, processor, rows, tmp_path):
@@ -94,7 +64,12 @@ def test_training_lowers_the_loss_and_leaves_a_folder_that_loads(start, model, p
     "options",
     [
         {"teacher": "ema", "teacher_decay": 0.5, "ema_decay": 0.9},
+        {
+            "gradient_accumulation_steps": 3,
+            "per_device_train_batch_size": 2,
+        },  # the last step of an epoch has 1
         pytest.param({}, marks=pytest.mark.slow),
+        pytest.param({"layer_decay": 0.5}, marks=pytest.mark.slow),
         pytest.param({"mini_batch_size": 1, "dataloader_num_workers": 2}, marks=pytest.mark.slow),
         pytest.param({"teacher": "frozen", "ema_decay": 0.9, "max_steps": 5}, marks=pytest.mark.slow),
     ],
@@ -222,14 +197,6 @@ def test_the_average_of_the_weights_is_evaluated_and_saved(start, tmp_path):
         torch.testing.assert_close(found, average)
 
 
-def test_scores_that_are_not_finite_are_reported_and_stop_nothing(start, tmp_path, caplog):
-    scores = [{"score": 0.5, "other": float("nan")}] * 3
-    start(evaluators=[ServedScores(*scores)]).train()
-    assert "served: the scores ['other'] are not finite" in caplog.text
-    metrics = json.loads((tmp_path / "metrics.json").read_text())
-    assert metrics["served final"]["other"] is None and metrics["served final"]["score"] == 0.5
-
-
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_trains_with_all_of_its_terms(start, preset):
     trainer = start(num_train_epochs=1, per_device_train_batch_size=8, loss_weights=PRESETS[preset])
@@ -291,8 +258,24 @@ def test_rows_with_no_data_for_any_term_and_streamed_rows_are_refused(start, toy
     nothing = [{name: row[name] for name in ("image", "boxes", "phrases", "concepts")} for row in toy_rows]
     with refuses("captions", "description"):
         start(train_rows=build_rows(nothing), loss_weights=PRESETS["clip"])
-    with refuses("IterableDataset", "streaming", kind=TypeError):
-        start(train_rows=rows.to_iterable_dataset())
+    for streamed in (rows.to_iterable_dataset(), iter(toy_rows), IterableRows()):
+        with refuses(type(streamed).__name__, "datasets.Dataset", "streaming", "max_steps", kind=TypeError):
+            start(train_rows=streamed, max_steps=2)
+    with refuses("['train', 'test']", kind=TypeError):
+        start(train_rows=DatasetDict(train=rows, test=rows))
+
+
+class IterableRows(torch.utils.data.IterableDataset):
+    """Rows of torch's kind of stream."""
+
+    def __iter__(self):
+        return iter(())
+
+
+def test_arguments_of_a_stock_trainer_are_refused(model, processor, rows, tmp_path):
+    args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    with refuses("TrainingArguments", "GeoAlignTrainingArguments", kind=TypeError):
+        GeoAlignTrainer(model, args, train_dataset=rows, processing_class=processor)
 
 
 def test_fewer_rows_than_a_batch_are_refused(start):

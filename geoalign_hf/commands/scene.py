@@ -1,0 +1,295 @@
+"""`geoalign-hf scene`: georeferenced scenes of any size, read in windows."""
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Literal
+
+import pandas
+from accelerate import Accelerator, InitProcessGroupKwargs
+from transformers.hf_argparser import HfArg
+from transformers.utils import logging
+
+from ..embedding.embedder import Embedder
+from ..embedding.templates import resolve_templates
+from ..scenes.archive import SceneJob, list_scenes
+from ..scenes.reader import Scene
+from ..scenes.regions import check_suffix, classify_scene_regions, read_regions, write_regions
+from ..scenes.score import (
+    COSINE_LIMITS,
+    PROBABILITY_LIMITS,
+    check_map_options,
+    find_cell,
+    score_scene,
+    write_score_maps,
+)
+from ..scenes.search import check_model, read_description, search_archive
+from ..training.launch import check_processes
+from .inputs import MODEL, ModelOptions, load_model
+
+ARCHIVE = "outputs/archive"
+
+
+@dataclass
+class PixelOptions:
+    """How the pixels of a scene become 8-bit RGB."""
+
+    _argument_group_name = "pixels"
+
+    bands: str | None = HfArg(
+        default=None,
+        help="Numbers of the bands that are red, green and blue, such as 3,2,1, or of one band; by default "
+        "those that the file declares.",
+    )
+    stretch: str | None = HfArg(
+        default=None,
+        help="Percentiles of the whole scene that become black and white, such as 2,98; by default 8-bit "
+        "pixels are kept, and all others are stretched by 2,98.",
+    )
+
+    def parse(self) -> tuple[tuple[int, ...] | None, tuple[float, float] | None]:
+        """Parse the bands and the stretch.
+
+        Raises:
+            ValueError: If they are not numbers between commas.
+        """
+        bands = parse_numbers("bands", self.bands, "3,2,1", int) if self.bands else None
+        stretch = parse_pair("stretch", self.stretch, "2,98") if self.stretch else None
+        return bands, stretch
+
+    def open(self, path: str) -> Scene:
+        """Open a scene."""
+        return Scene(path, *self.parse())
+
+
+def parse_numbers(name: str, text: str, example: str, kind: type = float) -> tuple:
+    """Parse numbers between commas.
+
+    Raises:
+        ValueError: If they are something else.
+    """
+    try:
+        return tuple(kind(number) for number in text.split(","))
+    except ValueError:
+        raise ValueError(
+            f"--{name} is {text!r}; expected numbers between commas, such as {example}."
+        ) from None
+
+
+def parse_pair(name: str, text: str, example: str) -> tuple[float, float]:
+    """Parse two numbers with a comma between them.
+
+    Raises:
+        ValueError: If they are something else.
+    """
+    numbers = parse_numbers(name, text, example)
+    if len(numbers) != 2:
+        raise ValueError(f"--{name} is {text!r}; expected two numbers, such as {example}.")
+    return numbers
+
+
+@dataclass
+class SceneScoreOptions:
+    """The scene, the texts, and how maps are made."""
+
+    _positional = ("scene", "queries")
+
+    scene: str = HfArg(help="Raster file with coordinates, such as a GeoTIFF.")
+    queries: list[str] = HfArg(help="Texts that get a score map each.")
+    background: list[str] = HfArg(
+        default_factory=list,
+        help="Texts that describe everything else. With them a score is the probability of a query among "
+        "itself and these texts, instead of a cosine.",
+    )
+    scale: float = HfArg(
+        default=1.0,
+        help="Pixels of the scene per pixel of the model's input. Above 1 the scene is shrunk.",
+    )
+    overlap: float = HfArg(default=0.5, help="Part of a tile's side that it shares with the next tile.")
+    limits: str | None = HfArg(
+        default=None,
+        help="Scores at the ends of the colour scale, such as 0.1,0.4; by default 0,0.5 for cosines and 0,1 "
+        "for probabilities. They are the same for all scenes, so that pictures can be compared.",
+    )
+    output_dir: str = HfArg(
+        default="outputs/scene_score", help="Folder of a GeoTIFF and a picture for each query."
+    )
+
+
+def scene_score(options: SceneScoreOptions, pixel_options: PixelOptions, model_options: ModelOptions) -> Path:
+    """Map how similar the places of a georeferenced scene are to texts, as GeoTIFFs and pictures."""
+    label, limits = ("probability", PROBABILITY_LIMITS) if options.background else ("cosine", COSINE_LIMITS)
+    limits = parse_pair("limits", options.limits, "0.1,0.4") if options.limits else limits
+    check_map_options(options.queries, options.scale, options.overlap, limits)
+    scene = pixel_options.open(options.scene)
+    embedder = model_options.load()
+    maps = score_scene(embedder, scene, options.queries, options.scale, options.overlap, options.background)
+    protocol = {"model": model_options.model, "background": options.background}
+    protocol |= {"scale": options.scale, "overlap": options.overlap}
+    protocol |= scene.describe() | embedder.describe()
+    tags = {"protocol": json.dumps(protocol)}
+    cell = find_cell(embedder, options.scale)
+    output_dir = Path(options.output_dir)
+    paths = write_score_maps(maps, options.queries, scene, cell, output_dir, limits, label, tags)
+    for path, query in zip(paths, options.queries, strict=True):
+        print(f"{path}: {query}")
+    return output_dir
+
+
+@dataclass
+class SceneClassifyOptions:
+    """The regions of a scene, and the concepts to choose from."""
+
+    _positional = ("scene", "regions")
+
+    scene: str = HfArg(help="Raster file with coordinates, such as a GeoTIFF.")
+    regions: str = HfArg(
+        help="Vector file of regions in any reference system (GeoJSON, GeoPackage), or a COCO .json file of "
+        "boxes in pixels of the scene."
+    )
+    concepts: list[str] = HfArg(help="Concepts to choose from.")
+    buffer: float | None = HfArg(
+        default=None, help="Radius in metres of the disc that a point or a line becomes."
+    )
+    context: float | None = HfArg(
+        default=None,
+        help="Side of the window around a region, in multiples of the longer side of its box; by default "
+        "the one that the model was trained for.",
+    )
+    templates: Literal["geoalign", "clip", "skyscript", "overhead"] = HfArg(
+        default="geoalign", help="Template set that concepts are put into."
+    )
+    output: str = HfArg(
+        default="outputs/scene_classify.geojson",
+        help="File of the named regions: .geojson (WGS 84) or .gpkg (reference system of the scene).",
+    )
+
+
+def scene_classify(
+    options: SceneClassifyOptions, pixel_options: PixelOptions, model_options: ModelOptions
+) -> Path:
+    """Name the regions of a vector file in a georeferenced scene."""
+    check_suffix(options.output)
+    templates = resolve_templates(options.templates)
+    scene = pixel_options.open(options.scene)
+    regions = read_regions(options.regions, scene, options.buffer)
+    named = classify_scene_regions(
+        model_options.load(), scene, regions, options.concepts, templates, options.context
+    )
+    write_regions(named, options.output)
+    for concept, count in Counter(named["concept"].dropna()).most_common():
+        print(f"{concept}: {count}")
+    if num_empty := int((named["valid_ground"] == 0).sum()):
+        print(f"{num_empty} of {len(named)} regions have no valid ground in the scene, and so no concept")
+    return Path(options.output)
+
+
+@dataclass
+class SceneEmbedOptions:
+    """The scenes, and the archive that they become."""
+
+    _positional = ("scenes",)
+
+    scenes: list[str] = HfArg(help="Raster files with coordinates, or folders that are searched for them.")
+    tile_side: int | None = HfArg(
+        default=None, help="Side of a tile in pixels of the scene; by default that of the model's input."
+    )
+    overlap: float = HfArg(default=0.0, help="Part of a tile's side that it shares with the next tile.")
+    regions: str | None = HfArg(
+        default=None,
+        help="Vector file of regions to embed as well, or a COCO .json file of boxes in pixels of scenes.",
+    )
+    buffer: float | None = HfArg(
+        default=None, help="Radius in metres of the disc that a point or a line becomes."
+    )
+    context: float | None = HfArg(
+        default=None,
+        help="Side of the window around a region, in multiples of the longer side of its box; by default "
+        "the one that the model was trained for.",
+    )
+    part_size: int = HfArg(
+        default=1024,
+        help="Number of tiles or regions per file. Processes share the files, so make some for each.",
+    )
+    output_dir: str = HfArg(default=ARCHIVE, help="Folder of the archive.")
+
+
+def scene_embed(
+    options: SceneEmbedOptions, pixel_options: PixelOptions, model_options: ModelOptions
+) -> Path | None:
+    """Embed the tiles and regions of georeferenced scenes into an archive of GeoParquet files.
+
+    Start it by accelerate launch to use several GPUs. A run that was interrupted continues when the same
+    command is given again, and more scenes can be added later.
+    """
+    # A process that has ended waits for the others, which may take hours.
+    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=30))])
+    rank, num_processes = accelerator.process_index, accelerator.num_processes
+    check_processes(num_processes, "-m geoalign_hf scene embed")
+    if not accelerator.is_main_process:
+        logging.disable_progress_bar()
+    scenes, (bands, stretch) = list_scenes(options.scenes), pixel_options.parse()
+    embedder = model_options.load()
+    job = SceneJob(
+        scenes,
+        options.output_dir,
+        embedder.image_size if options.tile_side is None else options.tile_side,
+        options.overlap,
+        bands,
+        stretch,
+        options.regions,
+        options.buffer,
+        options.context,
+        options.part_size,
+    )
+    num_parts, num_empty = job.run(embedder, model_options.model, accelerator)
+    print(
+        f"process {rank} of {num_processes}: wrote {num_parts} of {len(job.parts)} files; {num_empty} of "
+        "their tiles and regions have no valid ground"
+    )
+    return job.output if accelerator.is_main_process else None
+
+
+@dataclass
+class SceneSearchOptions:
+    """What is searched for, and where."""
+
+    _positional = ("query",)
+
+    query: list[str] = HfArg(default_factory=list, help="Texts to search for.")
+    image: list[str] = HfArg(default_factory=list, help="Image files that the places shall look like.")
+    archive: str = HfArg(default=ARCHIVE, help="Folder that geoalign-hf scene embed has written.")
+    model: str = HfArg(default=MODEL, help="Folder or Hub repository of the model that made the archive.")
+    kind: Literal["tile", "region"] | None = HfArg(
+        default=None, help="Kind of the places: tiles or regions; by default both."
+    )
+    top_k: int = HfArg(default=10, help="Number of places per query.")
+    output: str = HfArg(
+        default="outputs/scene_search.geojson", help="File of the places: .geojson or .gpkg, in WGS 84."
+    )
+
+
+def scene_search(options: SceneSearchOptions) -> Path:
+    """Search an archive of scenes for the places that are most similar to a text or an image."""
+    if not options.query and not options.image:
+        raise ValueError("there is nothing to search for. Give a text, or files with --image.")
+    check_suffix(options.output)
+    description = read_description(options.archive)
+    model, processor = load_model(options.model)
+    check_model(options.archive, model)
+    embedder = Embedder(model, processor, description["protocol"]["image_size"])
+    embeds = [*embedder.embed_text(options.query), *embedder.embed_images(options.image)]
+    answers = []
+    for name, embed in zip([*options.query, *options.image], embeds, strict=True):
+        found = search_archive(options.archive, embed, options.top_k, options.kind)
+        print(f"{name}:")
+        for place in found.itertuples():
+            center = place.geometry.centroid
+            kind = place.kind if pandas.isna(place.region) else f"region {place.region}"
+            print(f"  {center.y:.6f} {center.x:.6f} {place.scene} {kind} {place.cosine:.4f}")
+        found.insert(0, "query", name)
+        answers.append(found)
+    write_regions(pandas.concat(answers, ignore_index=True), options.output)
+    return Path(options.output)

@@ -1,0 +1,1 @@
+"""Open-vocabulary detection: proposals in, named and scored boxes out."""
