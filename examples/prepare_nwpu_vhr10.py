@@ -112,20 +112,18 @@ def split_groups(groups: list[list[Path]], boxes: dict[Path, list], seed: int) -
     return {name: sorted(paths) for name, paths in splits.items()}
 
 
-def write_coco(paths: list[Path], boxes: dict[Path, list], output: Path) -> None:
-    """Write one COCO detection file; file names are relative to the folder of the images."""
+def write_coco(paths: list[Path], boxes: dict[Path, list], output: Path, groups: list[list[Path]]) -> None:
+    """Write one COCO detection file. File names are relative to the images, and groups count from 1."""
+    numbers = {path: number for number, group in enumerate(groups, start=1) for path in group}
     images, annotations = [], []
     for path in paths:
         height, width = cv2.imread(str(path)).shape[:2]
-        images.append({"id": len(images) + 1, "file_name": path.name, "width": width, "height": height})
+        image = {"id": len(images) + 1, "file_name": path.name, "width": width, "height": height}
+        images.append(image | {"overlap_group": numbers[path]})
         for concept, (x1, y1, x2, y2) in boxes[path]:
-            entry = {
-                "id": len(annotations) + 1,
-                "image_id": len(images),
-                "category_id": concept,
-                "iscrowd": 0,
-            }
-            annotations.append(entry | {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1)})
+            corner, size = [x1, y1], [x2 - x1, y2 - y1]
+            entry = {"id": len(annotations) + 1, "image_id": len(images), "category_id": concept}
+            annotations.append(entry | {"bbox": corner + size, "area": size[0] * size[1], "iscrowd": 0})
     categories = [{"id": number, "name": name} for number, name in enumerate(CONCEPTS, start=1)]
     output.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
 
@@ -142,7 +140,7 @@ def main() -> None:
     arguments.output.mkdir(parents=True, exist_ok=True)
     print(f"{len(paths)} images in {len(groups)} groups that share no ground")
     for name, chosen in split_groups(groups, boxes, arguments.seed).items():
-        write_coco(chosen, boxes, arguments.output / f"{name}.json")
+        write_coco(chosen, boxes, arguments.output / f"{name}.json", groups)
         print(f"{name}.json: {len(chosen)} images, {sum(len(boxes[path]) for path in chosen)} boxes")
 
 

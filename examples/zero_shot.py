@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 
 from transformers import pipeline
-from transformers.image_utils import load_image
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 
 def parse_box(text: str) -> list[float]:
@@ -44,14 +44,16 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     options = {"model": arguments.model, "trust_remote_code": arguments.trust_remote_code}
-    if not arguments.trust_remote_code:
-        import geoalign_hf  # noqa: F401  (registers the classes)
+    if arguments.trust_remote_code:  # the code beside the weights also reads images
+        load_images = get_class_from_dynamic_module("images_geoalign_clip.load_images", arguments.model)
+    else:
+        from geoalign_hf.model.images_geoalign_clip import load_images  # also registers the classes
 
     # 1. The whole image, with the stock pipeline.
     try:
-        image = load_image(arguments.image)
-    except Exception as error:  # every image format has its own errors
-        raise SystemExit(f"{arguments.image} cannot be read as an image ({error}).") from error
+        (image,) = load_images(arguments.image)
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
     classify = pipeline("zero-shot-image-classification", **options)
     scene = classify(image, candidate_labels=arguments.concepts, hypothesis_template=arguments.template)
     for answer in scene:

@@ -7,13 +7,15 @@ it wrote, or None. Its signature is therefore the command line.
 import logging
 import os
 import platform
+import re
 import sys
-from argparse import SUPPRESS, Action, ArgumentDefaultsHelpFormatter, Namespace
+from argparse import SUPPRESS, Action, ArgumentDefaultsHelpFormatter, ArgumentTypeError, Namespace
 from collections.abc import Callable
 from difflib import get_close_matches
+from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import NoReturn, get_type_hints
+from typing import NoReturn, get_args, get_origin, get_type_hints
 
 import torch
 import transformers
@@ -22,6 +24,7 @@ from transformers import HfArgumentParser
 from . import __version__
 
 PACKAGE = Path(__file__).parent
+NEGATIVE_NUMBERS = re.compile(r"-[\d.,-]+$")  # values that begin with a minus; no option is named so
 EXTRAS = {"faiss": "search", "onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx"}
 EXTRAS |= {"rasterio": "geo", "geopandas": "geo", "pycocotools": "detect", "shapely": "detect"}
 
@@ -82,6 +85,10 @@ class OptionParser(HfArgumentParser):
             name = action.option_strings[0].removeprefix("--no_")
             if action.option_strings[0] != f"--{name}" and action.nargs == 0 and action.dest == name:
                 action.help = f"Opposite of --{name}: turns it off."
+        self._negative_number_matcher = NEGATIVE_NUMBERS
+        for action in self._actions:
+            if get_origin(action.type) is tuple:
+                action.type = partial(parse_numbers, kind=get_args(action.type)[0])
         self._hide_inherited(dataclasses)
         self.set_defaults(**self.list_defaults(Namespace(**{a.dest: a.default for a in self._actions})))
 
@@ -124,6 +131,19 @@ class OptionParser(HfArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Report what argparse refuses as other errors are reported."""
         raise ValueError(f"{message}. See {self.prog} --help.")
+
+
+def parse_numbers(text: str, kind: type) -> tuple:
+    """Parse numbers with commas between them, the value of an option whose type is a tuple.
+
+    Raises:
+        ArgumentTypeError: If a number cannot be read.
+    """
+    try:
+        return tuple(kind(number) for number in text.split(","))
+    except ValueError as error:
+        kinds = "whole numbers" if kind is int else "numbers"
+        raise ArgumentTypeError(f"{text!r} must be {kinds} with commas between them") from error
 
 
 def run(verb: str, words: list[str]) -> int:

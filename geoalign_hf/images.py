@@ -5,17 +5,25 @@ one object, and rasterio for files that PIL cannot read in full: more than one b
 more bands than colours.
 """
 
+import io
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from transformers.hf_argparser import HfArg
 
 from .model.image_files_geoalign_clip import Header, check_num_pixels, read_header
-from .model.images_geoalign_clip import READER_REMEDY, check_options, to_rgb
+from .model.images_geoalign_clip import (
+    READER_REMEDY,
+    OptionNeeded,
+    ReaderNeeded,
+    check_options,
+    check_rule,
+    merge_options,
+    to_rgb,
+)
 from .model.images_geoalign_clip import read_image as read_any_image
 
 try:
@@ -25,16 +33,6 @@ except ImportError:
     rasterio = None
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".jp2", ".j2k"})
-
-
-@contextmanager
-def allow_large_images() -> Iterator[None]:
-    """Lift Pillow's limit on the number of pixels while a large scene is opened on purpose."""
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
 
 
 @dataclass(frozen=True)
@@ -47,33 +45,56 @@ class ImageOptions:
             of 8 bits.
         bands: numbers of the bands to use as red, green and blue, counted from 1, or of one band for grey.
         max_pixels: largest number of pixels of a file; None means PIL's limit of 179 million.
-        natural_colour: whether the chosen `bands` show the colours of the scene. False (the default where
-            bands are chosen) keeps colours out of generated phrases. Pictures without `bands` tell by
-            themselves.
 
     Raises:
         ValueError: if an option cannot be used.
 
     Example:
-        >>> ImageOptions(stretch=(2, 98), bands=(4, 3, 2), natural_colour=True).stretch
+        >>> ImageOptions(stretch=(2, 98), bands=(4, 3, 2)).stretch
         (2, 98)
     """
 
-    stretch: tuple[float, float] | None = None
-    limits: tuple[float, float] | None = None
-    bands: tuple[int, ...] | None = None
-    max_pixels: int | None = None
-    natural_colour: bool = False
+    _argument_group_name = "images that are not 8-bit RGB"
+
+    stretch: tuple[float, float] | None = HfArg(
+        default=None,
+        help="Percentiles of each picture that become black and white, such as 2,98, for more than 8 bits.",
+    )
+    limits: tuple[float, float] | None = HfArg(
+        default=None,
+        help="Values that become black and white, such as 0,3000, instead of --stretch.",
+    )
+    bands: tuple[int, ...] | None = HfArg(
+        default=None,
+        help="Numbers of the bands for red, green and blue, such as 3,2,1, or of one band for grey.",
+    )
+    max_pixels: int | None = HfArg(
+        default=None, help="Maximum number of pixels of an image file. The default is Pillow's, 179 million."
+    )
+
+    # The rule of a model, for images that cannot be read without one, where no option is given.
+    fallback: dict | None = field(default=None, init=False)
 
     def __post_init__(self):
         check_options(self.stretch, self.limits, self.bands)
         if self.max_pixels is not None and self.max_pixels < 1:
             raise ValueError(f"max_pixels is {self.max_pixels}; it must be at least 1.")
 
-    @property
-    def scaling(self) -> dict:
-        """The options that the processor and the region pipeline take as well."""
-        return {name: value for name, value in asdict(self).items() if name != "natural_colour"}
+    def with_fallback(self, rule: dict | None) -> "ImageOptions":
+        """Return the same options with the rule of a model, see `GeoAlignCLIPProcessor.image_rule`."""
+        options = replace(self)
+        object.__setattr__(options, "fallback", check_rule(rule))
+        return options
+
+    def describe(self) -> dict | None:
+        """Return the options that decide about pixel values, as JSON stores them; None without any."""
+        given = {"stretch": self.stretch, "limits": self.limits, "bands": self.bands}
+        return {name: list(value) for name, value in given.items() if value is not None} or None
+
+    def make_rule(self) -> dict | None:
+        """Return these options, completed by the fallback, as the rule of a model."""
+        merged = merge_options(self.stretch, self.limits, self.bands, self.fallback or {})
+        return ImageOptions(*merged).describe()
 
 
 DEFAULT_OPTIONS = ImageOptions()
@@ -88,35 +109,58 @@ def read_size(path: str | Path) -> tuple[int, int]:
     return read_header(path, str(path), max_pixels=sys.maxsize).size  # nothing is decoded
 
 
-def read_image(image, options: ImageOptions = DEFAULT_OPTIONS, draft_side: int | None = None) -> Image.Image:
+def read_image(
+    image,
+    options: ImageOptions = DEFAULT_OPTIONS,
+    draft_side: int | None = None,
+    name: str | None = None,
+) -> Image.Image:
     """Read an image as 8-bit RGB, upright.
 
     Args:
-        image: a path, a URL, a PIL image, an array or a tensor.
+        image: a path, a URL, the bytes of a file, a PIL image, an array or a tensor.
         options: rules for images that are not 8-bit RGB.
         draft_side: decode a JPEG file at 1/2, 1/4 or 1/8 of its size where no side becomes shorter than this.
             None decodes all pixels.
+        name: of the image in a message. None takes its path.
 
     Returns:
         an image of mode RGB.
 
     Raises:
-        ValueError: with the file's name, if it cannot be read, or its depth or bands need an option.
+        ValueError: with the image's name, if it cannot be read, or its depth or bands need an option.
     """
-    name = str(image) if isinstance(image, (str, Path)) else "the image"
-    is_local = isinstance(image, (str, Path)) and "://" not in name and not name.startswith("data:")
-    header = read_header(image, name, options.max_pixels) if is_local else None
-    if header is not None and header.problem and rasterio is not None:
-        result = _read_by_rasterio(image, name, header, options)
-    else:
-        result = read_any_image(image, name, **options.scaling, draft_side=draft_side)
-    if options.bands is not None and options.natural_colour:
-        result.info["natural_colour"] = True
-    return result
+    if name is None:
+        name = str(image) if isinstance(image, (str, Path)) else "the image"
+    try:
+        return _read_any(image, name, options, draft_side)
+    except OptionNeeded:
+        if not options.fallback:
+            raise
+    merged = merge_options(options.stretch, options.limits, options.bands, options.fallback)
+    return _read_any(image, name, ImageOptions(*merged, options.max_pixels), draft_side)
+
+
+def _read_any(image, name: str, options: ImageOptions, draft_side: int | None) -> Image.Image:
+    try:
+        given = (options.stretch, options.limits, options.bands, options.max_pixels)
+        return read_any_image(image, name, *given, draft_side=draft_side)
+    except ReaderNeeded as error:
+        if rasterio is None or not isinstance(image, (str, Path, bytes)) or "://" in str(image)[:10]:
+            raise
+        header = error.header
+    source = io.BytesIO(image) if isinstance(image, bytes) else image
+    return _read_by_rasterio(source, name, header, options)
+
+
+def is_plain(content: bytes) -> bool:
+    """Whether an image file has 8 bits per band or fewer, in bands that PIL reads as they are meant."""
+    header = read_header(io.BytesIO(content), "the image", max_pixels=sys.maxsize)
+    return header.bits <= 8 and header.problem is None
 
 
 def has_natural_colour(image: Image.Image) -> bool:
-    """Return whether an image shows the colours of the scene. Grey images and images of other bands do not.
+    """Return whether an image shows the colours of the scene. Grey, chosen and scaled bands do not.
 
     Args:
         image: an image that `read_image` returned. Any other image is examined at a grid of pixels, and
@@ -138,7 +182,7 @@ def _read_by_rasterio(path, name: str, header: Header, options: ImageOptions) ->
             bands = options.bands or (tuple(range(1, file.count + 1)) if file.count <= 4 else None)
             if bands is None or max(bands) > file.count:
                 found = "" if bands is None else f", but bands is {bands}"
-                raise ValueError(
+                raise OptionNeeded(
                     f"{name} has {file.count} bands{found}. Give bands=(3, 2, 1), or another choice, to name "
                     "the bands of red, green and blue (on the command line --bands 3,2,1)."
                 )
@@ -148,4 +192,5 @@ def _read_by_rasterio(path, name: str, header: Header, options: ImageOptions) ->
         raise ValueError(f"{name} cannot be read by rasterio ({error}). {READER_REMEDY}") from error
     chosen = tuple(range(1, len(bands) + 1)) if options.bands else None
     rgb = to_rgb(array, name, options.stretch, options.limits, chosen, header.is_inverted, is_valid)
+    rgb.info["natural_colour"] = False  # the file does not declare 8-bit red, green and blue
     return rgb

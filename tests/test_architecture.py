@@ -114,6 +114,17 @@ def test_the_package_that_ships_needs_only_torch_and_transformers(path):
             assert all(alias.name.split(".")[0] in allowed for alias in node.names)
 
 
+@pytest.mark.parametrize("path", [*list_sources(), *(ROOT / "examples").rglob("*.py")], ids=str)
+def test_one_place_opens_images(path):
+    """`model.images_geoalign_clip` opens image files. A map in memory that was just encoded is no file."""
+    if path.stem in ("image_files_geoalign_clip", "localization"):
+        return
+    calls = [
+        ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)
+    ]
+    assert not {"Image.open", "PIL.Image.open", "load_image", "image_utils.load_image"} & set(calls)
+
+
 @pytest.mark.parametrize("path", list_sources(), ids=name_source)
 def test_a_module_is_at_most_400_lines_long(path):
     assert len(path.read_text().splitlines()) <= 400

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -246,6 +247,52 @@ def test_the_classical_baseline_runs_on_a_coco_file(coco_folder, tmp_path):
     ]
     printed = run("benchmarks/classical_baseline.py", *rows, "--no-box_size", cwd=tmp_path)
     assert "HOG + colour, linear SVM" in printed
+
+
+@pytest.mark.slow
+def test_the_vhr10_benchmark_trains_each_seed_once_and_writes_mean_and_spread(
+    coco_folder, tmp_path, run_here
+):
+    for split in ("train", "test"):
+        shutil.copy(coco_folder / "rows.json", coco_folder / f"{split}.json")
+    small = ["--width", 64, "--depth", 1, "--max_steps", 4, "--batch_size", 8, "--views", 1.5, 2.0]
+    command = [
+        "benchmarks/nwpu_vhr10.py",
+        "--root",
+        coco_folder,
+        "--output_dir",
+        "out",
+        "--seeds",
+        0,
+        1,
+        *small,
+    ]
+    printed = run_here(*command)
+    for line in ("HOG + colour, linear SVM", "... + eight turned copies", "GeoAlignCLIP, averaged views"):
+        assert re.search(rf"\| {re.escape(line)} \| [\d.]+", printed)
+    assert re.search(r"GeoAlignCLIP, one view \| [\d.]+ ± [\d.]+ \|", printed)
+    written = tmp_path / "out" / "seed_0.json"
+    before = written.stat().st_mtime_ns
+    assert run_here(*command) == printed
+    assert written.stat().st_mtime_ns == before
+    with pytest.raises(ValueError, match="max_steps"):
+        run_here(*command, "--max_steps", 5)
+
+
+@pytest.mark.slow
+def test_the_ablation_runs_each_cell_once_and_compares_rows(coco_folder, tmp_path, run_here):
+    for split in ("train", "validation", "test"):
+        shutil.copy(coco_folder / "rows.json", coco_folder / f"{split}.json")
+    command = ["benchmarks/ablation.py", "--root", coco_folder, "--output_dir", "out", "--quick"]
+    command += ["--rows", "concept", "full", "--arms", "all", "tenth", "--seeds", 0, 1]
+    run_here(*command)
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert re.search(r"\| concept \| [\d.]+ ± [\d.]+ \|.*\[[-+\d.]+, [-+\d.]+\]", table)
+    cells = list((tmp_path / "out" / "cells").glob("*.json"))
+    assert len(cells) == 8
+    before = {cell: cell.stat().st_mtime_ns for cell in cells}
+    assert table.strip() in run_here(*command)
+    assert {cell: cell.stat().st_mtime_ns for cell in cells} == before
 
 
 @pytest.mark.slow

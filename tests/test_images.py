@@ -143,7 +143,8 @@ def test_chosen_bands_and_grey_pictures_have_no_natural_colour(tmp_path):
     assert has_natural_colour(read_image(colours))
     assert not has_natural_colour(read_image(Image.fromarray(RAMP)))
     assert not has_natural_colour(read_image(colours, ImageOptions(bands=(3, 2, 1))))
-    assert has_natural_colour(read_image(colours, ImageOptions(bands=(1, 2, 3), natural_colour=True)))
+    deep = np.dstack([RAMP, RAMP[::-1], 255 - RAMP]).astype(np.uint16)
+    assert not has_natural_colour(read_image(deep, ImageOptions(limits=(0, 255))))
 
 
 # Files

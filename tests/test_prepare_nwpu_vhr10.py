@@ -47,10 +47,12 @@ def test_boxes_are_read_as_written_and_other_lines_are_named(tmp_path):
     path.write_text("(563,478),(630,573),1 \n( 3, 4),( 9, 8), 10\n\n")
     assert read_boxes(path) == [(1, [563, 478, 630, 573]), (10, [3, 4, 9, 8])]
     cv2.imwrite(str(tmp_path / "001.jpg"), draw_ground(0))
-    write_coco([tmp_path / "001.jpg"], {tmp_path / "001.jpg": read_boxes(path)}, tmp_path / "a.json")
+    image = tmp_path / "001.jpg"
+    write_coco([image], {image: read_boxes(path)}, tmp_path / "a.json", [[tmp_path / "000.jpg"], [image]])
     coco = json.loads((tmp_path / "a.json").read_text())
     assert [entry["bbox"] for entry in coco["annotations"]] == [[563, 478, 67, 95], [3, 4, 6, 4]]
-    assert coco["images"] == [{"id": 1, "file_name": "001.jpg", "width": 300, "height": 300}]
+    size = {"width": 300, "height": 300}
+    assert coco["images"] == [{"id": 1, "file_name": "001.jpg", "overlap_group": 2} | size]
     assert [entry["name"] for entry in coco["categories"]] == list(CONCEPTS)
     path.write_text("(563,478),(630,573),11")
     with pytest.raises(ValueError, match="001.txt line 1 is .*11"):

@@ -1,223 +1,219 @@
-"""Ablation of the objective: each row of the table adds terms to the row above it.
+"""Ablation of the objective: what each term brings, with all boxes and with the boxes of few images.
 
-    python examples/benchmarks/ablation.py --data ../shared/data --output_dir outputs/ablation
+    python examples/benchmarks/ablation.py --root data/nwpu_vhr10 \
+        --images "NWPU VHR-10 dataset/positive image set" --output_dir outputs/ablation
 
-`--data` is a folder with `nwpu_vhr10` (COCO files `train.json` and `test.json`) and, for scenes, `whu_rs19`
-and `rsscn7` (`train/` and `test/`, with one folder per class). The texts and hard negatives of boxes come
-from `geoalign_hf.dataset_builder`; the caption of a scene is its class. Every row is trained from fresh
-weights, with every seed, on the same training data and for the same number of steps. It is scored on the
-test data: concepts of ground-truth boxes, phrases against their hard negatives (and the score of the texts
-alone), retrieval of captions, and classes of scenes. Completed runs are not repeated, so an interrupted
-ablation can be continued. It runs two processes and takes about half an hour on two cores. Prints the mean
-and the spread over seeds, and writes `table.md`, `table.png` and `runs/*.json`.
+`--root` holds `train.json`, `validation.json` and `test.json`, as `examples/prepare_nwpu_vhr10.py` writes
+them. Texts and hard negatives come from `geoalign_hf.dataset_builder`. Every cell of the table is one run
+from fresh weights: an objective, an arm and a seed. All cells have the same number of steps and of views. In
+the arm `all` every box is labelled; in the arm `tenth` only a tenth of the images have boxes, and all have
+captions. Cells of one seed start from the same weights and have the same images with boxes.
+
+Regions can be embedded from the whole image, a window or a crop; each score uses the source that is best on
+the validation images. A cell is one file, and is not run again. The default takes about five minutes per cell
+on one core; `--device cuda` trains a larger model, and `--quick` tries the script out. Writes `table.md`,
+`table.png` and `cells/*.json`.
 """
 
-import argparse
-import json
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, replace
-from multiprocessing import get_context
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import mean, stdev
 
+import numpy as np
 import torch
-from matplotlib.figure import Figure
-from PIL import Image
-from transformers import AutoModel, AutoProcessor
+from ablation_table import COLUMNS, make_tables
+from datasets import Dataset
+from transformers import HfArgumentParser
+from transformers.hf_argparser import HfArg
 
+from geoalign_hf import Augmentation, Embedder, GeoAlignTrainer, GeoAlignTrainingArguments, LossWeights
 from geoalign_hf.convert.from_scratch import build_model
-from geoalign_hf.data.augmentation import Augmentation
 from geoalign_hf.data.loading import load_rows
-from geoalign_hf.data.schema import build_rows, list_concepts
+from geoalign_hf.data.schema import REGION_COLUMNS, list_concepts
 from geoalign_hf.dataset_builder.build import BuildConfig, build
-from geoalign_hf.embedding.embedder import Embedder
-from geoalign_hf.evaluation.classification import RegionClassificationEvaluator, SceneClassificationEvaluator
+from geoalign_hf.evaluation.classification import RegionClassificationEvaluator
 from geoalign_hf.evaluation.hard_negatives import HardNegativeEvaluator
-from geoalign_hf.evaluation.retrieval import CaptionRetrievalEvaluator
-from geoalign_hf.losses.objective import PRESETS, LossWeights
+from geoalign_hf.evaluation.retrieval import CaptionRetrievalEvaluator, PhraseRetrievalEvaluator
+from geoalign_hf.losses.objective import PRESETS
 from geoalign_hf.model.processing_geoalign_clip import CONCEPT_TEMPLATES
-from geoalign_hf.storage import write_text
-from geoalign_hf.training.arguments import GeoAlignTrainingArguments
-from geoalign_hf.training.trainer import GeoAlignTrainer
+from geoalign_hf.storage import read_json, write_json, write_text
 
-SCENES = ("whu_rs19", "rsscn7")
-# The rows of the table, and the terms that each adds to the row above it.
-ADDED = {
-    "scene only": ("scene", "description"),
-    "+ region": ("region",),
-    "+ concept": ("concept",),
-    "+ hard negatives": ("hard_negative",),
-    "+ visual consistency": ("crop_consistency", "image_consistency"),
-    "+ text consistency": ("text_consistency",),
+ARMS = {"all": 1.0, "tenth": 0.1}  # the share of the training images that have boxes
+SOURCES = ("image", "window", "crop")
+ON_REGIONS = ("region", "concept", "crop_concept", "hard_negative")
+CONSISTENCY = ("crop_consistency", "image_consistency", "text_consistency")
+SETTINGS = {
+    "cpu": {"image_size": 96, "patch_size": 16, "width": 128, "depth": 4, "max_steps": 600, "batch_size": 64},
+    "cuda": {
+        "image_size": 224,
+        "patch_size": 16,
+        "width": 384,
+        "depth": 8,
+        "max_steps": 6000,
+        "batch_size": 256,
+    },
+    "quick": {"image_size": 32, "patch_size": 8, "width": 64, "depth": 1, "max_steps": 2, "batch_size": 4},
 }
-COLUMNS = ("region micro", "region macro", "hard negatives", "words alone", "mean recall", "scenes")
 
 
-def list_objectives(full: LossWeights) -> dict[str, LossWeights | None]:
-    """Return the loss weights of each row; None for the untrained model."""
-    objectives, weights = {"untrained": None}, dict.fromkeys(asdict(full), 0.0)
-    for name, terms in ADDED.items():
-        weights |= {term: getattr(full, term) for term in terms}
-        objectives[name] = LossWeights(**weights)
-    return objectives | {f"preset {name}": PRESETS[name] for name in ("fg_clip", "far_slip")}
-
-
-def shrink(row: dict, side: int) -> dict:
-    """Reduce the image of a row, and scale its regions, so that it can be read faster."""
-    image = row["image"].convert("RGB")
-    factor = min(1.0, side / max(image.size))
-    image = image.resize([max(1, round(length * factor)) for length in image.size])
-    boxes = [[number * factor for number in box] for box in row["boxes"]]
-    quads = [[[x * factor, y * factor] for x, y in quad] for quad in row["quads"]]
-    return row | {"image": image, "boxes": boxes, "quads": quads, "window": []}
-
-
-def make_rows(data: Path, folder: Path, side: int) -> Path:
-    """Build the rows of both splits with small images, and the scenes as rows without regions."""
-    small = folder / "rows" / "data"
-    if small.exists():
-        return small.parent
-    parts = {"train": [], "test": []}
-    for split in parts:
-        build(
-            BuildConfig(
-                str(folder / "built" / split), coco=str(data / f"nwpu_vhr10/{split}.json"), split=split
-            )
-        )
-        parts[split] = [shrink(row, side) for row in load_rows(folder / "built" / split, split)]
-    for name in SCENES:
-        for split in ("train", "test"):
-            for path in sorted((data / name / split).glob("*/*")):
-                scene = path.parent.name
-                captions = [template.format(scene) for template in CONCEPT_TEMPLATES]
-                row = {"image": Image.open(path), "boxes": [], "quads": [], "phrases": [], "concepts": []}
-                row = shrink(row | {"captions": captions, "source": scene}, side)
-                parts.setdefault("train" if split == "train" else name, []).append(row)
-    partial = folder / "rows" / "partial"
-    partial.mkdir(parents=True, exist_ok=True)
-    for split, rows in parts.items():
-        build_rows(rows).to_parquet(partial / f"{split}-00000-of-00001.parquet")
-    partial.rename(small)
-    return small.parent
-
-
-def run(
-    name: str, weights: LossWeights | None, seed: int, rows_folder: Path, output: Path, options: dict
-) -> None:
-    """Train and score one row of the table with one seed."""
-    torch.set_num_threads(1)
-    rows = {split: load_rows(rows_folder, split) for split in ("train", "test", *SCENES)}
-    words = rows["train"].remove_columns("image")
-    texts = [text for row in words for text in [*row["captions"], *row["phrases"], row["description"] or ""]]
-    texts += [template.format(concept) for concept in list_concepts(words) for template in CONCEPT_TEMPLATES]
-    torch.manual_seed(seed)
-    model, processor = build_model(texts, options["image_size"], 16, options["width"], options["depth"])
-    if weights is not None:
-        args = GeoAlignTrainingArguments(
-            output_dir=str(output.with_suffix("")), num_train_epochs=options["num_epochs"],
-            per_device_train_batch_size=16, learning_rate=1e-3, max_regions=12, max_crops=1, seed=seed,
-            resume_from_checkpoint="last",
-        )  # fmt: skip
-        folder = Path(args.output_dir) / "final"
-        if not folder.exists():
-            GeoAlignTrainer(
-                model,
-                args,
-                train_dataset=rows["train"],
-                processing_class=processor,
-                loss_weights=weights,
-                augmentation=Augmentation(whole_share=0.5, light=0.2),
-            ).train()
-        model, processor = AutoModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
-    embedder = Embedder(model, processor)
-    regions = RegionClassificationEvaluator(rows["test"])(embedder)
-    scenes = {
-        split: SceneClassificationEvaluator(rows[split]["image"], rows[split]["source"])(embedder)
-        for split in SCENES
+def list_objectives() -> dict[str, LossWeights]:
+    """Return the loss weights of each row of the table."""
+    off, full = dict.fromkeys(asdict(LossWeights()), 0.0), LossWeights()
+    alone = {name: LossWeights(**off | {name: 1.0}) for name in ("scene", "region", "concept")}
+    rows = alone | {
+        f"scene + {name}": LossWeights(**off | {"scene": full.scene, name: 1.0})
+        for name in ("region", "concept")
     }
-    negatives = HardNegativeEvaluator(rows["test"])(embedder)
-    captions = CaptionRetrievalEvaluator(rows["test"])(embedder)
-    numbers = (
-        regions["top1_micro"], regions["top1_macro"], negatives["accuracy"], negatives["blind_accuracy"],
-        captions["mean_recall"], mean(scores["top1_micro"] for scores in scenes.values()),
+    rows |= {"full": full, "full - hard negatives": replace(full, hard_negative=0.0)}
+    rows |= {
+        f"full, consistency {weight:g}": replace(full, **dict.fromkeys(CONSISTENCY, weight))
+        for weight in (0, 0.1, 1)
+    }
+    total = sum(getattr(full, name) for name in ON_REGIONS)
+    for name in ("fg_clip", "far_slip"):  # with the same total weight on regions
+        preset = PRESETS[name]
+        factor = total / sum(getattr(preset, term) for term in ON_REGIONS)
+        rows[f"preset {name}"] = replace(
+            preset, **{term: factor * getattr(preset, term) for term in ON_REGIONS}
+        )
+    return rows
+
+
+@dataclass
+class Options:
+    """Options of the command line."""
+
+    root: Path = HfArg(help="Folder of train.json, validation.json and test.json.")
+    images: Path | None = HfArg(default=None, help="Folder that the file names start from. Default: --root.")
+    output_dir: Path = HfArg(default=Path("outputs/ablation"), help="Folder of rows, cells and tables.")
+    rows: list[str] = HfArg(
+        default_factory=lambda: list(list_objectives()), help="Objectives, rows of the table."
+    )
+    arms: list[str] = HfArg(default_factory=lambda: list(ARMS), help="Arms: all boxes, or a tenth.")
+    seeds: list[int] = HfArg(default_factory=lambda: [0, 1, 2, 3], help="Seeds, each a training of its own.")
+    device: str = HfArg(default="cpu", help="Device: cpu, or cuda with a larger model and more steps.")
+    max_steps: int | None = HfArg(default=None, help="Number of training steps, if not that of the device.")
+    quick: bool = HfArg(default=False, help="Two steps of a tiny model, to try the script out.")
+
+
+def make_rows(options: Options, split: str) -> Dataset:
+    """Build the rows of one split, unless they are there."""
+    folder = options.output_dir / f"rows_{split}"
+    if not (folder / "README.md").exists():
+        images = str(options.images or options.root)
+        build(BuildConfig(str(folder), coco=str(options.root / f"{split}.json"), images=images, split=split))
+    return load_rows(folder, split)
+
+
+def keep_boxes(rows: Dataset, share: float, seed: int) -> Dataset:
+    """Remove the regions of all but a share of the images, drawn by the seed. Captions stay."""
+    order = np.random.default_rng(seed).permutation(len(rows))
+    kept = set(order[: max(1, round(share * len(rows)))].tolist())
+
+    def strip(row: dict, i: int) -> dict:
+        return row if i in kept else row | {name: [] for name in REGION_COLUMNS if name in row}
+
+    return rows.map(strip, with_indices=True, features=rows.features)
+
+
+def choose_whole_share(weights: LossWeights) -> float:
+    """Choose the share of whole images: all without terms on regions, and none without terms on images."""
+    on_regions = sum(getattr(weights, name) for name in ON_REGIONS)
+    if not on_regions:
+        return 1.0
+    return 0.0 if weights.scene + weights.description == 0 else 0.3
+
+
+def train(weights: LossWeights, rows: Dataset, seed: int, settings: dict, folder: Path) -> Embedder:
+    """Train one model from fresh weights."""
+    words = rows.remove_columns("image")
+    texts = [text for row in words for text in [*row["captions"], *row["phrases"], row["description"] or ""]]
+    texts += [template.format(name) for name in list_concepts(words) for template in CONCEPT_TEMPLATES]
+    torch.manual_seed(seed)
+    sizes = [settings[name] for name in ("image_size", "patch_size", "width", "depth")]
+    model, processor = build_model(texts, *sizes, stem="convolution")
+    args = GeoAlignTrainingArguments(
+        output_dir=str(folder), overwrite_output_dir=True, max_steps=settings["max_steps"],
+        per_device_train_batch_size=settings["batch_size"], learning_rate=1e-3, ema_decay=0.99, max_regions=4,
+        max_negatives=2, max_crops=1, eval_strategy="no", save_strategy="no", seed=seed, report_to=[],
+        use_cpu=settings["device"] == "cpu", bf16=settings["device"] == "cuda", dataloader_num_workers=1,
     )  # fmt: skip
-    result = {"row": name, "seed": seed, "weights": weights and asdict(weights), "options": options}
-    result |= {"numbers": dict(zip(COLUMNS, numbers, strict=True)), "regions": regions, "scenes": scenes}
-    write_text(output, json.dumps(result | {"negatives": negatives, "captions": captions}, indent=2))
+    GeoAlignTrainer(
+        model,
+        args,
+        train_dataset=rows,
+        processing_class=processor,
+        loss_weights=weights,
+        augmentation=Augmentation(whole_share=choose_whole_share(weights), views_per_row=50),
+    ).train()
+    return Embedder(model, processor)
 
 
-def write_table(results: dict[str, list[dict]], folder: Path) -> str:
-    """Write the mean and standard deviation of every column as Markdown and as a bar chart."""
-    lines = ["| objective | " + " | ".join(COLUMNS) + " |", "| --- " * (len(COLUMNS) + 1) + "|"]
-    figure = Figure(figsize=(14, 4.2), layout="constrained")
-    panels = figure.subplots(1, len(COLUMNS), sharey=True)
-    means = {}
-    for name, runs in results.items():
-        values = {column: [100 * run["numbers"][column] for run in runs] for column in COLUMNS}
-        cells = [f"{mean(values[column]):.1f} ± {stdev(values[column]):.1f}" for column in COLUMNS]
-        means[name] = values
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    for axes, column in zip(panels, COLUMNS, strict=True):
-        heights = [mean(means[name][column]) for name in means]
-        axes.barh(list(means), heights, xerr=[stdev(means[name][column]) for name in means], color="#4878a8")
-        axes.set_title(column, fontsize=10)
-    panels[0].invert_yaxis()  # which all panels share
-    figure.savefig(folder / "table.png", dpi=100)
-    table = "\n".join(lines)
-    (folder / "table.md").write_text(table + "\n")
-    return table
+def score(embedder: Embedder, rows: Dataset, sources: dict[str, str], folder: Path) -> dict:
+    """Score regions, phrases, hard negatives and captions, each with the given source of regions."""
+    source = sources["regions"]
+    path = folder / "regions.npz"
+    regions = RegionClassificationEvaluator(rows, region_source=source, arrays_path=path)(embedder)
+    with np.load(path) as arrays:
+        answers = (arrays["regions"] @ arrays["concepts"].T).argmax(axis=1)
+        hits = (answers == arrays["references"]).tolist()
+    phrases = PhraseRetrievalEvaluator(rows, region_source=sources["phrases"])(embedder)
+    negatives = HardNegativeEvaluator(rows, region_source=sources["negatives"])(embedder)
+    captions = CaptionRetrievalEvaluator(rows)(embedder)
+    values = (
+        regions["top1_micro"], regions["top1_macro"], phrases["phrase_to_region_in_image"],
+        negatives.get("pair_accuracy", negatives["accuracy"]), captions["mean_recall"],
+    )  # fmt: skip
+    pictures = [i for i, boxes in enumerate(rows["boxes"]) for _ in boxes]
+    return {"scores": dict(zip(COLUMNS, values, strict=True)), "hits": hits, "pictures": pictures}
+
+
+def run_cell(row: str, arm: str, seed: int, options: Options, settings: dict) -> dict:
+    """Train and score one cell, unless its result is there."""
+    name = f"{row}, {arm}, {seed}".replace(" ", "_")
+    path, folder = options.output_dir / "cells" / f"{name}.json", options.output_dir / "models" / name
+    weights = list_objectives()[row]
+    cell = {"row": row, "arm": arm, "seed": seed, "weights": asdict(weights), "settings": settings}
+    if path.exists():
+        result = read_json(path)
+        if {key: result[key] for key in cell} != cell:
+            raise ValueError(f"{path} was made with other settings. Give another --output_dir.")
+        return result
+    print(f"training {row}, {arm}, seed {seed}", flush=True)
+    rows = {split: make_rows(options, split) for split in ("train", "validation", "test")}
+    embedder = train(weights, keep_boxes(rows["train"], ARMS[arm], seed), seed, settings, folder)
+    trials = {}
+    for source in SOURCES:
+        trials[source] = score(
+            embedder, rows["validation"], dict.fromkeys(("regions", "phrases", "negatives"), source), folder
+        )["scores"]
+    columns = {"regions": COLUMNS[1], "phrases": COLUMNS[2], "negatives": COLUMNS[3]}
+    sources = {
+        task: max(SOURCES, key=lambda source: trials[source][column]) for task, column in columns.items()
+    }
+    cell |= {"sources": sources, "validation": trials} | score(embedder, rows["test"], sources, folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, cell)
+    return cell
 
 
 def main() -> None:
-    """Build the rows, run what is missing, and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="Folder of the data sets.")
-    parser.add_argument(
-        "--output_dir", type=Path, default=Path("outputs/ablation"), help="Folder of results."
-    )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="Seeds of the runs.")
-    parser.add_argument("--rows", nargs="+", help="Names of the rows to run. The default is all.")
-    parser.add_argument("--num_epochs", type=int, default=10, help="Number of training epochs.")
-    parser.add_argument("--image_size", type=int, default=128, help="Side of the input images.")
-    parser.add_argument("--width", type=int, default=128, help="Width of the vision tower.")
-    parser.add_argument("--depth", type=int, default=4, help="Number of blocks of the vision tower.")
-    parser.add_argument("--picture_size", type=int, default=320, help="Longer side of the stored images.")
-    parser.add_argument("--num_processes", type=int, default=2, help="Number of runs at the same time.")
-    parser.add_argument("--weights", type=json.loads, default={}, help="JSON object of other loss weights.")
-    arguments = parser.parse_args()
-    folder = arguments.output_dir
-    options = {name: getattr(arguments, name) for name in ("num_epochs", "image_size", "width", "depth")}
-    full = replace(LossWeights(text_consistency=0.02), **arguments.weights)  # shown, though off by default
-    settings = options | {"picture_size": arguments.picture_size, "weights": asdict(full)}
-    folder.mkdir(parents=True, exist_ok=True)
-    known = folder / "settings.json"
-    if known.exists() and json.loads(known.read_text()) != settings:
-        raise ValueError(f"{folder} holds runs with other settings, see {known}. Give another --output_dir.")
-    write_text(known, json.dumps(settings, indent=2))
-    rows_folder = make_rows(arguments.data, folder, arguments.picture_size)
-    objectives = list_objectives(full)
-    names = arguments.rows or list(objectives)
-    paths = {
-        (name, seed): folder / "runs" / f"{name.replace(' ', '_')}-{seed}.json"
-        for seed in arguments.seeds
-        for name in names
-    }
-    (folder / "runs").mkdir(parents=True, exist_ok=True)
-    with ProcessPoolExecutor(arguments.num_processes, get_context("spawn")) as pool:
-        waiting = [
-            pool.submit(run, name, objectives[name], seed, rows_folder, path, options)
-            for (name, seed), path in paths.items()
-            if not path.exists()
-        ]
-        try:
-            for done in as_completed(waiting):
-                done.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
-    results = {
-        name: [json.loads(paths[name, seed].read_text()) for seed in arguments.seeds] for name in names
-    }
-    print(write_table(results, folder))
+    """Run the cells that are missing, and write the tables."""
+    (options,) = HfArgumentParser(Options).parse_args_into_dataclasses()
+    settings = SETTINGS["quick" if options.quick else options.device] | {"device": options.device}
+    if options.max_steps:
+        settings["max_steps"] = options.max_steps
+    options.output_dir.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)  # one core trains, the other prepares windows
+    # Seed by seed, so that an interrupted run leaves whole tables of fewer seeds.
+    cells = [
+        run_cell(row, arm, seed, options, settings)
+        for seed in options.seeds
+        for row in options.rows
+        for arm in options.arms
+    ]
+    table = make_tables(cells, options.output_dir / "table.png")
+    write_text(options.output_dir / "table.md", table + "\n")
+    print(table)
 
 
 if __name__ == "__main__":

@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 from accelerate import PartialState
 from datasets import Dataset, concatenate_datasets
-from transformers import AutoModel, AutoProcessor
+from transformers import AutoModel, AutoProcessor, ProcessorMixin
 from transformers.hf_argparser import HfArg
 
 from ..data.schema import list_concepts
 from ..embedding.embedder import Embedder
 from ..evaluation.results import write_metrics
 from ..hub.cards import describe_dataset, write_card
+from ..images import ImageOptions
 from ..model.processing_geoalign_clip import CONCEPT_TEMPLATES
 from ..training.few_shot import (
     FewShotConfig,
@@ -65,7 +66,9 @@ class AdaptOptions:
         return {"lora": "text"}  # without old boxes, adapters on the vision tower forget more
 
 
-def adapt(options: AdaptOptions, config: FewShotConfig, adapters: AdapterConfig) -> Path:
+def adapt(
+    options: AdaptOptions, config: FewShotConfig, adapters: AdapterConfig, image_options: ImageOptions
+) -> Path:
     """Adapt a model to new concepts from a few boxes of each, and measure what it forgets.
 
     The names alone (zero-shot), prototypes, a ridge probe and LoRA are compared on the same boxes. The table
@@ -76,15 +79,19 @@ def adapt(options: AdaptOptions, config: FewShotConfig, adapters: AdapterConfig)
     output_dir = Path(options.output_dir)
 
     # 1. Training rows, test rows, new and old concepts.
-    rows = load_rows(options.dataset, options.images, None, "train")
+    processor = AutoProcessor.from_pretrained(options.model)
+    data = describe_dataset(options.dataset)
+    image_options = image_options.with_fallback(data["image_rule"] or processor.image_rule)
+    processor.image_rule = image_options.make_rule()
+    rows = load_rows(options.dataset, options.images, None, "train", image_options)
     new, old = split_concepts(list_concepts(rows), options.concepts, options.old_concepts)
     if options.test_dataset:
-        test_rows = load_rows(options.test_dataset, options.images, None, "test")
+        test_rows = load_rows(options.test_dataset, options.images, None, "test", image_options)
     else:
         rows, test_rows = split_rows(rows)
-    study = FewShotStudy(options.model, test_rows, new, old)
+    study = FewShotStudy(options.model, processor, test_rows, new, old)
     about = {"script": asdict(options), "few_shot": asdict(config), "adapters": asdict(adapters)}
-    about |= {"data": describe_dataset(options.dataset)}
+    about |= {"data": data}
 
     # 2. Every method on every draw of boxes.
     results = {"zero-shot": [study.score(study.texts, study.test_embeds)]}
@@ -123,18 +130,21 @@ class FewShotStudy:
 
     Args:
         model: Folder or Hub repository of the base model.
+        processor: Its processor.
         test_rows: Rows with the test boxes. Boxes of other concepts are left out.
         new: Names of the new concepts.
         old: Names of the old concepts.
     """
 
-    def __init__(self, model: str, test_rows: Dataset, new: list[str], old: list[str]):
+    def __init__(
+        self, model: str, processor: ProcessorMixin, test_rows: Dataset, new: list[str], old: list[str]
+    ):
         self.model, self.test_rows, self.new, self.old = model, test_rows, new, old
         self.names = [*new, *old]
         test_names = [name for of_row in test_rows["concepts"] for name in of_row]
         self.is_tested = np.array([name in self.names for name in test_names])
         self.references = np.array([self.names.index(name) for name in test_names if name in self.names])
-        self.processor = AutoProcessor.from_pretrained(model)
+        self.processor = processor
         self.base = Embedder(self.load(), self.processor)
         self.texts, self.test_embeds = self.embed(self.base)
 

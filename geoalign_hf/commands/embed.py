@@ -10,6 +10,7 @@ from transformers.hf_argparser import HfArg
 from transformers.utils import logging
 
 from ..embedding.shards import EmbeddingJob, run_job
+from ..images import ImageOptions
 from ..training.launch import check_processes
 from .inputs import ModelOptions
 
@@ -43,7 +44,7 @@ class EmbedOptions:
     output_dir: str = HfArg(default=EMBEDS, help="Folder of the shards.")
 
 
-def embed(options: EmbedOptions, model_options: ModelOptions) -> Path | None:
+def embed(options: EmbedOptions, model_options: ModelOptions, image_options: ImageOptions) -> Path | None:
     """Embed a folder of images, and boxes in them, as Parquet shards.
 
     Start it by accelerate launch to use several GPUs. A run that was interrupted continues when the same
@@ -54,7 +55,7 @@ def embed(options: EmbedOptions, model_options: ModelOptions) -> Path | None:
     check_processes(accelerator.num_processes, "-m geoalign_hf embed")
     if not accelerator.is_main_process:
         logging.disable_progress_bar()
-    output_dir, embedder = Path(options.output_dir), model_options.load()
+    output_dir, embedder = Path(options.output_dir), model_options.load(image_options)
     job = EmbeddingJob(  # every process makes the same list of images
         images=Path(options.images),
         output=output_dir,

@@ -8,6 +8,7 @@ import numpy as np
 from datasets import Dataset, load_dataset
 from transformers.hf_argparser import HfArg
 
+from ..data.loading import decode_images
 from ..data.schema import build_rows
 from ..data.views import REGION_SOURCES
 from ..embedding.templates import TEMPLATE_SETS
@@ -21,7 +22,7 @@ from ..evaluation.metrics.localization import normalize_map
 from ..evaluation.results import write_metrics
 from ..evaluation.retrieval import CAPTION_PREFIXES, CaptionRetrievalEvaluator, PhraseRetrievalEvaluator
 from ..hub.cards import list_numbers, list_tables
-from ..images import read_image
+from ..images import ImageOptions
 from ..readers.captions import list_captions, read_captions
 from ..readers.files import list_images, parse_json, read_text
 from ..storage import read_json
@@ -61,10 +62,15 @@ class RegionTaskOptions:
 
 
 def evaluate_regions(
-    options: RegionTaskOptions, row_options: RowOptions, model_options: ModelOptions
+    options: RegionTaskOptions,
+    row_options: RowOptions,
+    model_options: ModelOptions,
+    image_options: ImageOptions,
 ) -> Path:
     """Score a model on ground-truth boxes: their concepts, their phrases and, where given, hard negatives."""
-    rows, embedder, output_dir = row_options.load(), model_options.load(), Path(options.output_dir)
+    row_options.check()
+    embedder, output_dir = model_options.load(image_options), Path(options.output_dir)
+    rows = row_options.load(embedder.image_options)
     sources = options.region_sources or [embedder.resolve_view()[0]]
     evaluators = {}
     for source in sources:
@@ -113,11 +119,13 @@ class SceneTaskOptions:
     save_embeds: bool = HfArg(default=False, help=SAVE_HELP)
 
 
-def evaluate_scenes(options: SceneTaskOptions, model_options: ModelOptions) -> Path:
+def evaluate_scenes(
+    options: SceneTaskOptions, model_options: ModelOptions, image_options: ImageOptions
+) -> Path:
     """Score a model on zero-shot scene classification."""
     images, names = load_scenes(options)
     renamed = read_json(options.renamed) if options.renamed else None
-    embedder, output_dir, metrics = model_options.load(), Path(options.output_dir), {}
+    embedder, output_dir, metrics = model_options.load(image_options), Path(options.output_dir), {}
     for templates in options.templates:
         evaluator = SceneClassificationEvaluator(
             images,
@@ -178,18 +186,24 @@ class RetrievalTaskOptions:
 
 
 def evaluate_retrieval(
-    options: RetrievalTaskOptions, row_options: RowOptions, model_options: ModelOptions
+    options: RetrievalTaskOptions,
+    row_options: RowOptions,
+    model_options: ModelOptions,
+    image_options: ImageOptions,
 ) -> Path:
     """Score a model on retrieval: find the captions of images, and the images of captions."""
     if not options.captions:
-        rows = row_options.load()
-    elif row_options.images:
+        row_options.check()
+    elif not row_options.images:
+        raise ValueError(f"--captions is {options.captions}, but --images is not given. Give both.")
+    embedder, output_dir, metrics = model_options.load(image_options), Path(options.output_dir), {}
+    if options.captions:
         has_splits = any(entry["split"] for entry in list_captions(options.captions))
         split = row_options.split or ("test" if has_splits else None)
         rows = build_rows(read_captions(options.captions, row_options.images, split))
+        rows = decode_images(rows, image_options=embedder.image_options)
     else:
-        raise ValueError(f"--captions is {options.captions}, but --images is not given. Give both.")
-    embedder, output_dir, metrics = model_options.load(), Path(options.output_dir), {}
+        rows = row_options.load(embedder.image_options)
     for protocol in options.protocols:
         path = output_dir / f"captions_{protocol}.npz" if options.save_embeds else None
         evaluator = CaptionRetrievalEvaluator(rows, protocol, prefix=options.prefix, arrays_path=path)
@@ -209,7 +223,9 @@ class ChoiceTaskOptions:
     save_embeds: bool = HfArg(default=False, help=SAVE_HELP)
 
 
-def evaluate_choice(options: ChoiceTaskOptions, model_options: ModelOptions) -> Path:
+def evaluate_choice(
+    options: ChoiceTaskOptions, model_options: ModelOptions, image_options: ImageOptions
+) -> Path:
     """Score a model on multiple-choice questions whose options are statements about the image."""
     questions = []
     for path in map(Path, options.questions):
@@ -230,7 +246,7 @@ def evaluate_choice(options: ChoiceTaskOptions, model_options: ModelOptions) -> 
             )
     output_dir = Path(options.output_dir)
     path = output_dir / "choice.npz" if options.save_embeds else None
-    scores = StatementChoiceEvaluator(questions, arrays_path=path)(model_options.load())
+    scores = StatementChoiceEvaluator(questions, arrays_path=path)(model_options.load(image_options))
     return finish({"choice": scores}, output_dir)
 
 
@@ -261,7 +277,9 @@ class LocalizationTaskOptions:
     )
 
 
-def evaluate_localization(options: LocalizationTaskOptions, model_options: ModelOptions) -> Path:
+def evaluate_localization(
+    options: LocalizationTaskOptions, model_options: ModelOptions, image_options: ImageOptions
+) -> Path:
     """Draw maps of where phrases are true in large images, and score them where polygons are given."""
     given = bool(options.image and options.phrases), bool(options.queries and options.images)
     if given[0] == given[1]:
@@ -279,7 +297,7 @@ def evaluate_localization(options: LocalizationTaskOptions, model_options: Model
         ]
     else:
         queries = [{"image": str(options.image), "phrase": phrase} for phrase in options.phrases]
-    embedder, output_dir, metrics = model_options.load(), Path(options.output_dir), {}
+    embedder, output_dir, metrics = model_options.load(image_options), Path(options.output_dir), {}
     for source in options.map_sources:
         if options.queries:
             path = output_dir / f"maps_{source}.npz"
@@ -294,12 +312,18 @@ def evaluate_localization(options: LocalizationTaskOptions, model_options: Model
             maps = list(np.load(path).values())
         else:
             cosines = build_score_maps(
-                embedder, read_image(str(options.image)), options.phrases, source, stride=options.stride
+                embedder,
+                embedder.read_image(str(options.image)),
+                options.phrases,
+                source,
+                stride=options.stride,
             )
             maps = [normalize_map(values, options.stride) for values in cosines]
         for number, (query, values) in enumerate(zip(queries, maps, strict=True)):
             path = output_dir / f"map_{source}_{number}.png"
-            draw_score_map(read_image(query["image"]), values, query["phrase"], path, query.get("polygons"))
+            draw_score_map(
+                embedder.read_image(query["image"]), values, query["phrase"], path, query.get("polygons")
+            )
             print(f"{path}: {query['phrase']}")
     return finish(metrics, output_dir) if metrics else output_dir
 

@@ -14,6 +14,7 @@ from transformers.hf_argparser import HfArg
 
 from ..data.loading import read_rows
 from ..embedding.embedder import Embedder
+from ..images import DEFAULT_OPTIONS, ImageOptions
 
 MODEL = "outputs/train/final"
 ROWS, VALIDATION_ROWS, TEST_ROWS = "outputs/rows", "outputs/rows_validation", "outputs/rows_test"
@@ -33,10 +34,10 @@ class ModelOptions:
     )
     batch_size: int = HfArg(default=16, help="Number of images per forward pass.")
 
-    def load(self) -> Embedder:
+    def load(self, image_options: ImageOptions = DEFAULT_OPTIONS) -> Embedder:
         """Load the model and its processor."""
         model, processor = load_model(self.model)
-        return Embedder(model, processor, self.image_size, self.batch_size)
+        return Embedder(model, processor, self.image_size, self.batch_size, image_options)
 
 
 @dataclass
@@ -53,9 +54,13 @@ class RowOptions:
     )
     images: str | None = HfArg(default=None, help="Folder of the images of a COCO file.")
 
-    def load(self) -> Dataset:
+    def check(self) -> None:
+        """Refuse rows that do not exist, before a model is loaded."""
+        check_source(self.dataset, self.images)
+
+    def load(self, image_options: ImageOptions) -> Dataset:
         """Load the rows."""
-        return load_rows(self.dataset, self.images, self.split, "test")
+        return load_rows(self.dataset, self.images, self.split, "test", image_options)
 
 
 def check_model_exists(name: str) -> None:
@@ -79,8 +84,16 @@ def load_model(name: str) -> tuple[torch.nn.Module, ProcessorMixin]:
     return model, AutoProcessor.from_pretrained(name)
 
 
-def load_rows(source: str, images: str | None, split: str | None, default_split: str) -> Dataset:
-    """Load rows of a folder, a Hub repository, or a COCO file with its images.
+def load_rows(
+    source: str, images: str | None, split: str | None, default_split: str, image_options: ImageOptions
+) -> Dataset:
+    """Load rows of a folder, a Hub repository, or a COCO file with its images; see `check_source`."""
+    check_source(source, images)
+    return read_rows(source, images, split, default_split, image_options)
+
+
+def check_source(source: str, images: str | None) -> None:
+    """Check where rows come from.
 
     Raises:
         ValueError: If the dataset that building writes by default does not exist, or a COCO file is given
@@ -89,4 +102,5 @@ def load_rows(source: str, images: str | None, split: str | None, default_split:
     for name, command in ((ROWS, "geoalign-hf build"), (TEST_ROWS, "geoalign-hf build --split test")):
         if source == name and not Path(name).exists():
             raise ValueError(f"{name} does not exist. Build it with {command}, or give --dataset.")
-    return read_rows(source, images, split, default_split)
+    if source.endswith(".json") and images is None:
+        raise ValueError(f"--dataset is the COCO file {source}, but --images is not given. Give both.")

@@ -1,16 +1,16 @@
 """`geoalign-hf search`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from datasets import Dataset
 from transformers.hf_argparser import HfArg
-from transformers.image_utils import load_image
 
 from ..dataset_builder.contact_sheet import draw_contact_sheet
 from ..embedding.embedder import Embedder
 from ..embedding.shards import check_model, read_description, read_embeds
+from ..images import ImageOptions
 from .embed import EMBEDS
 from .inputs import MODEL, load_model
 
@@ -35,14 +35,23 @@ class SearchOptions:
     output_dir: str = HfArg(default="outputs/search", help="Folder of the drawn results, hits_<number>.png.")
 
 
-def search(options: SearchOptions) -> Path | None:
-    """Search embedded images by text or by example, with a FAISS index beside the embeddings."""
+def search(options: SearchOptions, image_options: ImageOptions) -> Path | None:
+    """Search embedded images by text or by example, with a FAISS index beside the embeddings.
+
+    Example images are read by the rule that the embedded images were read by, unless another is given.
+    """
     if not options.query and not options.image:
         raise ValueError("there is nothing to search for. Give a text, or files with --image.")
     folder = Path(options.embeds)
     model, processor = load_model(options.model)
     check_model(folder, model)
-    embedder = Embedder(model, processor, read_description(folder)["protocol"]["image_size"])
+    protocol = read_description(folder)["protocol"]
+    if image_options.describe() is None:
+        image_options = replace(
+            image_options, **{k: tuple(v) for k, v in (protocol.get("image_options") or {}).items()}
+        )
+    image_options = image_options.with_fallback(protocol.get("image_rule"))
+    embedder = Embedder(model, processor, protocol["image_size"], image_options=image_options)
     embeds = [*embedder.embed_text(options.query), *embedder.embed_images(options.image)]
 
     dataset = load_index(folder, options.kind)
@@ -59,7 +68,7 @@ def search(options: SearchOptions) -> Path | None:
         if options.images:
             rows = [
                 {
-                    "image": load_image(str(Path(options.images, hit["path"]))),
+                    "image": embedder.read_image(Path(options.images, hit["path"])),
                     "boxes": [hit["box"]] if hit["box"] else [],
                     "phrases": [hit["words"]] if hit["box"] else [],
                     "captions": [name, f"{score:.4f}"],

@@ -17,6 +17,7 @@ from ..data.loading import remove_concepts
 from ..data.schema import list_concepts
 from ..evaluation.classification import RegionClassificationEvaluator
 from ..hub.cards import describe_dataset
+from ..images import ImageOptions
 from ..losses.objective import PRESETS, LossWeights
 from ..model.processing_geoalign_clip import CONCEPT_TEMPLATES
 from ..training.arguments import GeoAlignTrainingArguments
@@ -88,6 +89,7 @@ def train(
     arguments: GeoAlignTrainingArguments,
     augmentation: Augmentation,
     adapters: AdapterConfig,
+    image_options: ImageOptions,
 ) -> Path | None:
     """Train a GeoAlignCLIP on rows.
 
@@ -101,8 +103,13 @@ def train(
             f"--push_to_hub of an adapter needs its base on the Hub, but --model is the folder "
             f"{options.model}. Push that first, and give the name of its repository."
         )
-    rows, eval_rows = load_training_rows(options, arguments.seed)
-    model, processor = load_or_build_model(options, rows, arguments.seed)
+    data = describe_dataset(options.dataset)
+    start = load_given_model(options) if options.model else None
+    rule = data["image_rule"] or (start[1].image_rule if start else None)
+    image_options = image_options.with_fallback(rule)
+    rows, eval_rows = load_training_rows(options, image_options, arguments.seed)
+    model, processor = start or build_new_model(options, rows, arguments.seed)
+    processor.image_rule = image_options.make_rule()
     model = adapt_model(model, adapters)
     if os.environ.get("RANK", "0") == "0":
         print(describe_trained(model))
@@ -119,7 +126,7 @@ def train(
             "adapters": asdict(adapters),
             "license": options.license,
             "base_model": options.model,
-            "data": describe_dataset(options.dataset),
+            "data": data,
         },
     )
     trainer.train()
@@ -138,7 +145,9 @@ def train(
     return Path(str(arguments.output_dir), "final") if is_main else None
 
 
-def load_training_rows(options: TrainOptions, seed: int) -> tuple[Dataset, Dataset | None]:
+def load_training_rows(
+    options: TrainOptions, image_options: ImageOptions, seed: int
+) -> tuple[Dataset, Dataset | None]:
     """Load the rows to train and to evaluate on, without the concepts that are excluded.
 
     Raises:
@@ -146,11 +155,13 @@ def load_training_rows(options: TrainOptions, seed: int) -> tuple[Dataset, Datas
     """
     if options.validation_share and options.eval_dataset:
         raise ValueError("--validation_share and --eval_dataset both give rows to evaluate on. Give one.")
-    rows = load_rows(options.dataset, options.images, None, "train")
+    rows = load_rows(options.dataset, options.images, None, "train", image_options)
     source = options.eval_dataset
     if not source and not options.validation_share and options.dataset == ROWS:
         source = VALIDATION_ROWS if Path(VALIDATION_ROWS).exists() else None
-    eval_rows = load_rows(source, options.images, options.eval_split, "validation") if source else None
+    eval_rows = None
+    if source:
+        eval_rows = load_rows(source, options.images, options.eval_split, "validation", image_options)
     if options.validation_share:
         rows, eval_rows = split_validation(rows, options.validation_share, seed)
     if options.exclude_concepts:
@@ -161,17 +172,20 @@ def load_training_rows(options: TrainOptions, seed: int) -> tuple[Dataset, Datas
     return rows, eval_rows
 
 
-def load_or_build_model(options: TrainOptions, rows: Dataset, seed: int) -> tuple:
-    """Load the model to start from, or build a new one whose tokenizer is learned from the rows.
+def load_given_model(options: TrainOptions) -> tuple:
+    """Load the model to start from.
 
     Raises:
         ValueError: If options of a new model are given beside a model.
     """
-    if options.model:
-        defaults = {option.name: option.default for option in fields(options)}
-        if given := [f"--{name}" for name in FRESH if getattr(options, name) != defaults[name]]:
-            raise ValueError(f"{given} are for a new model, but --model is {options.model}. Omit them.")
-        return load_start(options.model)
+    defaults = {option.name: option.default for option in fields(options)}
+    if given := [f"--{name}" for name in FRESH if getattr(options, name) != defaults[name]]:
+        raise ValueError(f"{given} are for a new model, but --model is {options.model}. Omit them.")
+    return load_start(str(options.model))
+
+
+def build_new_model(options: TrainOptions, rows: Dataset, seed: int) -> tuple:
+    """Build a model with fresh weights, whose tokenizer is learned from the rows."""
     texts = [text for column in ("captions", "phrases") for of_row in rows[column] for text in of_row]
     texts += [text for text in rows["description"] if text]
     texts += [template.format(name) for template in CONCEPT_TEMPLATES for name in list_concepts(rows)]

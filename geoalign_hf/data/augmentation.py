@@ -36,7 +36,7 @@ class Augmentation:
         turn: also mirror and turn. Whole images are turned by multiples of 90 degrees. A row whose words name
             directions ("left", "north") is never turned.
         shift: largest distance between the centres of window and region, as a share of the window's side.
-        stretch: largest change of a window's width and height, as a share.
+        stretch_sides: largest change of a window's width and height, as a share.
         light: largest change of brightness, contrast and saturation, as a share.
         balance: exponent b of the balance of concepts. A region is drawn with a probability proportional to
             n ** -b, where n is the number of regions of its concept: 0 draws all alike.
@@ -54,14 +54,14 @@ class Augmentation:
     max_context: float = _option(2.5, "Largest side of a window in longer sides of its region.")
     turn: bool = _option(True, "Mirroring and turning, windows by any angle.")
     shift: float = _option(0.08, "Largest shift of a window as a share of its side.")
-    stretch: float = _option(0.15, "Largest change of a window's width and height as a share.")
+    stretch_sides: float = _option(0.15, "Largest change of a window's width and height as a share.")
     light: float = _option(0.3, "Largest change of brightness, contrast and saturation as a share.")
     balance: float = _option(0.5, "Exponent that draws regions of rare concepts more often, 0: all alike.")
     min_visible: float = _option(0.5, "Smallest visible share of a region that is kept in a window.")
     views_per_row: int = _option(1, "Views drawn in an epoch for each row of the data set.")
 
     def __post_init__(self):
-        for name in ("whole_share", "shift", "stretch", "light", "min_visible"):
+        for name in ("whole_share", "shift", "stretch_sides", "light", "min_visible"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must lie between 0 and 1.")
         if not 1 <= self.min_context <= self.max_context:

@@ -19,6 +19,7 @@ from datasets.distributed import split_dataset_by_node
 from transformers.utils import logging
 
 from ..captioning.grammar import pluralize
+from ..images import DEFAULT_OPTIONS, ImageOptions, read_image
 from ..readers.coco import read_coco
 from ..readers.skipped import SkipReport
 from ..storage import no_progress_bars
@@ -28,17 +29,20 @@ logger = logging.get_logger(__name__)
 Rows = TypeVar("Rows", Dataset, IterableDataset)
 
 
-def from_coco(annotations: str | Path, images: str | Path) -> Dataset:
+def from_coco(
+    annotations: str | Path, images: str | Path, image_options: ImageOptions = DEFAULT_OPTIONS
+) -> Dataset:
     """Read COCO detection files into a dataset of rows; see `readers.coco.read_coco`.
 
     Args:
         annotations: A JSON file, or a folder of such files.
         images: Folder that `file_name` is relative to.
+        image_options: Rules for images that are not 8-bit RGB.
 
     Returns:
         One row per image, in the order of the file. An image is read when its row is read.
     """
-    return decode_images(build_rows(read_coco(annotations, images)))
+    return decode_images(build_rows(read_coco(annotations, images)), image_options=image_options)
 
 
 def load_rows(
@@ -49,6 +53,7 @@ def load_rows(
     rank: int = 0,
     num_processes: int = 1,
     default_split: str = "train",
+    image_options: ImageOptions = DEFAULT_OPTIONS,
     **arguments,
 ) -> Dataset | IterableDataset:
     """Load a built dataset from a folder or the Hub. `datasets.load_dataset` reads the same rows.
@@ -65,6 +70,7 @@ def load_rows(
         rank: Rank of this process.
         num_processes: Number of processes. Every row goes to one of them.
         default_split: The split that is preferred if `split` is None.
+        image_options: Rules for images that are not 8-bit RGB.
         **arguments: Arguments of `datasets.load_dataset`, such as `revision` or `token`.
 
     Returns:
@@ -78,7 +84,7 @@ def load_rows(
     check_columns(dataset)
     if num_processes > 1:
         dataset = split_dataset_by_node(dataset, rank=rank, world_size=num_processes)
-    return decode_images(dataset, on_bad_image)
+    return decode_images(dataset, on_bad_image, image_options)
 
 
 def choose_split(source: str | Path, preferred: str, **arguments) -> str:
@@ -98,49 +104,61 @@ def choose_split(source: str | Path, preferred: str, **arguments) -> str:
     raise ValueError(f"{source} has no split {preferred!r}; it has {names}. Name one of them with --split.")
 
 
-def decode_images(dataset: Rows, on_bad_image: str = "stop") -> Rows:
+def decode_images(
+    dataset: Rows, on_bad_image: str = "stop", image_options: ImageOptions = DEFAULT_OPTIONS
+) -> Rows:
     """Decode the images of a dataset when they are read, with errors that name the row.
 
     Args:
         dataset: A dataset of rows.
         on_bad_image: As for `load_rows`.
+        image_options: As for `load_rows`.
 
     Returns:
-        The same rows. An image that cannot be decoded raises an error when it is read, or its row is skipped.
+        The same rows with images of mode RGB, upright. An image that cannot be decoded raises an error when
+        it is read, or its row is skipped.
     """
-    report = SkipReport(on_bad_image)
+    report, feature = SkipReport(on_bad_image), NamedImage(image_options=image_options)
     if on_bad_image == "stop":
-        return dataset.cast_column("image", NamedImage())
+        return dataset.cast_column("image", feature)
     encoded = dataset.cast_column("image", Image(decode=False))
     if isinstance(dataset, IterableDataset):
         # A batch of one row becomes a batch of one or none.
-        return encoded.map(_skip_bad_image, batched=True, batch_size=1, fn_kwargs={"report": report})
+        return encoded.map(
+            _skip_bad_image, batched=True, batch_size=1, fn_kwargs={"report": report, "feature": feature}
+        )
     images = encoded.select_columns(["image"])
-    whole = [i for i, row in enumerate(images) if decode_image(row["image"], report) is not None]
+    whole = [
+        i
+        for i, row in enumerate(images)
+        if decode_image(row["image"], report, feature.image_options) is not None
+    ]
     if report.entries:
         messages = [entry["message"] for entry in report.entries]
         logger.warning(f"skipped {len(messages)} rows of {len(dataset)}; the first: {messages[:3]}")
-    return dataset.select(whole).cast_column("image", NamedImage())
+    return dataset.select(whole).cast_column("image", feature)
 
 
-def decode_image(encoded: dict, report: SkipReport) -> PIL.Image.Image | None:
+def decode_image(
+    encoded: dict, report: SkipReport, image_options: ImageOptions = DEFAULT_OPTIONS
+) -> PIL.Image.Image | None:
     """Decode an image {"bytes": ..., "path": ...}. `path` is its name in messages.
 
     Returns:
-        The image, or None if it was skipped.
+        The image of mode RGB, upright, or None if it was skipped.
 
     Raises:
         ValueError: If it cannot be decoded and `report` does not skip errors.
     """
     try:
-        return NamedImage().decode_example(encoded)
+        return NamedImage(image_options=image_options).decode_example(encoded)
     except ValueError as error:
         report.refuse("bad image", str(error), error)
         return None
 
 
-def _skip_bad_image(batch: dict, report: SkipReport) -> dict:
-    image = decode_image(batch["image"][0], report)
+def _skip_bad_image(batch: dict, report: SkipReport, feature: "NamedImage") -> dict:
+    image = decode_image(batch["image"][0], report, feature.image_options)
     if image is None:
         logger.warning(f"skipped {len(report.entries)} rows so far: {report.entries[-1]['message']}")
         return {name: [] for name in batch}
@@ -149,7 +167,9 @@ def _skip_bad_image(batch: dict, report: SkipReport) -> dict:
 
 @dataclass
 class NamedImage(Image):
-    """An image feature whose errors name the image that cannot be decoded."""
+    """An image feature that reads images as `images.read_image` does; its errors name the row."""
+
+    image_options: ImageOptions = DEFAULT_OPTIONS
 
     def decode_example(self, value: dict, token_per_repo_id: dict | None = None) -> PIL.Image.Image:
         """Decode one image.
@@ -157,22 +177,25 @@ class NamedImage(Image):
         Raises:
             ValueError: If it cannot be decoded.
         """
-        try:
-            return super().decode_example(value, token_per_repo_id)
-        except Exception as error:  # each format of PIL has errors of its own
-            message = f"the image of row {value['path']!r} cannot be decoded ({error})."
-            raise ValueError(f"{message} Replace it, or remove its row.") from error
+        if not isinstance(value, dict):  # decoded already
+            return read_image(value, self.image_options)
+        content = value["path"] if value["bytes"] is None else value["bytes"]
+        return read_image(content, self.image_options, name=f"the image of row {value['path']!r}")
 
 
 def read_rows(
-    source: str, images: str | None, split: str | None = None, default_split: str = "train"
+    source: str,
+    images: str | None,
+    split: str | None = None,
+    default_split: str = "train",
+    image_options: ImageOptions = DEFAULT_OPTIONS,
 ) -> Dataset:
     """Read rows from a COCO .json file with its images, or from a folder or Hub repository of rows."""
     if source.endswith(".json"):
         if images is None:
             raise ValueError(f"{source} is a COCO file, and needs the folder of its images. Give --images.")
-        return from_coco(source, images)
-    return load_rows(source, split, default_split=default_split)
+        return from_coco(source, images, image_options)
+    return load_rows(source, split, default_split=default_split, image_options=image_options)
 
 
 def remove_concepts(rows: Dataset, names: Sequence[str]) -> Dataset:
@@ -204,7 +227,12 @@ def remove_concepts(rows: Dataset, names: Sequence[str]) -> Dataset:
         raise ValueError(f"no row has anything but {sorted(names)}. Remove fewer concepts.")
     with no_progress_bars():
         parts = [rows.select_columns("image").select(kept), words.select(kept)]
-        return decode_images(concatenate_datasets(parts, axis=1))
+        return decode_images(concatenate_datasets(parts, axis=1), image_options=get_image_options(rows))
+
+
+def get_image_options(rows: Dataset) -> ImageOptions:
+    """Return the options with which the images of rows are read."""
+    return getattr(rows.features["image"], "image_options", DEFAULT_OPTIONS)
 
 
 def _remove_mentions(row: dict, mention: re.Pattern) -> dict:

@@ -99,7 +99,7 @@ def _draw_frame(row, r, size, augment, generator) -> tuple[np.ndarray, np.ndarra
     side = (
         max(x1 - x0, y1 - y0) * augment.min_context * (augment.max_context / augment.min_context) ** context
     )
-    stretch = (1 + augment.stretch) ** (2 * stretch - 1)
+    stretch = (1 + augment.stretch_sides) ** (2 * stretch - 1)
     sides = np.array([side * stretch, side / stretch])
     center = np.array([x0 + x1, y0 + y1]) / 2 + augment.shift * side * (2 * np.array([x, y]) - 1)
     limits = np.array(row["image"].size)

@@ -25,6 +25,7 @@ from ..captioning.balance import score_text_only
 from ..data.schema import count_rows
 from ..data.tiling import list_tiles
 from ..hub.cards import write_dataset_card
+from ..images import DEFAULT_OPTIONS, ImageOptions
 from ..readers.registry import FORMATS
 from ..readers.skipped import SkipReport
 from ..readers.yolo import read_names
@@ -102,6 +103,11 @@ class BuildConfig:
     false_colour: bool = HfArg(
         default=False, help="Images in false colours, e.g. with infrared, so that no text names a colour."
     )
+    natural_colour: bool = HfArg(
+        default=False,
+        help="Images in natural colours although their bands are chosen or scaled. Without it, no text names "
+        "a colour of such images.",
+    )
     model: str | None = HfArg(
         default=None, help="Vision-language model that writes the text. By default, rules write it."
     )
@@ -138,11 +144,12 @@ class BuildConfig:
             object.__setattr__(self, "output_dir", folder)
 
 
-def build(config: BuildConfig) -> dict:
+def build(config: BuildConfig, image_options: ImageOptions = DEFAULT_OPTIONS) -> dict:
     """Build a dataset.
 
     Args:
         config: The settings.
+        image_options: Rules for images that are not 8-bit RGB. The rows hold what they give.
 
     Returns:
         The statistics, as in `statistics.json`.
@@ -157,10 +164,10 @@ def build(config: BuildConfig) -> dict:
     if output.exists() and not (output / "build.json").exists() and _list_visible(output):
         raise ValueError(f"{output} is not empty and holds no build. Give another --output_dir.")
     with lock_folder(output):
-        return _build_locked(config, output)
+        return _build_locked(config, image_options, output)
 
 
-def _build_locked(config: BuildConfig, output: Path) -> dict:
+def _build_locked(config: BuildConfig, image_options: ImageOptions, output: Path) -> dict:
     # 1. The plan: which images go into which shard.
     work = output / WORK
     report = SkipReport(config.on_error)
@@ -171,13 +178,14 @@ def _build_locked(config: BuildConfig, output: Path) -> dict:
         config.eval_coco,
         config.eval_captions + (selection.eval_captions if selection else []),
         config.eval_images + (selection.eval_images if selection else []),
+        image_options,
     )
     counts: dict[str, dict[str, int]] = {}
     rows = read_sources(selection.present, report, counts) if selection else _read_source(config, report)
     shutil.rmtree(work / "plan", ignore_errors=True)
     most_bytes = config.shard_megabytes * 1_000_000
     plan = plan_shards(rows, work / "plan", config.images_per_shard, most_bytes)
-    _check_same_build(config, plan)
+    _check_same_build(config, image_options, plan)
     if (output / "report.jsonl").exists():
         logger.warning(f"{output} is complete. Nothing is left to do.")
         shutil.rmtree(work)
@@ -185,7 +193,9 @@ def _build_locked(config: BuildConfig, output: Path) -> dict:
 
     # 2. The shards that do not exist yet.
     settings = {name: getattr(config, name) for name in JOB_SETTINGS}
-    settings |= {"negatives": choose_negatives(config), "natural_colour": not config.false_colour}
+    settings |= {"negatives": choose_negatives(config), "image_options": image_options}
+    if config.false_colour or config.natural_colour:
+        settings["natural_colour"] = config.natural_colour
     job = Job(output, work, plan.num_shards, plan.vocabulary, sets, **settings)
     (output / "data").mkdir(exist_ok=True)
     missing = [index for index in range(job.num_shards) if not job.locate_shard(index).exists()]
@@ -211,7 +221,8 @@ def _build_locked(config: BuildConfig, output: Path) -> dict:
         statistics["missing_sources"] = selection.missing
     write_json(output / "statistics.json", statistics)
     draw_pages(list(read_rows_at(job, config.sheet_rows)), output)
-    write_dataset_card(output, statistics, asdict(config), _write_leakage(job, sets))
+    settings = asdict(config) | {"image_rule": image_options.describe()}
+    write_dataset_card(output, statistics, settings, _write_leakage(job, sets))
     (work / "report.jsonl").replace(output / "report.jsonl")
     shutil.rmtree(work)
     return statistics
@@ -226,6 +237,8 @@ def _check_config(config: BuildConfig) -> None:
         _check_recipe(config)
     else:
         _check_format(config, given[0])
+    if config.false_colour and config.natural_colour:
+        raise ValueError("--false_colour and --natural_colour contradict each other. Give one of them.")
     if config.negatives not in (None, *NEGATIVES):
         raise ValueError(f"--negatives is {config.negatives!r}. Choose one of {NEGATIVES}.")
     if config.leaks not in ("skip", "keep"):
@@ -277,12 +290,13 @@ def _list_visible(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if not path.name.startswith(".")]
 
 
-def _check_same_build(config: BuildConfig, plan: Plan) -> None:
+def _check_same_build(config: BuildConfig, image_options: ImageOptions, plan: Plan) -> None:
     """Record the settings of a new build, or refuse a folder that was built with other settings."""
     settings = {name: value for name, value in asdict(config).items() if name not in FREE_SETTINGS}
+    settings["image_rule"] = image_options.describe()
     settings["annotations"] = plan.digest
     path = Path(config.output_dir) / "build.json"
-    if not path.exists():
+    if not path.exists() or not any(path.parent.glob("data/*.parquet")):  # nothing was built with others
         write_json(path, settings)
         return
     before = read_json(path)
@@ -347,10 +361,10 @@ def _write_leakage(job: Job, sets: list[EvaluationSet]) -> str | None:
     return write_table(overlaps, sets)
 
 
-def run_build(config: BuildConfig) -> None:
+def run_build(config: BuildConfig, image_options: ImageOptions = DEFAULT_OPTIONS) -> None:
     """Build a dataset and print what was built."""
     start = time.perf_counter()
-    statistics = build(config)
+    statistics = build(config, image_options)
     print(
         f"{statistics['num_rows']} rows, {statistics['num_regions']} regions of "
         f"{len(statistics['concepts'])} concepts, {statistics['num_hard_negatives']} hard negatives; "

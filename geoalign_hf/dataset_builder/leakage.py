@@ -17,6 +17,7 @@ from transformers.hf_argparser import HfArg
 
 from ..data.duplicates import FEWEST_EQUAL, KEPT, hash_appearance, hash_pixels, list_orientations
 from ..data.loading import load_rows
+from ..images import DEFAULT_OPTIONS, ImageOptions, read_image
 from ..readers.captions import list_captions
 from ..readers.coco import read_coco
 from ..readers.files import list_images
@@ -106,6 +107,7 @@ def collect_sets(
     eval_coco: Iterable[str | Path] = (),
     eval_captions: Iterable[str | Path] = (),
     eval_images: Iterable[str | Path] = (),
+    image_options: ImageOptions = DEFAULT_OPTIONS,
 ) -> list[EvaluationSet]:
     """Hash evaluation sets.
 
@@ -113,21 +115,22 @@ def collect_sets(
         eval_coco: COCO files. Their images lie in the same folder, or in subfolders that the file names.
         eval_captions: Caption files in a form that `readers.captions` reads. No images are needed.
         eval_images: Folders of images.
+        image_options: Rules for images that are not 8-bit RGB.
 
     Returns:
         One set for each file or folder.
     """
     sets = []
     for path in eval_coco:
-        sets.append(
-            collect_set(str(path), ((row["source"], Image.open(row["image"])) for row in read_coco(path)))
-        )
+        images = ((row["source"], read_image(row["image"], image_options)) for row in read_coco(path))
+        sets.append(collect_set(str(path), images))
     for path in eval_captions:
         entries = list_captions(path)
         captions = [(entry["filename"], caption) for entry in entries for caption in entry["captions"]]
         sets.append(collect_set(str(path), captions=captions))
     for path in eval_images:
-        sets.append(collect_set(str(path), ((str(image), Image.open(image)) for image in list_images(path))))
+        images = ((str(image), read_image(image, image_options)) for image in list_images(path))
+        sets.append(collect_set(str(path), images))
     return sets
 
 
@@ -181,11 +184,11 @@ class LeakageConfig:
     output: str | None = HfArg(default=None, help="JSON file for the list of overlaps.")
 
 
-def run_leakage(config: LeakageConfig) -> None:
+def run_leakage(config: LeakageConfig, image_options: ImageOptions) -> None:
     """Compare rows with evaluation sets, print a table and write the list of overlaps."""
-    sets = collect_sets(config.eval_coco, config.eval_captions, config.eval_images)
+    sets = collect_sets(config.eval_coco, config.eval_captions, config.eval_images, image_options)
     overlaps = []
-    for row in load_rows(config.dataset, config.split, streaming=True):
+    for row in load_rows(config.dataset, config.split, streaming=True, image_options=image_options):
         place = {"source": row["source"], "window": row["window"]}
         overlaps += [place | overlap for overlap in find_overlaps(row, sets)]
     print(write_table(overlaps, sets))

@@ -7,14 +7,15 @@ import io
 import json
 import multiprocessing.connection
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from pyarrow.parquet import ParquetFile, read_metadata
 
 from ..captioning.attributes import find_facts
@@ -25,13 +26,12 @@ from ..captioning.vlm import ask_model, name_row
 from ..data.loading import decode_image
 from ..data.schema import FEATURES, write_rows
 from ..data.tiling import cut_tiles
-from ..images import allow_large_images
+from ..images import ImageOptions, has_natural_colour, is_plain
 from ..readers.skipped import SkipReport
 from ..storage import read_json, write_text
 from .leakage import EvaluationSet, find_overlaps
 from .plan import read_shard_rows
 
-PNG_MODES = ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA")
 TEXT_COLUMNS = [name for name in FEATURES if name != "image"]
 
 
@@ -49,10 +49,11 @@ class Job:
         min_visible: A region that is less visible in a tile is dropped from it.
         max_negatives: Maximum number of hard negatives per phrase.
         negatives: How hard negatives are chosen: "free", "matched" or "balanced", see `build_shard`.
-        natural_colour: Whether images show colours as the eye sees them.
+        image_options: Rules for images that are not 8-bit RGB.
         leaks: "skip" or "keep" images and captions that are in an evaluation set.
         on_error: "stop" or "skip" when an image cannot be decoded.
         seed: Seed of wording and choice.
+        natural_colour: Whether images show colours as the eye sees them; None finds out for each image.
     """
 
     output: Path
@@ -64,10 +65,11 @@ class Job:
     min_visible: float
     max_negatives: int
     negatives: str
-    natural_colour: bool
+    image_options: ImageOptions
     leaks: str
     on_error: str
     seed: int
+    natural_colour: bool | None = None
 
     def locate_shard(self, index: int) -> Path:
         """Return the path of a shard."""
@@ -189,7 +191,7 @@ def _make_rows(job: Job, index: int, note: Note, ask: Callable | None) -> Iterat
     for number, row in read_shard_rows(job.work / "plan", index):
         for t, tile in enumerate(_open_tiles(row, job, note)):
             rng = np.random.default_rng([job.seed, number, t])
-            facts = find_facts(tile, job.natural_colour)
+            facts = find_facts(tile, tile.pop("natural_colour"))
             tile = describe_row(tile, facts, rng, one_attribute=job.negatives == "balanced")
             if ask:
                 answers = job.output / "answers" / f"{index:05d}.jsonl"
@@ -208,12 +210,22 @@ def _open_tiles(row: dict, job: Job, note: Note) -> Iterator[dict]:
     """Decode the image of a row and cut it into tiles, without images of evaluation sets."""
     encoded = {"bytes": Path(row["image"]).read_bytes(), "path": row["source"]}
     tile = row.pop("tile", None)
-    with allow_large_images() if tile else nullcontext():
-        image = decode_image(encoded, note.report)
+    options = job.image_options
+    if tile and options.max_pixels is None:  # tiles are for large images
+        options = replace(options, max_pixels=sys.maxsize)
+    image = decode_image(encoded, note.report, options)
     if image is None:
         return
+    natural = has_natural_colour(image) if job.natural_colour is None else job.natural_colour
+    if options.bands or not is_plain(encoded["bytes"]):  # the file does not hold the pixels of the row
+        encoded = encode_png(image, encoded["path"])
     # The reader's plain caption is replaced by better ones. Captions that people wrote are kept.
-    row = row | {"image": image, "encoded": encoded, "captions": [] if row["boxes"] else row["captions"]}
+    row = row | {
+        "image": image,
+        "encoded": encoded,
+        "natural_colour": natural,
+        "captions": [] if row["boxes"] else row["captions"],
+    }
     if _is_evaluated_on(row, job, note):
         return
     tiles = cut_tiles(row, *tile, job.min_visible, note.report) if tile else [row]
@@ -254,12 +266,16 @@ def _encode_image(row: dict) -> dict:
     """Replace the decoded image by the bytes of its file, or of a new file if it is a tile."""
     encoded = row.pop("encoded")
     if row.get("window"):
-        file = io.BytesIO()
-        image = row["image"] if row["image"].mode in PNG_MODES else row["image"].convert("RGB")
-        image.save(file, "PNG")
         window = "_".join(map(str, row["window"]))
-        encoded = {"bytes": file.getvalue(), "path": f"{Path(row['source']).with_suffix('')}_{window}.png"}
+        encoded = encode_png(row["image"], f"{Path(row['source']).with_suffix('')}_{window}.png")
     return row | {"image": encoded}
+
+
+def encode_png(image: Image.Image, name: str) -> dict:
+    """Encode an image as a PNG file of this name, with the ending replaced."""
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return {"bytes": file.getvalue(), "path": str(Path(name).with_suffix(".png"))}
 
 
 def iterate_rows(job: Job) -> Iterator[dict]:
@@ -277,7 +293,7 @@ def read_rows_at(job: Job, number: int) -> Iterator[dict]:
     for place in np.sort(rng.choice(sum(counts), min(number, sum(counts)), replace=False)):
         index = int(np.searchsorted(starts, place, side="right")) - 1
         row = _read_row(ParquetFile(job.locate_shard(index)), int(place - starts[index]))
-        yield row | {"image": decode_image(row["image"], SkipReport())}
+        yield row | {"image": decode_image(row["image"], SkipReport(), ImageOptions(max_pixels=sys.maxsize))}
 
 
 def _read_row(file: ParquetFile, place: int) -> dict:

@@ -7,6 +7,7 @@ import platform
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from transformers.utils import logging
 
 from .. import __version__
 from ..data.views import list_views, resolve_context, resolve_contexts
-from ..images import read_image
+from ..images import DEFAULT_OPTIONS, ImageOptions, read_image
 from ..model.processing_geoalign_clip import CONCEPT_TEMPLATES
 from ..model.regions_geoalign_clip import check_boxes
 from .templates import check_concepts, check_texts, resolve_templates
@@ -38,6 +39,7 @@ class Embedder:
         image_size: side of `pixel_values`. None takes the model's own; another size interpolates the position
             embeddings.
         batch_size: number of images or windows per forward pass; eight times as many texts.
+        image_options: rules for images that are not 8-bit RGB. The processor's `image_rule` completes them.
         draft_jpeg: whether `embed_images` decodes JPEG files at 1/2, 1/4 or 1/8 of their size where that is
             still as large as `image_size`. It is faster, and pixels differ by 2 of 255 on average.
 
@@ -53,6 +55,7 @@ class Embedder:
     processor: ProcessorMixin
     image_size: int | None = None
     batch_size: int = 16
+    image_options: ImageOptions = DEFAULT_OPTIONS
     draft_jpeg: bool = False
     num_cut_texts: int = field(default=0, init=False)  # texts that were longer than the model's positions
 
@@ -62,9 +65,10 @@ class Embedder:
                 f"{type(self.model).__name__} has neither embed_images nor get_image_features, so it cannot "
                 "embed images. Give a GeoAlignCLIPModel or a CLIPModel."
             )
+        rule = self.image_options.fallback or getattr(self.processor, "image_rule", None)
+        self.image_options = self.image_options.with_fallback(rule)
         self.trained_size = self.model.config.vision_config.image_size
-        if self.image_size is None:
-            self.image_size = self.trained_size
+        self.image_size = self.trained_size if self.image_size is None else self.image_size
         if min(self.image_size, self.batch_size) < 1:
             raise ValueError(
                 f"image_size is {self.image_size}, batch_size is {self.batch_size}; both must be at least 1."
@@ -213,7 +217,7 @@ class Embedder:
         Returns:
             (N, D) and (number of all boxes, D), unit vectors.
         """
-        rows = [_check_row(i, row) for i, row in enumerate(rows)]
+        rows = [self._check_row(i, row) for i, row in enumerate(rows)]
         images = [row["image"] for row in rows]
         if not any(row["boxes"] for row in rows):
             return self.embed_images(images), self._collect([])
@@ -275,6 +279,8 @@ class Embedder:
         config = self.model.config
         return {
             "image_size": self.image_size,
+            "image_options": self.image_options.describe(),
+            "image_rule": self.image_options.fallback,
             "resize": "shorter side, center crop" if self._crops() else "square",
             "dense_mode": getattr(config, "dense_mode", None),
             "activation": config.vision_config.hidden_act,
@@ -290,6 +296,10 @@ class Embedder:
             },
         }
 
+    def read_image(self, image, draft_side: int | None = None) -> Image.Image:
+        """Read an image by the rules of this embedder; see `geoalign_hf.images.read_image`."""
+        return read_image(image, self.image_options, draft_side)
+
     def _require(self, method: str, instead: str):
         if not hasattr(self.model, method):
             raise ValueError(
@@ -303,15 +313,24 @@ class Embedder:
     def _interpolate(self) -> dict:
         return {} if self.image_size == self.trained_size else {"interpolate_pos_encoding": True}
 
+    def _check_row(self, i: int, row: dict) -> dict:
+        """Open the image of a row, and refuse boxes that are not boxes of it."""
+        image = self.read_image(row["image"])
+        for r, box in enumerate(row["boxes"]):
+            if len(box) != 4:
+                place = f"rows[{i}]['boxes'][{r}]"
+                raise ValueError(f"{place} = {list(box)} has {len(box)} numbers; expected xyxy.")
+        boxes = torch.tensor(row["boxes"], dtype=torch.float64).reshape(-1, 4)
+        check_boxes(boxes, image.width, image.height, f"rows[{i}]['boxes']")
+        return row | {"image": image}
+
     def _prepare(self, images: list, **regions) -> dict:
         side = {"height": self.image_size, "width": self.image_size}
-        sizes = (
-            {"size": {"shortest_edge": self.image_size}, "crop_size": side}
-            if self._crops()
-            else {"size": side}
-        )
+        sizes = {"size": side}
+        if self._crops():
+            sizes = {"size": {"shortest_edge": self.image_size}, "crop_size": side}
         draft_side = self.image_size if self.draft_jpeg else None
-        images = [read_image(image, draft_side=draft_side) for image in images]
+        images = [self.read_image(image, draft_side) for image in images]
         inputs = self.processor(images=images, return_tensors="pt", **sizes, **regions).to(self.model.device)
         return inputs | {"pixel_values": inputs["pixel_values"].to(self.model.dtype)}
 
@@ -324,7 +343,7 @@ class Embedder:
 
     def _embed_regions(self, rows, region_source: str, context: float | None) -> torch.Tensor:
         progress = logging.tqdm(rows, desc="regions", total=len(rows), leave=False)
-        checked = (_check_row(i, row) for i, row in enumerate(progress))
+        checked = (self._check_row(i, row) for i, row in enumerate(progress))
         views = list_views(checked, region_source, context)
         if region_source == "crop":
             images = ([view["image"] for view in batch] for batch in self._take_batches(views))
@@ -360,13 +379,8 @@ class Embedder:
         return embeds
 
     def _take_batches(self, items: Iterable) -> Iterator[list]:
-        batch = []
-        for item in items:
-            batch.append(item)
-            if len(batch) == self.batch_size:
-                yield batch
-                batch = []
-        if batch:
+        iterator = iter(items)
+        while batch := list(islice(iterator, self.batch_size)):
             yield batch
 
 
@@ -382,17 +396,5 @@ def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
-def _check_row(i: int, row: dict) -> dict:
-    """Open the image of a row, and refuse boxes that are not boxes of it."""
-    image = read_image(row["image"])
-    for r, box in enumerate(row["boxes"]):
-        if len(box) != 4:
-            raise ValueError(f"rows[{i}]['boxes'][{r}] = {list(box)} has {len(box)} numbers; expected xyxy.")
-    boxes = torch.tensor(row["boxes"], dtype=torch.float64).reshape(-1, 4)
-    check_boxes(boxes, image.width, image.height, f"rows[{i}]['boxes']")
-    return row | {"image": image}
-
-
 def _take_pooled(features) -> torch.Tensor:
-    """Unwrap pooled features; transformers 5 returns them inside an output object."""
-    return getattr(features, "pooler_output", features)
+    return getattr(features, "pooler_output", features)  # transformers 5 returns an output object

@@ -232,7 +232,7 @@ def _embed_batch(
     decoded = []
     for row in rows:
         encoded = {"bytes": row["image"].read_bytes(), "path": str(row["image"])}
-        image = decode_image(encoded, report)
+        image = decode_image(encoded, report, embedder.image_options)
         if image is not None:
             decoded.append(row | {"image": image, "path": job.name_image(row)})
     image_embeds, region_embeds = embedder.embed_rows(decoded, job.region_source, job.context)

@@ -55,7 +55,13 @@ class EmbeddingDriftEvaluator(Evaluator):
             for name in measured[0]
         }
         if self.start is not None:
-            other = Embedder(self.start, embedder.processor, embedder.image_size, embedder.batch_size)
+            other = Embedder(
+                self.start,
+                embedder.processor,
+                embedder.image_size,
+                embedder.batch_size,
+                embedder.image_options,
+            )
             pairs = {"image": (embedder.embed_images(self.images), other.embed_images(self.images))}
             if self.texts:
                 pairs["text"] = (embedder.embed_text(self.texts), other.embed_text(self.texts))

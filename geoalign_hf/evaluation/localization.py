@@ -12,7 +12,6 @@ from transformers.utils import logging
 from ..data.tiling import list_tiles
 from ..embedding.embedder import Embedder
 from ..embedding.templates import check_texts
-from ..images import read_image
 from .evaluator import Evaluator
 from .metrics.localization import FIGURES, normalize_map, polygons_to_truth, score_localization
 
@@ -69,7 +68,7 @@ class LocalizationEvaluator(Evaluator):
             groups[-1].append(query)
         scored, maps = [], {}
         for group in groups:
-            image, phrases = read_image(group[0]["image"]), [query["phrase"] for query in group]
+            image, phrases = embedder.read_image(group[0]["image"]), [query["phrase"] for query in group]
             score_maps = build_score_maps(
                 embedder, image, phrases, self.map_source, self.tile_sides, self.stride
             )

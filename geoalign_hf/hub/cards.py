@@ -97,6 +97,7 @@ def make_card(folder: Path, metrics: dict[str, dict], settings: dict | None = No
             for title, scores in metrics.items()
         },
         settings=hide_paths(settings),
+        image_rule=_read_json(folder / "processor_config.json").get("image_rule"),
     )
 
 
@@ -209,16 +210,20 @@ def describe_dataset(source: str) -> dict:
         source: A folder or Hub repository of rows, whose card is read, or a COCO file.
 
     Returns:
-        `name`, `repo_id`, `license` and, for local data, the list of `concepts`. What is unknown is None.
+        `name`, `repo_id`, `license`, for local data the list of `concepts`, and `image_rule`, by which images
+        of more than 8 bits were read. What is unknown is None.
     """
     path = Path(source)
+    found: dict[str, Any] = {"image_rule": None}
     if path.suffix == ".json":
         content = _read_json(path)
         licenses = [entry.get("name") or entry.get("url") for entry in content.get("licenses") or []]
         concepts = sorted({str(entry["name"]) for entry in content.get("categories") or []})
         license = ", ".join(filter(None, licenses)) or None
-        return {"name": path.name, "repo_id": None, "license": license, "concepts": concepts or None}
-    found: dict[str, Any] = {"name": path.resolve().name if path.exists() else source}
+        return found | {
+            "name": path.name, "repo_id": None, "license": license, "concepts": concepts or None
+        }  # fmt: skip
+    found |= {"name": path.resolve().name if path.exists() else source}
     found["repo_id"] = None if path.exists() else source
     found["concepts"] = sorted(_read_json(path / "statistics.json").get("concepts", {})) or None
     if path.exists() and not (path / "README.md").exists():
@@ -227,6 +232,7 @@ def describe_dataset(source: str) -> dict:
         data: Any = DatasetCard.load(path / "README.md" if path.exists() else source).data
     except EntryNotFoundError:
         return found | {"license": None}
+    found["image_rule"] = getattr(data, "image_rule", None)
     name = data.pretty_name if path.exists() and data.pretty_name else found["name"]
     return found | {"name": name, "license": getattr(data, "license_name", None) or data.license}
 
@@ -254,7 +260,7 @@ def write_dataset_card(
         folder: Folder with `data/<split>-*.parquet`.
         statistics: Statistics of the build.
         settings: Settings of the build, with `title`, `split`, `license`, `license_name`, `license_link`,
-            `model` and `leaks`.
+            `model`, `leaks` and `image_rule`, by which images of more than 8 bits were read.
         leakage: Table of overlaps with evaluation sets, if there are any.
 
     Returns:
@@ -270,6 +276,7 @@ def write_dataset_card(
         task_categories=["zero-shot-image-classification", "object-detection", "image-to-text"],
         tags=["remote-sensing", "region", "hard-negatives", "geoalign_clip"],
         size_categories=_name_size(statistics["num_rows"]),
+        image_rule=settings["image_rule"],  # training reads it, so that the model reads images alike
     )
     card = DatasetCard.from_template(
         data,

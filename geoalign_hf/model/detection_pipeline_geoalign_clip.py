@@ -119,7 +119,7 @@ class GeoAlignCLIPDetectionPipeline(Pipeline):
     def preprocess(self, inputs, sides=None, overlap=0.5, **options):
         """Read an image, and check its proposals or list the windows of the grid."""
         inputs = inputs if isinstance(inputs, dict) else {"image": inputs}
-        (image,) = load_images([inputs["image"]], **options)
+        (image,) = load_images([inputs["image"]], fallback=self.processor.image_rule, **options)
         boxes, objectness = inputs.get("boxes"), inputs.get("objectness")
         if boxes is None:
             boxes = list_windows(image.size, sides, overlap)

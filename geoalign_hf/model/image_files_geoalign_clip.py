@@ -103,6 +103,7 @@ def _open_without_limit(source) -> Image.Image:
     Image.init()
     if isinstance(source, io.BytesIO):
         prefix = source.getvalue()[:16]
+        source.seek(0)
     else:
         with open(source, "rb") as file:
             prefix = file.read(16)

@@ -14,7 +14,14 @@ from huggingface_hub import get_session
 from PIL import Image, ImageOps
 from PIL.TiffImagePlugin import TiffImageFile
 
-from .image_files_geoalign_clip import WIDE_MODES, describe_image, describe_tags, open_file, read_start
+from .image_files_geoalign_clip import (
+    WIDE_MODES,
+    Header,
+    describe_image,
+    describe_tags,
+    open_file,
+    read_start,
+)
 
 COLOUR_MODES = frozenset({"RGB", "RGBA", "RGBa", "RGBX", "P", "PA", "CMYK", "YCbCr", "HSV"})
 PLAIN_MODES = COLOUR_MODES | {"1", "L", "LA", "La"}  # eight bits per band or fewer
@@ -28,6 +35,18 @@ READER_REMEDY = (
 )
 
 
+class OptionNeeded(ValueError):
+    """An image that cannot be read without `stretch`, `limits` or `bands`."""
+
+
+class ReaderNeeded(ValueError):
+    """An image file that PIL cannot read as it is meant; `header` describes it."""
+
+    def __init__(self, name: str, header: Header):
+        super().__init__(f"{name} {header.problem}. {READER_REMEDY}")
+        self.header = header
+
+
 def read_image(
     image,
     name: str,
@@ -37,13 +56,14 @@ def read_image(
     max_pixels: int | None = None,
     timeout: float | None = None,
     layout: str | None = None,
+    fallback: dict | None = None,
     draft_side: int | None = None,
 ) -> Image.Image:
     """Return any image as 8-bit RGB.
 
     Args:
-        image: a path, a URL, a `data:` URL, a PIL image, or an array or tensor (H, W), (H, W, bands) or
-            (bands, H, W). A file is turned upright by its orientation tag.
+        image: a path, a URL, a `data:` URL, the bytes of a file, a PIL image, or an array or tensor (H, W),
+            (H, W, bands) or (bands, H, W). A file is turned upright by its orientation tag.
         name: of the image in a message.
         stretch: two percentiles of the picture, over all chosen bands together, that become 0 and 255.
         limits: two values that become 0 and 255. Neither option changes pictures of 8 bits.
@@ -52,34 +72,56 @@ def read_image(
             `PIL.Image.MAX_IMAGE_PIXELS`.
         timeout: of a download, in seconds.
         layout: `channels_first` or `channels_last`, for arrays whose shape is ambiguous.
+        fallback: `stretch`, `limits` and `bands` for an image that cannot be read without them. What is given
+            directly replaces them.
         draft_side: a JPEG file is decoded at 1/2, 1/4 or 1/8 of its size where no side becomes shorter than
             this. `get_full_size` then returns the size of the file. None decodes all pixels.
 
     Returns:
-        an image of mode RGB. Its `info["natural_colour"]` is False if its colours are not those of the scene:
-        for grey images, and where `bands` are chosen.
+        an image of mode RGB. Its `info["natural_colour"]` is False if its colours may not be those of the
+        scene: for grey images, and where `bands` are chosen or numbers are scaled.
 
     Raises:
         ValueError: with the name, if the image cannot be read, or its depth or bands need an option.
     """
     check_options(stretch, limits, bands)
     if isinstance(image, (str, Path)):
-        source = _download(str(image), name, timeout)
-        return _read_file(source, name, stretch, limits, bands, max_pixels, draft_side)
+        image = _download(str(image), name, timeout)
+    elif isinstance(image, (bytes, bytearray)):
+        image = io.BytesIO(image)
+    try:
+        return _read(image, name, stretch, limits, bands, max_pixels, layout, draft_side)
+    except OptionNeeded:
+        if not fallback:
+            raise
+    merged = merge_options(stretch, limits, bands, fallback)
+    return _read(image, name, *merged, max_pixels, layout, draft_side)
+
+
+def merge_options(stretch, limits, bands, fallback: dict) -> tuple:
+    """Complete options by others. `stretch` and `limits` replace each other."""
+    if stretch is None and limits is None:
+        stretch, limits = fallback.get("stretch"), fallback.get("limits")
+    merged = (stretch, limits, bands or fallback.get("bands"))
+    return tuple(None if value is None else tuple(value) for value in merged)
+
+
+def _read(image, name: str, stretch, limits, bands, max_pixels, layout, draft_side) -> Image.Image:
+    if isinstance(image, (str, io.BytesIO)):
+        return _read_file(image, name, stretch, limits, bands, max_pixels, draft_side)
     if isinstance(image, Image.Image):
         return _convert_image(image, name, stretch, limits, bands)
     return _convert_array(image, name, stretch, limits, bands, layout)
 
 
-def load_images(images, layout=None, do_rescale: bool = True, **options) -> list[Image.Image]:
+def load_images(images, do_rescale: bool = True, **options) -> list[Image.Image]:
     """Read one image or many as 8-bit RGB.
 
     Args:
         images: a PIL image, an array or tensor (H, W), (H, W, bands) or (bands, H, W), a path or URL; a list
             of those; or a 4-dimensional array or tensor.
-        layout: `channels_first` or `channels_last`, for arrays whose shape does not tell.
         do_rescale: whether pixels are divided by 255 later. Without it, arrays of floats are refused.
-        **options: `stretch`, `limits`, `bands`, `max_pixels`, `timeout`, `draft_side`, see `read_image`.
+        **options: those of `read_image`.
 
     Returns:
         a list of PIL images of mode RGB.
@@ -87,7 +129,7 @@ def load_images(images, layout=None, do_rescale: bool = True, **options) -> list
     Raises:
         ValueError: with the image's index or path, if there is no image or one cannot be read.
     """
-    if isinstance(images, (str, Path, Image.Image)) or getattr(images, "ndim", 4) in (2, 3):
+    if isinstance(images, (str, bytes, Path, Image.Image)) or getattr(images, "ndim", 4) in (2, 3):
         images = [images]
     elif not hasattr(images, "__iter__"):
         raise ValueError(f"images is a {type(images).__name__}. Give an image or a list of images.")
@@ -103,7 +145,7 @@ def load_images(images, layout=None, do_rescale: bool = True, **options) -> list
                 f"{name} holds floats, and do_rescale is False. Leave do_rescale at True: floats in [0, 1] "
                 "are recognised by their type."
             )
-        loaded.append(read_image(image, name, layout=layout, **options))
+        loaded.append(read_image(image, name, **options))
     return loaded
 
 
@@ -125,6 +167,18 @@ def check_options(stretch, limits, bands):
         raise ValueError(f"bands is {bands}; it must be one or three band numbers, counted from 1.")
 
 
+def check_rule(rule: dict | None) -> dict | None:
+    """Refuse a saved rule that cannot be used.
+
+    Raises:
+        ValueError: with the option.
+    """
+    if rule and (unknown := sorted(rule.keys() - {"stretch", "limits", "bands"})):
+        raise ValueError(f"image_rule has {unknown}. It may have stretch, limits and bands.")
+    check_options(*((rule or {}).get(name) for name in ("stretch", "limits", "bands")))
+    return rule or None
+
+
 def _download(source: str, name: str, timeout: float | None) -> str | io.BytesIO:
     """Fetch what a URL names into memory; paths are returned as they are."""
     try:
@@ -142,11 +196,11 @@ def _download(source: str, name: str, timeout: float | None) -> str | io.BytesIO
 def _read_file(source, name: str, stretch, limits, bands, max_pixels, draft_side) -> Image.Image:
     prefix, header = read_start(source, name, max_pixels)
     if header is not None and header.problem:
-        raise ValueError(f"{name} {header.problem}. {READER_REMEDY}")
+        raise ReaderNeeded(name, header)
     with open_file(source, name, max_pixels) as image:
         header = header or describe_image(image, prefix, name)
         if header.problem:
-            raise ValueError(f"{name} {header.problem}. {READER_REMEDY}")
+            raise ReaderNeeded(name, header)
         try:
             if draft_side is not None and image.format == "JPEG":
                 image.draft(None, (draft_side, draft_side))
@@ -243,7 +297,7 @@ def _is_channels_first(shape: tuple[int, ...], name: str, layout: str | None, ba
             'Say which with input_data_format="channels_first" or "channels_last".'
         )
     if not first and not last:
-        raise ValueError(
+        raise OptionNeeded(
             f"{name} is an array of the shape {shape}, in which no axis has 1 or 3 bands. "
             "Give bands=(3, 2, 1), or another choice, to name the bands of red, green and blue."
         )
@@ -284,7 +338,7 @@ def to_rgb(
             )
         array = array[..., [int(band) - 1 for band in bands]]
     elif num_bands not in (1, 3):
-        raise ValueError(
+        raise OptionNeeded(
             f"{name} has {num_bands} bands. Give bands=(3, 2, 1), or another choice, to name the bands of "
             "red, green and blue (on the command line --bands 3,2,1)."
         )
@@ -293,7 +347,8 @@ def to_rgb(
     if is_valid is not None:
         pixels = np.where(is_valid[..., None], pixels, np.uint8(0))
     result = Image.fromarray(np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3))))
-    if bands is not None or num_bands == 1:
+    is_scaled = (stretch is not None or limits is not None) and array.dtype not in (np.uint8, bool)
+    if bands is not None or num_bands == 1 or is_scaled:
         result.info["natural_colour"] = False
     return result
 
@@ -317,7 +372,7 @@ def scale_to_8_bits(array: np.ndarray, name: str, stretch=None, limits=None, is_
         if array.dtype.kind == "f" and array.size and array.min() >= 0 and array.max() <= 1:
             return (array * array.dtype.type(255)).round().astype(np.uint8)
         known = "only floats from 0 to 1" if array.dtype.kind == "f" else "only uint8"
-        raise ValueError(
+        raise OptionNeeded(
             f"{name} holds {array.dtype} from {array.min()} to {array.max()}, but {known} can be read "
             f"without a rule for their range. {SCALE_REMEDY}"
         )

@@ -140,7 +140,7 @@ class ZeroShotRegionClassificationPipeline(Pipeline):
                 'Pass boxes=..., or images as {"image": ..., "boxes": [...]}.'
             )
         (form,) = forms
-        (image,) = load_images([inputs["image"]], **image_options)
+        (image,) = load_images([inputs["image"]], fallback=self.processor.image_rule, **image_options)
         if self.model.config.region_view == "window":
             checked = self.processor.check_regions(form, inputs[form], image.size, form)
             regions = list(checked if form == "masks" else inputs[form])

@@ -16,7 +16,7 @@ from transformers.image_processing_utils import get_size_dict
 from transformers.image_utils import ImageInput
 from transformers.processing_utils import ImagesKwargs, ProcessingKwargs, TextKwargs
 
-from .images_geoalign_clip import get_full_size, load_images
+from .images_geoalign_clip import check_rule, get_full_size, load_images
 from .masks_geoalign_clip import check_masks, masks_to_coverage
 from .regions_geoalign_clip import check_boxes, check_quads
 from .resizing_geoalign_clip import can_resize_fast, resize_fast
@@ -38,12 +38,22 @@ class GeoAlignCLIPProcessor(ProcessorMixin):
         tokenizer: a CLIP tokenizer.
         patch_size: side of a patch of the model in pixels. With it, masks are returned with one number per
             patch, which is all that the model uses; None returns one number per pixel.
+        image_rule: the `stretch`, `limits` and `bands` with which the images of the training were read. They
+            are used for an image that cannot be read without them, if a call does not give others.
     """
 
     _auto_class = "AutoProcessor"
 
-    def __init__(self, image_processor=None, tokenizer=None, patch_size: int | None = None, **kwargs):
+    def __init__(
+        self,
+        image_processor=None,
+        tokenizer=None,
+        patch_size: int | None = None,
+        image_rule: dict | None = None,
+        **kwargs,
+    ):
         self.patch_size = patch_size
+        self.image_rule = check_rule(image_rule)
         super().__init__(image_processor, tokenizer)
 
     def __call__(
@@ -65,9 +75,9 @@ class GeoAlignCLIPProcessor(ProcessorMixin):
         """Prepare a batch.
 
         Args:
-            images: one image or a list: PIL images, arrays, tensors, paths or URLs. A file is turned upright
-                by its orientation tag, and the result is the image as given. Anything but 8-bit images and
-                floats in [0, 1] needs `stretch` or `limits`.
+            images: one image or a list: PIL images, arrays, tensors, paths, URLs or the bytes of files. A
+                file is turned upright by its orientation tag, and the result is the image as given. Anything
+                but 8-bit images and floats in [0, 1] needs `stretch` or `limits`.
             text: one text or a list; no text may be empty.
             boxes: for each image a list of boxes, xyxy in pixels of the image as given, which may be empty.
             quads: for each image a list of oriented boxes, four corners x, y each, instead of boxes.
@@ -116,9 +126,9 @@ class GeoAlignCLIPProcessor(ProcessorMixin):
         if images is not None:
             settings = self._merge_settings(for_images)
             options = {"stretch": stretch, "limits": limits, "bands": bands, "max_pixels": max_pixels}
-            options["layout"] = for_images.pop("input_data_format", None)
+            options |= {"layout": for_images.pop("input_data_format", None), "fallback": self.image_rule}
             options["draft_side"] = _find_draft_side(settings) if draft_jpeg else None
-            loaded = load_images(images, **options, do_rescale=settings["do_rescale"])
+            loaded = load_images(images, do_rescale=settings["do_rescale"], **options)
             batch.update(self._prepare(loaded, settings, for_images))
             for form, regions in given.items():
                 size = _check_frame(settings)

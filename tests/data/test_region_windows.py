@@ -9,7 +9,7 @@ from geoalign_hf.data.augmentation import Augmentation
 from geoalign_hf.data.region_windows import ImagePyramid, view_region
 from geoalign_hf.model.views_geoalign_clip import cut_windows
 
-PLAIN = {"turn": False, "light": 0.0, "shift": 0.0, "stretch": 0.0}
+PLAIN = {"turn": False, "light": 0.0, "shift": 0.0, "stretch_sides": 0.0}
 
 
 def seed(number: int) -> torch.Generator:
@@ -70,7 +70,7 @@ def test_a_window_without_chance_is_the_window_of_inference():
 def test_the_side_of_a_window_lies_between_the_contexts_and_its_centre_near_that_of_the_region():
     row = paint_row([(140, 90, 160, 100)])
     for number in range(50):
-        window = view(row, 0, number, turn=False, light=0.0, stretch=0.0, shift=0.1)
+        window = view(row, 0, number, turn=False, light=0.0, stretch_sides=0.0, shift=0.1)
         x0, y0, x1, y1 = window["boxes"][0]
         assert 1.2 <= 64 / (x1 - x0) <= 2.5
         assert abs((x0 + x1) / 2 - 32) <= 6.4 + 1e-6 and abs((y0 + y1) / 2 - 32) <= 6.4 + 1e-6

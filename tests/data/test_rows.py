@@ -114,7 +114,7 @@ def folder(toy_rows, tmp_path):
     return tmp_path / "rows"
 
 
-CUT = r"the image of row '5.png' cannot be decoded"
+CUT = r"the image of row '5.png' cannot be read as an image"
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -137,7 +137,9 @@ def test_a_bad_image_can_be_skipped_and_is_counted(folder, toy_rows, streaming, 
         row["description"] for i, row in enumerate(toy_rows) if i != 5
     ]
     assert rows[5]["image"].tobytes() == toy_rows[6]["image"].tobytes()
-    assert re.match(r"^skipped 1 rows .*the image of row '5.png' cannot be decoded", caplog.messages[-1])
+    assert re.match(
+        r"^skipped 1 rows .*the image of row '5.png' cannot be read as an image", caplog.messages[-1]
+    )
 
 
 @pytest.mark.parametrize("streaming", [False, True])
