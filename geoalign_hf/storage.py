@@ -13,6 +13,7 @@ from typing import IO
 from transformers.utils import logging
 
 LOCK_NAME = ".geoalign.lock"
+_locks: set[IO] = set()  # the open files of the locks that this process holds
 PARTIAL = ".partial"
 
 
@@ -119,7 +120,20 @@ def lock_folder(folder: str | Path) -> Iterator[None]:
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
-        yield  # The file stays: two processes could each lock a file of this name if it were removed.
+        _locks.add(file)
+        try:
+            yield  # The file stays: two processes could each lock a file of this name if it were removed.
+        finally:
+            _locks.discard(file)
+
+
+def _close_locks() -> None:
+    """Close the locks in a forked process, such as a data worker: it may outlive its parent, the holder."""
+    while _locks:
+        _locks.pop().close()
+
+
+os.register_at_fork(after_in_child=_close_locks)
 
 
 @contextmanager

@@ -68,6 +68,25 @@ def folder(built, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def clip_folder(processor, tmp_path_factory):
+    """A stock CLIP of two layers with fresh weights, as transformers saves one."""
+    from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor
+
+    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    tokenizer = processor.tokenizer
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    text = tower | {"vocab_size": len(tokenizer)} | {name: getattr(tokenizer, name) for name in names}
+    vision = tower | {"image_size": 64, "patch_size": 16}
+    path = tmp_path_factory.mktemp("clip")
+    torch.manual_seed(0)
+    config = CLIPConfig(vision_config=vision, text_config=text, projection_dim=16)
+    CLIPModel(config).save_pretrained(path)
+    images = CLIPImageProcessorPil(size={"shortest_edge": 64}, crop_size=64)
+    CLIPProcessor(images, tokenizer).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="session")
 def tiny_pipeline():
     """A vision-language model of one layer with fresh weights, which answers with words of its own."""
     from tokenizers import Tokenizer

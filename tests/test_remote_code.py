@@ -79,6 +79,7 @@ def test_the_folder_holds_the_code_and_names_every_way_in(folder):
         "resizing_geoalign_clip.py",
         "scales_geoalign_clip.py",
         "stem_geoalign_clip.py",
+        "text_cache_geoalign_clip.py",
         "views_geoalign_clip.py",
     ]
     config = json.loads((folder / "config.json").read_text())

@@ -1,12 +1,14 @@
 """Atomic writes and locks."""
 
 import os
+import signal
 import subprocess
 import sys
 
 import pytest
 
 from geoalign_hf.storage import (
+    LOCK_NAME,
     atomic_file,
     atomic_folder,
     lock_folder,
@@ -65,6 +67,26 @@ def test_a_second_process_cannot_lock_a_folder_and_learns_who_holds_it(tmp_path)
         assert result.returncode == 1
         assert f"in use by process {os.getpid()}" in result.stderr
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_forked_worker_does_not_keep_the_lock_of_a_killed_holder(tmp_path):
+    """A worker of a data loader lives on for some seconds after its parent."""
+    reading, writing = os.pipe()
+    holder = os.fork()
+    if holder == 0:
+        with lock_folder(tmp_path):
+            worker = os.fork()
+            if worker != 0:
+                os.write(writing, b"%d" % worker)
+            signal.pause()
+    worker = int(os.read(reading, 20))
+    os.kill(holder, signal.SIGKILL)
+    os.waitpid(holder, 0)
+    try:
+        with lock_folder(tmp_path):
+            assert (tmp_path / LOCK_NAME).read_text() == str(os.getpid())
+    finally:
+        os.kill(worker, signal.SIGKILL)
 
 
 def test_invalid_json_is_refused_with_the_name_of_the_file(tmp_path):

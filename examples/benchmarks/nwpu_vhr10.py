@@ -62,8 +62,8 @@ class Options:
     depth: int = HfArg(default=4, help="Number of blocks of the vision tower.")
     learning_rate: float = HfArg(default=1e-3, help="Peak learning rate.")
     label_smoothing: float = HfArg(default=0.1, help="Label smoothing of the concept term.")
-    min_context: float = HfArg(default=1.2, help="Smallest side of a training window in sides of its region.")
-    max_context: float = HfArg(default=2.5, help="Largest side of a training window.")
+    min_context: float = HfArg(default=1.1, help="Smallest side of a training window in sides of its region.")
+    max_context: float = HfArg(default=2.0, help="Largest side of a training window.")
     views: list[float] = HfArg(
         default_factory=lambda: [1.25, 1.6, 2.0], help="Sides of the windows whose embeddings are averaged."
     )

@@ -1,58 +1,60 @@
-"""Measure the peak memory and the time of training steps of a full-size CLIP, for several batch sizes.
+"""Prints the memory that training a full-size CLIP takes, and the largest batch that fits common GPUs.
 
-    python examples/benchmarks/training_memory.py --batch_sizes 2,4,8
-    python examples/benchmarks/training_memory.py --ways full,mini_batch,lora --bf16       # on a GPU
+    python examples/benchmarks/training_memory.py            # float32
+    python examples/benchmarks/training_memory.py --bf16     # as with --bf16 of geoalign-hf train
 
 The model is a ViT-B/16 CLIP of OpenAI's size with random weights, converted by `convert_clip` as
-`--model openai/clip-vit-base-patch16` is. Each row has up to 4 boxes. On a GPU the peak is that of the
-allocator, on a CPU that of the process. Every measurement runs in a new process. Prints a Markdown table.
+`--model openai/clip-vit-base-patch16` is. Each row has up to 4 regions and 2 crops, and the objective is the
+default one. For each way of training, a step with AdamW runs for several batch sizes, and the bytes of all
+tensors are counted (see accounting.py). It needs about 4 GB and no GPU, and every run gives the same numbers.
+A line through the peaks of the two largest batches gives the fixed bytes and the bytes per row, and these the
+largest batch that fits. The operations are those of PyTorch on a CPU; nothing was compared with a GPU.
 """
 
-import resource
+import copy
 import sys
 import tempfile
-import time
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
+import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # of the examples
+from accelerate import Accelerator
+from accounting import MemoryAccount
 from toy_rows import CONCEPTS, draw_rows
-from transformers import (
-    CLIPConfig,
-    CLIPImageProcessorPil,
-    CLIPModel,
-    CLIPProcessor,
-    HfArgumentParser,
-    TrainerCallback,
-)
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, HfArgumentParser
 from transformers.hf_argparser import HfArg
 
 from geoalign_hf.convert.from_scratch import train_tokenizer
 from geoalign_hf.data.schema import build_rows
+from geoalign_hf.losses.objective import LossWeights
+from geoalign_hf.model.processing_geoalign_clip import CONCEPT_TEMPLATES
 from geoalign_hf.training.arguments import GeoAlignTrainingArguments
+from geoalign_hf.training.inputs import prepare_data
 from geoalign_hf.training.lora import AdapterConfig, adapt_model
 from geoalign_hf.training.start import load_start
-from geoalign_hf.training.trainer import GeoAlignTrainer
+from geoalign_hf.training.step import compute_gradients
 
+LORA = AdapterConfig(lora="vision,text")
+# Ways of training: their adapters, whether activations are computed again, and the size of a mini-batch.
 WAYS = {
-    "full": {},
-    "mini_batch": {"mini_batch_size": 2},
-    "checkpointing": {"activation_checkpointing": True},
-    "lora": {},
+    "full": (AdapterConfig(), False, None),
+    "full, mini_batch_size 1": (AdapterConfig(), False, 1),
+    "full, gradient checkpointing": (AdapterConfig(), True, None),
+    "LoRA": (LORA, False, None),
+    "LoRA, gradient checkpointing": (LORA, True, None),
 }
+GPUS = (12, 16, 24, 40, 80)  # GiB
+RESERVED = 1.5  # GiB assumed for the CUDA context, working memory and what the allocator cannot use
 
 
 @dataclass
 class Options:
     """Options of the benchmark."""
 
-    batch_sizes: str = HfArg(default="2,4,8", help="rows per step, with commas between")
-    ways: str = HfArg(default="full,mini_batch,lora", help=f"ways of training, of {', '.join(WAYS)}")
-    num_steps: int = HfArg(default=2, help="steps per measurement")
+    batch_sizes: str = HfArg(default="1,2,4,8", help="rows per step, with commas between")
     bf16: bool = HfArg(default=False, help="whether to compute in bfloat16")
     model: str | None = HfArg(default=None, help="CLIP to train; default: ViT-B/16 with random weights")
 
@@ -69,53 +71,60 @@ def save_clip(folder: Path) -> None:
     CLIPProcessor(image_processor, tokenizer).save_pretrained(folder)
 
 
-class StepClock(TrainerCallback):
-    """Notes when each step ends."""
+def measure(model, processor, way: str, batch_sizes: list[int], args, accelerator: Accelerator) -> dict:
+    """Run a step for each batch size; return the peaks, and what weights and optimizer take, in bytes."""
+    adapters, is_checkpointed, mini_batch_size = WAYS[way]
+    model = adapt_model(copy.deepcopy(model), adapters).train()
+    if is_checkpointed:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    sizes = {"weights": _count_bytes(model.parameters()), "optimizer": 2 * _count_bytes(trained), "peaks": []}
+    for batch_size in batch_sizes:
+        rows, weights = build_rows(draw_rows(batch_size)), LossWeights()
+        views, collator = prepare_data(rows, processor, args, weights, None, CONCEPT_TEMPLATES)
+        batch = collator([views[i] for i in range(batch_size)])
+        optimizer = torch.optim.AdamW(trained, 0.0, fused=True)
+        with MemoryAccount() as account:
+            account.count([list(model.parameters()), list(model.buffers()), list(batch.values())])
+            for parameter in trained:  # a step without a batch, after which the optimizer has its state
+                parameter.grad = torch.zeros_like(parameter)
+            optimizer.step()
+            optimizer.zero_grad()
+            compute_gradients(accelerator, model, batch, weights, None, mini_batch_size)
+            optimizer.step()
+            optimizer.zero_grad()
+        sizes["peaks"].append(account.peak)
+    return sizes
 
-    def __init__(self):
-        self.times = []
 
-    def on_step_end(self, args, state, control, **kwargs):
-        """Note the time."""
-        self.times.append(time.perf_counter())
-
-
-def measure(source: str, way: str, batch_size: int, num_steps: int, bf16: bool) -> tuple[float, float]:
-    """Train a few steps; return the peak memory in GiB, and the seconds of the last step."""
-    model, processor = load_start(source)
-    if way == "lora":
-        model = adapt_model(model, AdapterConfig(lora="vision,text"))
-    rows = build_rows(draw_rows(batch_size * num_steps))
-    clock = StepClock()
-    with tempfile.TemporaryDirectory() as folder:
-        args = GeoAlignTrainingArguments(
-            output_dir=folder, per_device_train_batch_size=batch_size, num_train_epochs=1, max_regions=4,
-            save_strategy="no", bf16=bf16, disable_tqdm=True, **WAYS[way],
-        )  # fmt: skip
-        trainer = GeoAlignTrainer(
-            model, args, train_dataset=rows, processing_class=processor, callbacks=[clock]
-        )  # fmt: skip
-        trainer.train()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    if torch.cuda.is_available():
-        peak = torch.cuda.max_memory_allocated()
-    return peak / 2**30, clock.times[-1] - clock.times[-2]
+def _count_bytes(tensors) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def main() -> None:
-    """Measure every way with every batch size, each in a fresh process."""
+    """Measure all ways, and print both tables."""
     options = HfArgumentParser(Options).parse_args_into_dataclasses()[0]
+    args = GeoAlignTrainingArguments(max_regions=4, report_to="none")
+    accelerator = Accelerator(cpu=True, mixed_precision="bf16" if options.bf16 else "no")
+    batch_sizes = [int(size) for size in options.batch_sizes.split(",")]
     with tempfile.TemporaryDirectory() as folder:
         if options.model is None:
             save_clip(Path(folder))
-        print("| way | batch size | peak memory, GiB | seconds per step |\n| --- | --- | --- | --- |")
-        for way in options.ways.split(","):
-            for batch_size in map(int, options.batch_sizes.split(",")):
-                with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-                    source = options.model or folder
-                    job = pool.submit(measure, source, way, batch_size, options.num_steps, options.bf16)
-                    peak, seconds = job.result()
-                print(f"| {way} | {batch_size} | {peak:.2f} | {seconds:.2f} |", flush=True)
+        model, processor = load_start(options.model or folder)
+        found = {}
+        print(f"| GiB at a batch of | {' | '.join(map(str, batch_sizes))} | weights | optimizer |")
+        print(f"| --- |{' --- |' * (len(batch_sizes) + 2)}")
+        for way in WAYS:
+            found[way] = measure(model, processor, way, batch_sizes, args, accelerator)
+            numbers = [*found[way]["peaks"], found[way]["weights"], found[way]["optimizer"]]
+            print(f"| {way} | {' | '.join(f'{number / 2**30:.2f}' for number in numbers)} |", flush=True)
+    print(f"\n| largest batch | fixed, GiB | per row, GiB | {' | '.join(f'{gpu} GiB' for gpu in GPUS)} |")
+    print(f"| --- |{' --- |' * (len(GPUS) + 2)}")
+    for way in WAYS:
+        # With small batches the peak is that of the optimizer, which does not grow with the batch.
+        per_row, fixed = np.polyfit(batch_sizes[-2:], np.array(found[way]["peaks"][-2:]) / 2**30, 1)
+        fits = [max(0, int((gpu - RESERVED - fixed) / per_row)) for gpu in GPUS]
+        print(f"| {way} | {fixed:.2f} | {per_row:.4f} | {' | '.join(map(str, fits))} |")
 
 
 if __name__ == "__main__":

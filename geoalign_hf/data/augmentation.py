@@ -49,7 +49,7 @@ class Augmentation:
 
     _argument_group_name = "augmentation"
 
-    whole_share: float = _option(0.3, "Share of training views that are whole images, not windows.")
+    whole_share: float = _option(0.15, "Share of training views that are whole images, not windows.")
     min_context: float = _option(1.2, "Smallest side of a window in longer sides of its region.")
     max_context: float = _option(2.5, "Largest side of a window in longer sides of its region.")
     turn: bool = _option(True, "Mirroring and turning, windows by any angle.")

@@ -19,10 +19,11 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 from .adapters_geoalign_clip import StrictAdapterMixin
 from .configuration_geoalign_clip import DENSE_MODES, GeoAlignCLIPConfig, Pipelines
 from .interface_geoalign_clip import GeoAlignCLIPOutput, check_arguments, normalize_features
-from .packing_geoalign_clip import locate_texts
+from .packing_geoalign_clip import convert_mask, locate_texts
 from .regions_geoalign_clip import pool_regions, weigh_regions
 from .scales_geoalign_clip import RegionScale, SceneScale, fold_scene_scale
 from .stem_geoalign_clip import ConvolutionalStem
+from .text_cache_geoalign_clip import TextCache
 
 
 class GeoAlignCLIPModel(StrictAdapterMixin, CLIPModel):
@@ -46,6 +47,7 @@ class GeoAlignCLIPModel(StrictAdapterMixin, CLIPModel):
     def __init__(self, config: GeoAlignCLIPConfig):
         super().__init__(config)
         self.region_scale, self.scene_scale = RegionScale(), SceneScale()
+        self.text_cache: TextCache | None = None
         if config.stem == "convolution":
             vision = config.vision_config
             stem = ConvolutionalStem(vision.hidden_size, vision.patch_size)
@@ -266,20 +268,20 @@ class GeoAlignCLIPModel(StrictAdapterMixin, CLIPModel):
     def _encode_packed(self, input_ids: torch.Tensor, text_ids: torch.Tensor, **kwargs):
         """Run the text tower on texts that share rows. `pooler_output` has one row per text, (N, D)."""
         position_ids, attention_mask, ends = locate_texts(text_ids)
-        attention = self.text_model.config._attn_implementation
-        if attention not in ("sdpa", "eager"):
-            raise ValueError(
-                f"packed texts need the attention sdpa or eager, but the text tower uses {attention!r}. "
-                'Load the model with attn_implementation={"text_config": "sdpa"}.'
-            )
-        if attention == "eager":  # eager attention adds the mask to the scores
-            dtype = self.text_model.dtype
-            attention_mask = (~attention_mask).to(dtype) * torch.finfo(dtype).min
+        attention_mask = convert_mask(attention_mask, self.text_model)
         output = self.text_model(
             input_ids, attention_mask=attention_mask, position_ids=position_ids, return_dict=True, **kwargs
         )
         output.pooler_output = self.text_projection(output.last_hidden_state.flatten(0, 1)[ends])
         return output
+
+    def cache_texts(self, is_on: bool = True):
+        """Keep the text embeddings of each call of `forward` for the next call with the same texts.
+
+        It makes the pipeline `zero-shot-image-classification` encode its labels only once. Only calls without
+        gradients are kept. Call it again after the weights were changed.
+        """
+        self.text_cache = TextCache(self.get_text_features) if is_on else None
 
     def embed_concepts(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
@@ -369,9 +371,8 @@ class GeoAlignCLIPModel(StrictAdapterMixin, CLIPModel):
             if text_ids is not None:
                 text_output = self._encode_packed(input_ids, text_ids, **kwargs)
             else:
-                text_output = self.get_text_features(
-                    input_ids, attention_mask=attention_mask, position_ids=position_ids, **options
-                )
+                encode = self.text_cache or self.get_text_features
+                text_output = encode(input_ids, attention_mask, position_ids, **options)
             text_embeds = normalize_features(text_output)
         # The scales are returned only if needed: pipelines split every tensor of the output by image or text.
         if image_embeds is not None and text_embeds is not None:

@@ -93,3 +93,20 @@ def locate_texts(text_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, to
     attention_mask = (is_same & (places.unsqueeze(1) >= places)).unsqueeze(1)
     is_end = torch.nn.functional.pad(is_other, (0, 1), value=True) & (text_ids != NO_TEXT)
     return position_ids, attention_mask, is_end.flatten().nonzero().squeeze(1)
+
+
+def convert_mask(attention_mask: torch.Tensor, text_model: torch.nn.Module) -> torch.Tensor:
+    """Convert a mask of `locate_texts` to the form that the attention of a text tower takes.
+
+    Raises:
+        ValueError: if it is an attention that takes no mask of pairs.
+    """
+    attention, dtype = text_model.config._attn_implementation, text_model.dtype
+    if attention not in ("sdpa", "eager"):
+        raise ValueError(
+            f"packed texts need the attention sdpa or eager, but the text tower uses {attention!r}. "
+            'Load the model with attn_implementation={"text_config": "sdpa"}.'
+        )
+    if attention == "eager":  # it adds the mask to the scores
+        return (~attention_mask).to(dtype) * torch.finfo(dtype).min
+    return attention_mask

@@ -40,7 +40,7 @@ class ZeroShotRegionClassificationPipeline(Pipeline):
         self,
         images=None,
         boxes: list | None = None,
-        candidate_labels: list[str] | str | None = None,
+        candidate_labels=None,
         *,
         quads: list | None = None,
         masks: list | None = None,
@@ -54,7 +54,8 @@ class ZeroShotRegionClassificationPipeline(Pipeline):
                 `{"image": ..., "boxes": [...]}` (or `"quads"`, `"masks"`), which is read as a stream.
             boxes: the boxes of one image, or for a list of images one list of boxes per image. A box is xyxy
                 in pixels of the image as given.
-            candidate_labels: concepts to choose from: a list, or a string with commas between the concepts.
+            candidate_labels: concepts to choose from: a list, a string with commas between the concepts, or a
+                `geoalign_hf.ConceptBank` of this model, whose embeddings are used as they are.
             quads: oriented boxes instead of boxes, four corners x, y each.
             masks: masks instead of boxes, arrays of the height and width of the image.
             image: another name for `images`.
@@ -120,9 +121,14 @@ class ZeroShotRegionClassificationPipeline(Pipeline):
                 raise ValueError("hypothesis_template and templates are both given. Give one of them.")
             templates = [hypothesis_template]
         labels = candidate_concepts if candidate_labels is None else candidate_labels
+        bank_embeds = getattr(labels, "embeds", None)
+        if bank_embeds is not None:
+            if templates is not None:
+                raise ValueError("a bank of concepts already has its templates. Give no templates with it.")
+            labels = list(labels.concepts)
         if isinstance(labels, str):
             labels = [label.strip() for label in labels.split(",") if label.strip()]
-        forward = {"labels": labels, "templates": templates}
+        forward = {"labels": labels, "templates": templates, "bank_embeds": bank_embeds}
         post = {"labels": labels, "top_k": top_k}
         return (
             {key: value for key, value in kwargs.items() if value is not None},
@@ -163,9 +169,12 @@ class ZeroShotRegionClassificationPipeline(Pipeline):
             parts.append(dict(self.processor(images=windows[part], **options)))
         return {"parts": parts}
 
-    def _forward(self, model_inputs, labels=(), templates=None):
+    def _forward(self, model_inputs, labels=(), templates=None, bank_embeds=None):
         form, regions = model_inputs.pop("form"), model_inputs.pop("regions")
-        concept_embeds = self._embed_concepts(labels, templates)
+        if bank_embeds is None:
+            concept_embeds = self._embed_concepts(labels, templates)
+        else:
+            concept_embeds = self._check_bank(bank_embeds)
         if "views" in model_inputs:
             region_embeds = self._embed_windows(model_inputs["views"])
         else:
@@ -202,6 +211,16 @@ class ZeroShotRegionClassificationPipeline(Pipeline):
                 regions, scores.tolist(), order.tolist(), strict=True
             )
         ]
+
+    def _check_bank(self, embeds: torch.Tensor) -> torch.Tensor:
+        """Refuse the embeddings of a model of another width."""
+        width = self.model.config.projection_dim
+        if embeds.ndim != 2 or embeds.shape[1] != width or not len(embeds):
+            raise ValueError(
+                f"the bank has embeddings of the shape {tuple(embeds.shape)}, but those of this model have "
+                f"{width} numbers. Build the bank with this model."
+            )
+        return embeds.to(self.device, self.model.dtype)
 
     def _embed_concepts(self, labels, templates) -> torch.Tensor:
         """Embed concepts. The result is kept for further calls with the same words."""

@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import broadcast_object_list
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 # Backends that Accelerate starts by an environment variable, and that GeoAlignTrainer cannot use.
@@ -48,7 +49,13 @@ def check_backend(accelerator: Accelerator, asks_for_fsdp: bool) -> None:
     if backend in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM, DistributedType.XLA):
         raise ValueError(f"the backend is {backend.value}, which GeoAlignTrainer does not support. {INSTEAD}")
     if backend == DistributedType.FSDP:
-        if accelerator.state.fsdp_plugin.fsdp_version != 2:
+        plugin = accelerator.state.fsdp_plugin
+        if plugin.auto_wrap_policy is size_based_auto_wrap_policy:
+            raise ValueError(
+                "auto_wrap_policy is SIZE_BASED_WRAP, with which FSDP 2 cannot shard lists of blocks. "
+                "Use TRANSFORMER_BASED_WRAP."
+            )
+        if plugin.fsdp_version != 2:
             raise ValueError(
                 f"fsdp_version is 1; it must be 2, the only version that is supported. {INSTEAD}"
             )

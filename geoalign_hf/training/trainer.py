@@ -38,7 +38,8 @@ DECISIVE = (
     "learning_rate", "layer_decay", "lr_scheduler_type", "warmup_steps", "gradient_accumulation_steps",
     "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "optim", "max_grad_norm", "seed",
     "data_seed", "ema_decay", "teacher", "teacher_decay", "max_regions", "max_negatives", "max_crops",
-    "label_smoothing_factor", "max_vocabulary",
+    "label_smoothing_factor", "max_vocabulary", "lr_scheduler_kwargs", "optim_args", "bf16", "fp16",
+    "dataloader_drop_last",
 )  # fmt: skip
 
 

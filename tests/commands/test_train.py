@@ -28,6 +28,21 @@ def test_what_one_verb_writes_the_next_one_reads_by_default(coco_folder, geoalig
     assert geoalign("search", "a ship", "--top_k", 1).startswith("a ship:\n  ")
 
 
+def test_train_starts_from_a_stock_clip_with_rates_for_fine_tuning(
+    coco_folder, clip_folder, geoalign, geoalign_refuses, tmp_path
+):
+    files = ["--dataset", coco_folder / "rows.json", "--images", coco_folder, "--validation_share", 0.25]
+    printed = geoalign("train", "--model", clip_folder, *files, *SHORT, "--layer_decay", 0.75)
+    assert "on 2 images" in printed or "of 2 images" in printed
+    training = json.loads((tmp_path / "outputs/train/args.json").read_text())["training"]
+    assert (training["learning_rate"], training["warmup_steps"], training["layer_decay"]) == (1e-5, 0.1, 0.75)
+    for name in ("best", "final"):
+        model = AutoModel.from_pretrained(tmp_path / "outputs/train" / name)
+        assert model.config.model_type == "geoalign_clip"
+    line = geoalign_refuses("train", "--model", clip_folder, *files, *SHORT)
+    assert "outputs/train" in line and "overwrite_output_dir" in line
+
+
 def test_train_refuses_options_that_contradict_each_other(folder, geoalign_refuses, coco_folder):
     rows = ["--dataset", coco_folder / "rows.json", "--images", coco_folder]
     assert "--model" in geoalign_refuses("train", *rows, "--lora", "text")

@@ -5,8 +5,10 @@ import re
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import AutoModel, AutoProcessor, CLIPModel, CLIPProcessor, pipeline
 
+from geoalign_hf.embedding.concept_bank import ConceptBank
 from geoalign_hf.embedding.embedder import Embedder
 from geoalign_hf.model.processing_geoalign_clip import CONCEPT_TEMPLATES
 from geoalign_hf.model.regions_geoalign_clip import xyxy_to_quads
@@ -229,6 +231,60 @@ def test_the_stock_zero_shot_pipeline_answers_as_for_clip(folder, built, toy_row
     for our_answer, clip_answer in zip(ours, clips, strict=True):
         found = {entry["label"]: entry["score"] for entry in our_answer}
         assert found == pytest.approx({entry["label"]: entry["score"] for entry in clip_answer}, abs=1e-5)
+
+
+def test_a_bank_gives_the_scores_of_its_concepts_without_encoding_a_text(
+    classify, built, toy_rows, monkeypatch
+):
+    row = toy_rows[0]
+    bank = ConceptBank.build(*built, CONCEPTS)
+    expected = classify(row["image"], boxes=row["boxes"], candidate_labels=CONCEPTS)
+    monkeypatch.setattr(classify.model, "embed_concepts", None)
+    found = classify(row["image"], boxes=row["boxes"], candidate_labels=bank)
+    for ours, theirs in zip(found, expected, strict=True):
+        scores = {entry["label"]: entry["score"] for entry in theirs}
+        assert {entry["label"]: entry["score"] for entry in ours} == pytest.approx(scores, abs=1e-5)
+
+
+def test_a_bank_of_another_width_or_with_templates_is_refused(classify, toy_rows):
+    inputs = {"images": toy_rows[0]["image"], "boxes": toy_rows[0]["boxes"]}
+    width = classify.model.config.projection_dim
+    with pytest.raises(ValueError, match=rf"\(3, {width + 1}\).*{width} numbers"):
+        classify(**inputs, candidate_labels=ConceptBank(CONCEPTS, torch.ones(3, width + 1)))
+    with pytest.raises(ValueError, match="templates"):
+        classify(**inputs, candidate_labels=ConceptBank(CONCEPTS, torch.ones(3, width)), templates=["{}"])
+
+
+def test_cached_texts_give_the_same_answers_and_are_encoded_once(folder, toy_rows, monkeypatch):
+    classify = pipeline("zero-shot-image-classification", model=str(folder))
+    images, model = [row["image"] for row in toy_rows[:3]], classify.model
+    expected = [classify(images, candidate_labels=labels) for labels in (CONCEPTS, ["road", "ship"])]
+    calls, encode = [], model.get_text_features
+
+    def count(*args, **kwargs):
+        calls.append(args)
+        return encode(*args, **kwargs)
+
+    monkeypatch.setattr(model, "get_text_features", count)
+    model.cache_texts()
+    assert [classify(images, candidate_labels=labels) for labels in (CONCEPTS, ["road", "ship"])] == expected
+    assert len(calls) == 2
+    model.cache_texts(False)
+    classify(images, candidate_labels=CONCEPTS)
+    assert len(calls) == 5
+
+
+def test_cached_texts_do_not_outlive_a_call_with_gradients(model, processor):
+    inputs = processor(images=Image.new("RGB", (64, 64)), text=["a ship"], return_tensors="pt")
+    model.cache_texts()
+    with torch.no_grad():
+        before = model(**inputs).text_embeds
+    model(**inputs)
+    with torch.no_grad():
+        for parameter in model.text_model.parameters():
+            parameter.mul_(1.1)
+        after = model(**inputs).text_embeds
+    assert not torch.allclose(before, after)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 from accelerate import DistributedType
 from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.utils import FullyShardedDataParallelPlugin
 from refusals import refuses
 from runs import build_trainer
 from safetensors.torch import load_file
@@ -236,13 +237,19 @@ def test_fsdp_that_accelerate_ignores_is_refused(model, processor, rows, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("backend", "version", "fact"),
-    [("DEEPSPEED", 2, "DEEPSPEED"), ("MEGATRON_LM", 2, "MEGATRON_LM"), ("FSDP", 1, "fsdp_version is 1")],
+    ("backend", "settings", "fact"),
+    [
+        ("DEEPSPEED", {}, "DEEPSPEED"),
+        ("MEGATRON_LM", {}, "MEGATRON_LM"),
+        ("FSDP", {"fsdp_version": 1}, "fsdp_version is 1"),
+        ("FSDP", {"auto_wrap_policy": "SIZE_BASED_WRAP", "min_num_params": 9}, "SIZE_BASED_WRAP"),
+    ],
 )
-def test_other_backends_are_refused_by_name(backend, version, fact):
+def test_other_backends_are_refused_by_name(backend, settings, fact):
     """Also those that were started before the trainer was built."""
-    state = SimpleNamespace(fsdp_plugin=SimpleNamespace(fsdp_version=version))
-    with refuses(fact, "examples/accelerate_configs"):
+    plugin = FullyShardedDataParallelPlugin(**{"fsdp_version": 2} | settings)
+    state = SimpleNamespace(fsdp_plugin=plugin)
+    with refuses(fact):
         check_backend(SimpleNamespace(distributed_type=DistributedType[backend], state=state), False)
 
 
