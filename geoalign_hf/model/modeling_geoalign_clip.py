@@ -143,9 +143,8 @@ class GeoAlignCLIPModel(StrictAdapterMixin, CLIPModel):
         dense_mode = dense_mode or self.config.dense_mode
         if dense_mode not in DENSE_MODES:
             raise ValueError(f"dense_mode is {dense_mode!r}; it must be one of {DENSE_MODES}.")
-        wants_hidden_states = kwargs.get(
-            "output_hidden_states", self.config.vision_config.output_hidden_states
-        )
+        config = self.config.vision_config
+        wants_hidden_states = kwargs.get("output_hidden_states", config.output_hidden_states)
         if dense_mode == "value":
             kwargs["output_hidden_states"] = True
         output = self.vision_model(
@@ -352,18 +351,15 @@ class GeoAlignCLIPModel(StrictAdapterMixin, CLIPModel):
         logit_scale = region_logit_scale = None
         if pixel_values is not None:
             if has_regions:
-                weights = weigh_regions(
-                    pixel_values.shape[0], self._grid(pixel_values), *regions, region_mask
-                )
+                grid = self._grid(pixel_values)
+                weights = weigh_regions(pixel_values.shape[0], grid, *regions, region_mask)
                 vision_output, patch_features = self._encode_pixels(
                     pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
                 )
                 vision_output.pooler_output = self.visual_projection(vision_output.pooler_output)
                 region_embeds = nn.functional.normalize(self._pool(patch_features, weights), dim=-1)
             else:
-                vision_output = self.get_image_features(
-                    pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **options
-                )
+                vision_output = self.get_image_features(pixel_values, interpolate_pos_encoding, **options)
             image_embeds = normalize_features(vision_output)
             if input_ids is None:
                 pooler_output = vision_output.pooler_output
