@@ -1,11 +1,13 @@
 """The entry point of the `geoalign-hf` command: find the verb, then import what runs it.
 
-This file lies beside the package, because importing the package imports torch, which takes seconds. `--help`
-and a misspelled verb need neither.
+This file lies beside the package, because importing the package imports torch, which takes seconds. `--help`,
+a misspelled verb and `build` by rules do not need it.
 """
 
+import os
 import sys
 from difflib import get_close_matches
+from importlib import import_module
 
 # Each verb and its help. `geoalign_hf.commands` has a function of the same name, with underscores, in the
 # module that is named like the first word.
@@ -57,6 +59,8 @@ def main(arguments: list[str] | None = None) -> int:
     for length in (2, 1):
         verb = " ".join(words[:length])
         if verb in VERBS:
+            if verb in ("build", "check-leakage") and "--model" not in words:
+                import_without_models()
             from geoalign_hf.cli import run
 
             return run(verb, words[length:])
@@ -69,6 +73,15 @@ def main(arguments: list[str] | None = None) -> int:
     hint = f"Did you mean '{close[0]}'?" if close else "See geoalign-hf --help."
     print(f"geoalign-hf: error: '{verb}' is not a verb. {hint}", file=sys.stderr)
     return 2
+
+
+def import_without_models() -> None:
+    """Import the package without torch and transformers, unless it is imported already."""
+    os.environ["GEOALIGN_HF_REGISTER"] = "0"
+    try:
+        import_module("geoalign_hf")
+    finally:
+        del os.environ["GEOALIGN_HF_REGISTER"]
 
 
 def write_usage(verbs: dict[str, str]) -> str:

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from transformers.hf_argparser import HfArg
 
 from .model.image_files_geoalign_clip import Header, check_num_pixels, read_header
 from .model.images_geoalign_clip import (
@@ -25,6 +24,7 @@ from .model.images_geoalign_clip import (
     to_rgb,
 )
 from .model.images_geoalign_clip import read_image as read_any_image
+from .options import option
 
 try:
     import rasterio
@@ -56,19 +56,19 @@ class ImageOptions:
 
     _argument_group_name = "images that are not 8-bit RGB"
 
-    stretch: tuple[float, float] | None = HfArg(
+    stretch: tuple[float, float] | None = option(
         default=None,
         help="Percentiles of each picture that become black and white, such as 2,98, for more than 8 bits.",
     )
-    limits: tuple[float, float] | None = HfArg(
+    limits: tuple[float, float] | None = option(
         default=None,
         help="Values that become black and white, such as 0,3000, instead of --stretch.",
     )
-    bands: tuple[int, ...] | None = HfArg(
+    bands: tuple[int, ...] | None = option(
         default=None,
         help="Numbers of the bands for red, green and blue, such as 3,2,1, or of one band for grey.",
     )
-    max_pixels: int | None = HfArg(
+    max_pixels: int | None = option(
         default=None, help="Maximum number of pixels of an image file. The default is Pillow's, 179 million."
     )
 

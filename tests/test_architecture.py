@@ -14,16 +14,17 @@ PACKAGE = ROOT / "geoalign_hf"
 # What the modules of each directory (or of a file beside them) may import from the package.
 MAY_IMPORT = {
     "storage": set(),
+    "options": set(),
     "model": set(),
-    "images": {"model", "storage"},
+    "images": {"model", "options", "storage"},
     "losses": set(),
     "captioning": {"model", "storage"},
     "convert": {"model", "storage"},
     "hub": {"model", "storage"},
     "readers": {"captioning", "images", "model", "storage"},
-    "data": {"captioning", "images", "model", "readers", "storage"},
+    "data": {"captioning", "images", "model", "options", "readers", "storage"},
     "embedding": {"captioning", "data", "hub", "images", "model", "readers", "storage"},
-    "dataset_builder": {"captioning", "data", "hub", "images", "model", "readers", "storage"},
+    "dataset_builder": {"captioning", "data", "hub", "images", "model", "options", "readers", "storage"},
     "detection": {"data", "embedding", "images", "model", "readers", "storage"},
     "evaluation": {"captioning", "data", "detection", "embedding", "images", "model", "storage"},
     "scenes": {"captioning", "data", "embedding", "images", "model", "readers", "storage"},
@@ -32,7 +33,7 @@ MAY_IMPORT = {
         "storage"
     },
 }  # fmt: skip
-TOP = {"__init__", "__main__", "cli", "commands"}  # these may import everything
+TOP = {"__init__", "__main__", "cli", "commands", "registration"}  # these may import everything
 
 # The only places that may import a dependency that few users have, or that is slow to import.
 MAY_USE = {

@@ -74,6 +74,7 @@ def test_the_folder_holds_the_code_and_names_every_way_in(folder):
         "packing_geoalign_clip.py",
         "pipeline_geoalign_clip.py",
         "processing_geoalign_clip.py",
+        "region_checks_geoalign_clip.py",
         "regions_geoalign_clip.py",
         "requirements_geoalign_clip.py",
         "resizing_geoalign_clip.py",

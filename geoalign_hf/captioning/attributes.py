@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 from PIL import Image
 
-from .grammar import COLOURS, ENDS, PLACES, SIZES
+from .grammar import COLOURS, ENDS, PLACES, RELATIONS, SIZES
 
 # Thresholds, chosen by eye on images of NWPU VHR-10.
 LARGER = 1.45  # length of a large region, in medians of its concept in the image
@@ -98,30 +98,51 @@ class Facts:
                 return False
         return True
 
+    @cached_property
+    def edges(self) -> list[list[float]]:
+        """The boxes in pixels as plain numbers, which are faster to compare one by one."""
+        return self.pixels.tolist()
+
     def measure_gap(self, r: int, s: int) -> float:
         """Return the distance of two boxes in pixels, 0 if they touch."""
-        a, b = self.pixels[r], self.pixels[s]
-        return float(np.hypot(*np.maximum(0, np.maximum(a[:2] - b[2:], b[:2] - a[2:]))))
+        a, b = self.edges[r], self.edges[s]
+        return math.hypot(max(0, a[0] - b[2], b[0] - a[2]), max(0, a[1] - b[3], b[1] - a[3]))
 
     def holds(self, r: int, relation: str, s: int) -> bool:
         """Return whether "next to", "to the left of" or "to the right of" clearly holds from `r` to `s`."""
-        a, b = self.pixels[r], self.pixels[s]
-        gap, shorter = self.measure_gap(r, s), min((box[2:] - box[:2]).max() for box in (a, b))
+        a, b = self.edges[r], self.edges[s]
+        gap, shorter = self.measure_gap(r, s), min(max(x1 - x0, y1 - y0) for x0, y0, x1, y1 in (a, b))
         if relation == "next to":
             return gap <= NEAR * shorter
         if relation == "to the right of":
             a, b = b, a
         overlap = min(a[3], b[3]) - max(a[1], b[1])
         is_level = overlap >= 0.5 * min(a[3] - a[1], b[3] - b[1])
-        return bool(a[2] <= b[0] and is_level and gap <= FAR * shorter)
+        return a[2] <= b[0] and is_level and gap <= FAR * shorter
 
     def may_hold(self, r: int, relation: str, s: int) -> bool:
         """Return whether someone might say that a relation holds from `r` to `s`."""
+        a, b = self.edges[r], self.edges[s]
         if relation == "next to":
-            longer = max((box[2:] - box[:2]).max() for box in self.pixels[[r, s]])
+            longer = max(max(x1 - x0, y1 - y0) for x0, y0, x1, y1 in (a, b))
             return self.measure_gap(r, s) <= NEARBY * longer
-        centers = self.pixels[[r, s]][:, [0, 2]].mean(axis=1)
-        return bool(centers[0] <= centers[1] if relation == "to the left of" else centers[0] >= centers[1])
+        centers = a[0] + a[2], b[0] + b[2]
+        return centers[0] <= centers[1] if relation == "to the left of" else centers[0] >= centers[1]
+
+    @cached_property
+    def relations(self) -> list[list[tuple[str, str]]]:
+        """The relations of each region to regions of other concepts: ("next to", "harbor"), sorted."""
+        return [
+            sorted(
+                {
+                    (relation, self.concepts[s])
+                    for s in self.list_nearest(r)
+                    for relation in RELATIONS
+                    if self.holds(r, relation, s)
+                }
+            )
+            for r in range(len(self))
+        ]
 
     def list_extremes(self, r: int) -> list[str]:
         """List the phrases that single a region out among two or more of its concept, by a clear margin.

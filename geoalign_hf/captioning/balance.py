@@ -8,12 +8,12 @@ often as the other way round. Whatever scores the two texts alone is then right 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
+from logging import getLogger
 from typing import NamedTuple
 
 import numpy as np
-from transformers.utils import logging
 
-logger = logging.get_logger(__name__)
+logger = getLogger(__name__)
 
 
 class Contrast(NamedTuple):

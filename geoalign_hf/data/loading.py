@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from logging import getLogger
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,7 +17,6 @@ from datasets import (
     load_dataset,
 )
 from datasets.distributed import split_dataset_by_node
-from transformers.utils import logging
 
 from ..captioning.grammar import pluralize
 from ..images import DEFAULT_OPTIONS, ImageOptions, read_image
@@ -25,7 +25,7 @@ from ..readers.skipped import SkipReport
 from ..storage import no_progress_bars
 from .schema import REGION_COLUMNS, build_rows, check_columns, list_concepts
 
-logger = logging.get_logger(__name__)
+logger = getLogger(__name__)
 Rows = TypeVar("Rows", Dataset, IterableDataset)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 
 from ..model.views_geoalign_clip import find_window
-from .augmentation import cut_window
+from .windows import cut_window
 
 REGION_SOURCES = ("image", "window", "crop", "both")
 # Side of a window in longer sides of its box; for crops that of CLIPSelf, https://arxiv.org/abs/2310.01403.

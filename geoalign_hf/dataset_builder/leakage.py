@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from transformers.hf_argparser import HfArg
 
 from ..data.duplicates import FEWEST_EQUAL, KEPT, hash_appearance, hash_pixels, list_orientations
 from ..data.loading import load_rows
 from ..images import DEFAULT_OPTIONS, ImageOptions, read_image
+from ..options import option
 from ..readers.captions import list_captions
 from ..readers.coco import read_coco
 from ..readers.files import list_images
@@ -174,14 +174,14 @@ def write_table(overlaps: list[dict], sets: Iterable[EvaluationSet]) -> str:
 class LeakageConfig:
     """Rows to compare with evaluation sets."""
 
-    dataset: str = HfArg(default="outputs/rows", help="Folder of built rows, or Hub repository.")
-    split: str | None = HfArg(
+    dataset: str = option(default="outputs/rows", help="Folder of built rows, or Hub repository.")
+    split: str | None = option(
         default=None, help="Split of the rows. The default is train, or the only split."
     )
-    eval_coco: list[str] = HfArg(default_factory=list, help="COCO files of evaluation sets.")
-    eval_captions: list[str] = HfArg(default_factory=list, help="Caption files of evaluation sets.")
-    eval_images: list[str] = HfArg(default_factory=list, help="Image folders of evaluation sets.")
-    output: str | None = HfArg(default=None, help="JSON file for the list of overlaps.")
+    eval_coco: list[str] = option(default_factory=list, help="COCO files of evaluation sets.")
+    eval_captions: list[str] = option(default_factory=list, help="Caption files of evaluation sets.")
+    eval_images: list[str] = option(default_factory=list, help="Image folders of evaluation sets.")
+    output: str | None = option(default=None, help="JSON file for the list of overlaps.")
 
 
 def run_leakage(config: LeakageConfig, image_options: ImageOptions) -> None:

@@ -4,11 +4,11 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
 import yaml
-from transformers.utils import logging
 
 from ..captioning.grammar import add_article, spell_concept
 from ..captioning.vocabulary import load_vocabulary
@@ -16,7 +16,7 @@ from ..readers.registry import READERS
 from ..readers.skipped import SkipReport
 from ..storage import read_text
 
-logger = logging.get_logger(__name__)
+logger = getLogger(__name__)
 RECIPES = Path(__file__).parent / "recipes"
 PURPOSES = ("research", "commercial", "redistribution")
 REGION_LISTS = ("boxes", "quads", "phrases", "concepts", "difficult")

@@ -5,16 +5,16 @@ import math
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
+from huggingface_hub import DatasetCard, EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import EntryNotFoundError
 from safetensors import safe_open
 
 from ..model.pipeline_geoalign_clip import ZeroShotRegionClassificationPipeline
 from ..model.requirements_geoalign_clip import REQUIRED_TRANSFORMERS
 from ..storage import read_json, write_json
+from .dataset_cards import UNNAMED
 
 TEMPLATE = Path(__file__).parent / "model_card.md"
-DATASET_TEMPLATE = Path(__file__).parent / "dataset_card.md"
 # For each task of the evaluation, the Hub's name of the task and the score that orders results.
 TASKS = {
     "region classification from ground-truth boxes": (
@@ -28,8 +28,8 @@ TASKS = {
     "a phrase against its hard negatives": ("feature-extraction", "accuracy"),
 }
 START = "start"  # name of the result before training; it is no result of the weights that the card describes
-# Placeholders in a card that `push` replaces: the name of the repository, and of an adapter's base model.
-UNNAMED, UNNAMED_BASE = "you/your-repository", "you/your-base-model"
+# Placeholder in a card that `push` replaces by the name of the repository of an adapter's base model.
+UNNAMED_BASE = "you/your-base-model"
 
 
 def write_card(folder: str | Path, metrics: dict[str, dict], settings: dict | None = None) -> ModelCard:
@@ -246,53 +246,6 @@ def _name_folder(folder: Path) -> str:
 
 def _read_json(path: Path) -> dict:
     return read_json(path) if path.exists() else {}
-
-
-def write_dataset_card(
-    folder: str | Path, statistics: dict, settings: dict, leakage: str | None = None
-) -> DatasetCard:
-    """Write the dataset card of a folder of rows as README.md.
-
-    `datasets` finds the splits by the names of the shards. The card does not list them as `configs`, because
-    all folders of one name would then share one cache, and `load_dataset` would return the rows of another.
-
-    Args:
-        folder: Folder with `data/<split>-*.parquet`.
-        statistics: Statistics of the build.
-        settings: Settings of the build, with `title`, `split`, `license`, `license_name`, `license_link`,
-            `model`, `leaks` and `image_rule`, by which images of more than 8 bits were read.
-        leakage: Table of overlaps with evaluation sets, if there are any.
-
-    Returns:
-        The card.
-    """
-    folder = Path(folder)
-    data = DatasetCardData(
-        language="en",
-        license=settings["license"] or ("other" if statistics.get("sources") else None),
-        license_name=settings["license_name"] or ("mixed" if statistics.get("sources") else None),
-        license_link=settings["license_link"],
-        pretty_name=settings["title"] or folder.resolve().name,
-        task_categories=["zero-shot-image-classification", "object-detection", "image-to-text"],
-        tags=["remote-sensing", "region", "hard-negatives", "geoalign_clip"],
-        size_categories=_name_size(statistics["num_rows"]),
-        image_rule=settings["image_rule"],  # training reads it, so that the model reads images alike
-    )
-    card = DatasetCard.from_template(
-        data,
-        template_path=str(DATASET_TEMPLATE),
-        statistics=statistics,
-        leakage=leakage,
-        repo_id=UNNAMED,
-        **settings | {"title": data.pretty_name},
-    )
-    card.save(folder / "README.md")
-    return card
-
-
-def _name_size(num_rows: int) -> str:
-    bounds = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
-    return next((name for bound, name in bounds if num_rows < bound), "n>1M")
 
 
 def has_protocol(scores: object) -> bool:

@@ -9,14 +9,9 @@ import torch
 from torch.nn.functional import cosine_similarity, cross_entropy, normalize
 
 from geoalign_hf.data.collator import RowCollator
-from geoalign_hf.losses.contrastive import (
-    align_distributions,
-    contrast_concepts,
-    contrast_negatives,
-    contrast_pairs,
-    contrast_vocabulary,
-)
+from geoalign_hf.losses.contrastive import contrast_concepts, contrast_pairs, contrast_vocabulary
 from geoalign_hf.losses.objective import PRESETS, LossWeights, compute_losses
+from geoalign_hf.losses.per_row import align_distributions, contrast_negatives
 from geoalign_hf.training.step import encode_batch
 
 TERMS = [term.name for term in fields(LossWeights)]
