@@ -141,6 +141,7 @@ class Embedder:
         region_source: str | None = None,
         context: float | None = None,
         views: Sequence[float] | None = None,
+        form: str = "boxes",
     ) -> torch.Tensor:
         """Embed every box of every row, in order.
 
@@ -151,15 +152,14 @@ class Embedder:
                 (`config.region_view`), or else "image".
 
                 - "image": the whole image once; all its regions are pooled from it.
-                - "window": the window around the region, and the region is pooled from that. Slower, and
-                  better for small regions.
+                - "window": the window around the region, from which it is pooled; better for small regions.
                 - "crop": the same window, embedded as a whole image. A stock CLIP can only do this.
-                - "both": the renormalised mean of "image" and "crop", which ranks as the mean of their
-                  scores.
+                - "both": the renormalised mean of "image" and "crop".
             context: side of the window, in multiples of the longer side of the box. None takes the context
                 that the model was trained for, or else a default of `region_source`.
             views: several contexts in place of `context`. The result is the renormalised mean over them; each
                 view costs one encoding of every window.
+            form: "quads" pools the rows' quads, oriented boxes with `boxes` around them. Crops ignore it.
 
         Returns:
             (N, D), unit vectors.
@@ -173,7 +173,7 @@ class Embedder:
             self._require("embed_regions", 'use region_source="crop"')
         sources = ("image", "crop") if region_source == "both" else (region_source,)
         parts = [
-            self._embed_regions(rows, source, side)
+            self._embed_regions(rows, source, side, form)
             for source in sources
             for side in (contexts if source != "image" else [None])
         ]
@@ -341,17 +341,17 @@ class Embedder:
                 return self.model.embed_images(**inputs)
             return normalize(_take_pooled(self.model.get_image_features(**inputs)), dim=-1)
 
-    def _embed_regions(self, rows, region_source: str, context: float | None) -> torch.Tensor:
+    def _embed_regions(self, rows, region_source: str, context: float | None, form: str) -> torch.Tensor:
         progress = logging.tqdm(rows, desc="regions", total=len(rows), leave=False)
         checked = (self._check_row(i, row) for i, row in enumerate(progress))
-        views = list_views(checked, region_source, context)
+        views = list_views(checked, region_source, context, form)
         if region_source == "crop":
             images = ([view["image"] for view in batch] for batch in self._take_batches(views))
             return self._collect(self._embed_images(batch) for batch in images)
-        return self._collect(self._embed_views(batch) for batch in self._take_batches(views))
+        return self._collect(self._embed_views(batch, form) for batch in self._take_batches(views))
 
-    def _embed_views(self, views: list[dict]) -> torch.Tensor:
-        inputs = self._prepare([view["image"] for view in views], boxes=[view["boxes"] for view in views])
+    def _embed_views(self, views: list[dict], form: str) -> torch.Tensor:
+        inputs = self._prepare([view["image"] for view in views], **{form: [view[form] for view in views]})
         with evaluation_mode(self.model):
             return self.model.embed_regions(**inputs, **self._interpolate())[inputs["region_mask"]]
 
