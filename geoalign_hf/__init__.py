@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .embedding.embedder import Embedder
     from .evaluation.choice import StatementChoiceEvaluator
     from .evaluation.classification import RegionClassificationEvaluator, SceneClassificationEvaluator
+    from .evaluation.detection import DetectionEvaluator
     from .evaluation.drift import EmbeddingDriftEvaluator
     from .evaluation.evaluator import Evaluator
     from .evaluation.hard_negatives import HardNegativeEvaluator
@@ -43,6 +44,7 @@ _LAZY = {
     "Augmentation": "data.augmentation",
     "CaptionRetrievalEvaluator": "evaluation.retrieval",
     "ConceptBank": "embedding.concept_bank",
+    "DetectionEvaluator": "evaluation.detection",
     "Embedder": "embedding.embedder",
     "EmbeddingDriftEvaluator": "evaluation.drift",
     "Evaluator": "evaluation.evaluator",
@@ -76,6 +78,7 @@ __all__ = [
     "Augmentation",
     "CaptionRetrievalEvaluator",
     "ConceptBank",
+    "DetectionEvaluator",
     "Embedder",
     "EmbeddingDriftEvaluator",
     "Evaluator",

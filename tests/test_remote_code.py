@@ -67,6 +67,7 @@ def test_the_folder_holds_the_code_and_names_every_way_in(folder):
         "detection_geoalign_clip.py",
         "detection_pipeline_geoalign_clip.py",
         "image_files_geoalign_clip.py",
+        "image_options_geoalign_clip.py",
         "images_geoalign_clip.py",
         "interface_geoalign_clip.py",
         "masks_geoalign_clip.py",

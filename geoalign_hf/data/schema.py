@@ -231,13 +231,13 @@ def check_columns(dataset: Dataset | IterableDataset) -> None:
 
 
 def list_concepts(dataset: Dataset) -> list[str]:
-    """List the concepts that occur, in alphabetical order.
+    """List the concepts that occur, in alphabetical order. Null values are passed over.
 
     Example:
         >>> list_concepts({"concepts": [["ship"], [], ["ship", "airplane"]]})
         ['airplane', 'ship']
     """
-    return sorted({concept for concepts in dataset["concepts"] for concept in concepts})
+    return sorted({concept for concepts in dataset["concepts"] for concept in concepts or [] if concept})
 
 
 def count_rows(rows: Iterable[dict]) -> dict:

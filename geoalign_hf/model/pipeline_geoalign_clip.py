@@ -123,6 +123,10 @@ class ZeroShotRegionClassificationPipeline(Pipeline):
             labels = list(labels.concepts)
         if isinstance(labels, str):
             labels = [label.strip() for label in labels.split(",") if label.strip()]
+        if labels is not None and len(set(map(str, labels))) < len(labels):
+            raise ValueError(f"candidate_labels has a name twice: {list(labels)}. Give every name once.")
+        if top_k is not None and (not isinstance(top_k, int) or top_k < 1):
+            raise ValueError(f"top_k is {top_k!r}; it must be a whole number, 1 or more.")
         forward = {"labels": labels, "templates": templates, "bank_embeds": bank_embeds}
         post = {"labels": labels, "top_k": top_k}
         return (
