@@ -108,7 +108,7 @@ def test_quads_that_are_upright_are_compared_as_boxes(built, toy_rows, view):
     quads = boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].view(-1, 4, 2)
     found = detector.compare(row["image"], Proposals(boxes, quads=quads))
     torch.testing.assert_close(
-        found, detector.compare(row["image"], Proposals(boxes)), atol=0.5, rtol=0
+        found, detector.compare(row["image"], Proposals(boxes)), atol=1.5, rtol=0
     )  # of 14
 
 
