@@ -1,11 +1,13 @@
 """The entry point of the `geoalign-hf` command: find the verb, then import what runs it.
 
-This file lies beside the package, because importing the package imports torch, which takes seconds. `--help`
-and a misspelled verb need neither.
+This file lies beside the package, because importing the package imports torch, which takes seconds. `--help`,
+a misspelled verb and `build` by rules do not need it.
 """
 
+import os
 import sys
 from difflib import get_close_matches
+from importlib import import_module
 
 # Each verb and its help. `geoalign_hf.commands` has a function of the same name, with underscores, in the
 # module that is named like the first word.
@@ -19,12 +21,14 @@ VERBS = {
     "evaluate retrieval": "Score the retrieval of images and captions.",
     "evaluate choice": "Score multiple-choice questions.",
     "evaluate localization": "Draw and score maps of where phrases are true in large images.",
+    "evaluate detection": "Score detections from proposals or from a grid.",
     "embed": "Embed a folder of images, and boxes in them.",
     "search": "Search embedded images by text or by example.",
     "scene score": "Map how similar the places of a georeferenced scene are to texts.",
     "scene classify": "Name the regions of a vector file in a georeferenced scene.",
     "scene embed": "Embed the tiles and regions of georeferenced scenes into an archive.",
     "scene search": "Search an archive of scenes for places, by text or by example.",
+    "detect": "Detect objects: name proposals, or the windows of a grid.",
     "adapt": "Adapt a model to new concepts from a few boxes of each.",
     "export": "Export a model to ONNX.",
     "push": "Push a model, an adapter or a dataset to the Hub.",
@@ -57,6 +61,8 @@ def main(arguments: list[str] | None = None) -> int:
     for length in (2, 1):
         verb = " ".join(words[:length])
         if verb in VERBS:
+            if verb in ("build", "check-leakage") and "--model" not in words:
+                import_without_models()
             from geoalign_hf.cli import run
 
             return run(verb, words[length:])
@@ -69,6 +75,15 @@ def main(arguments: list[str] | None = None) -> int:
     hint = f"Did you mean '{close[0]}'?" if close else "See geoalign-hf --help."
     print(f"geoalign-hf: error: '{verb}' is not a verb. {hint}", file=sys.stderr)
     return 2
+
+
+def import_without_models() -> None:
+    """Import the package without torch and transformers, unless it is imported already."""
+    os.environ["GEOALIGN_HF_REGISTER"] = "0"
+    try:
+        import_module("geoalign_hf")
+    finally:
+        del os.environ["GEOALIGN_HF_REGISTER"]
 
 
 def write_usage(verbs: dict[str, str]) -> str:

@@ -13,8 +13,8 @@ from pathlib import Path
 from transformers import AutoModel, AutoProcessor
 
 from geoalign_hf import Embedder
+from geoalign_hf.embedding.score_maps import build_score_maps
 from geoalign_hf.evaluation.figures import draw_score_map
-from geoalign_hf.evaluation.localization import build_score_maps
 from geoalign_hf.evaluation.metrics.localization import normalize_map
 from geoalign_hf.images import read_image
 

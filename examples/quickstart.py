@@ -77,7 +77,7 @@ def main() -> None:
         args,
         train_dataset=rows,
         processing_class=processor,
-        loss_weights=LossWeights(scene=0.3, description=0, region=0.5, concept=1.0, crop_consistency=0),
+        loss_weights=LossWeights(scene=0.3, region=0.5, hard_negative=0.5, image_consistency=0.02),
         evaluators=[*evaluators, PhraseRetrievalEvaluator(test_rows)],
         augmentation=Augmentation(whole_share=0.1, light=0.15, min_visible=0.9, views_per_row=80),
         card_settings={"data": {"name": "scenes of examples/toy_rows.py", "repo_id": None, "license": None}},

@@ -1,34 +1,16 @@
 """GeoAlignCLIP for the Hugging Face stack: a CLIP for overhead images, their regions and their concepts.
 
 Importing the package registers the model, its processor and its pipeline with transformers. Everything
-else is imported on first use, so that `import geoalign_hf` takes no longer than importing the model.
+else is imported on first use, so that `import geoalign_hf` takes no longer than importing the model. With the
+environment variable GEOALIGN_HF_REGISTER=0 nothing is registered, and neither torch nor transformers is
+imported: `geoalign-hf build` sets it for itself and its processes.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
-
-import transformers
-from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModel,
-    AutoModelForZeroShotImageClassification,
-    AutoModelForZeroShotObjectDetection,
-    AutoProcessor,
-    AutoTokenizer,
-    CLIPImageProcessorPil,
-    CLIPTokenizer,
-)
-from transformers.pipelines import PIPELINE_REGISTRY
-
-from .detection.registration import ZeroShotObjectDetection
-from .model.configuration_geoalign_clip import GeoAlignCLIPConfig
-from .model.detection_pipeline_geoalign_clip import GeoAlignCLIPDetectionPipeline
-from .model.modeling_geoalign_clip import GeoAlignCLIPModel, GeoAlignCLIPOutput
-from .model.pipeline_geoalign_clip import ZeroShotRegionClassificationPipeline
-from .model.processing_geoalign_clip import GeoAlignCLIPProcessor
 
 if TYPE_CHECKING:
     from .convert.convert import convert_clip
@@ -40,6 +22,7 @@ if TYPE_CHECKING:
     from .embedding.embedder import Embedder
     from .evaluation.choice import StatementChoiceEvaluator
     from .evaluation.classification import RegionClassificationEvaluator, SceneClassificationEvaluator
+    from .evaluation.detection import DetectionEvaluator
     from .evaluation.drift import EmbeddingDriftEvaluator
     from .evaluation.evaluator import Evaluator
     from .evaluation.hard_negatives import HardNegativeEvaluator
@@ -47,6 +30,11 @@ if TYPE_CHECKING:
     from .evaluation.retrieval import CaptionRetrievalEvaluator, PhraseRetrievalEvaluator
     from .hub.push import push
     from .losses.objective import PRESETS, LossWeights, compute_losses
+    from .model.configuration_geoalign_clip import GeoAlignCLIPConfig
+    from .model.detection_pipeline_geoalign_clip import GeoAlignCLIPDetectionPipeline
+    from .model.modeling_geoalign_clip import GeoAlignCLIPModel, GeoAlignCLIPOutput
+    from .model.pipeline_geoalign_clip import ZeroShotRegionClassificationPipeline
+    from .model.processing_geoalign_clip import GeoAlignCLIPProcessor
     from .training.arguments import GeoAlignTrainingArguments
     from .training.trainer import GeoAlignTrainer
 
@@ -56,9 +44,15 @@ _LAZY = {
     "Augmentation": "data.augmentation",
     "CaptionRetrievalEvaluator": "evaluation.retrieval",
     "ConceptBank": "embedding.concept_bank",
+    "DetectionEvaluator": "evaluation.detection",
     "Embedder": "embedding.embedder",
     "EmbeddingDriftEvaluator": "evaluation.drift",
     "Evaluator": "evaluation.evaluator",
+    "GeoAlignCLIPConfig": "model.configuration_geoalign_clip",
+    "GeoAlignCLIPDetectionPipeline": "model.detection_pipeline_geoalign_clip",
+    "GeoAlignCLIPModel": "model.modeling_geoalign_clip",
+    "GeoAlignCLIPOutput": "model.modeling_geoalign_clip",
+    "GeoAlignCLIPProcessor": "model.processing_geoalign_clip",
     "GeoAlignTrainer": "training.trainer",
     "GeoAlignTrainingArguments": "training.arguments",
     "HardNegativeEvaluator": "evaluation.hard_negatives",
@@ -70,6 +64,7 @@ _LAZY = {
     "RowCollator": "data.collator",
     "SceneClassificationEvaluator": "evaluation.classification",
     "StatementChoiceEvaluator": "evaluation.choice",
+    "ZeroShotRegionClassificationPipeline": "model.pipeline_geoalign_clip",
     "build_rows": "data.schema",
     "compute_losses": "losses.objective",
     "convert_clip": "convert.convert",
@@ -83,6 +78,7 @@ __all__ = [
     "Augmentation",
     "CaptionRetrievalEvaluator",
     "ConceptBank",
+    "DetectionEvaluator",
     "Embedder",
     "EmbeddingDriftEvaluator",
     "Evaluator",
@@ -122,26 +118,7 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-def _register() -> None:
-    """Register our classes with the Auto classes and the pipelines of transformers."""
-    image_processors = {"pil": CLIPImageProcessorPil}
-    if transformers.utils.is_torchvision_available():
-        image_processors["torchvision"] = transformers.CLIPImageProcessor
-    config, model = GeoAlignCLIPConfig, GeoAlignCLIPModel
-    AutoConfig.register(config.model_type, config, exist_ok=True)
-    AutoModel.register(config, model, exist_ok=True)
-    AutoModelForZeroShotImageClassification.register(config, model, exist_ok=True)
-    AutoModelForZeroShotObjectDetection.register(config, model, exist_ok=True)
-    AutoProcessor.register(config, GeoAlignCLIPProcessor, exist_ok=True)
-    AutoImageProcessor.register(config, image_processor_classes=image_processors, exist_ok=True)
-    AutoTokenizer.register(config, tokenizer_class=CLIPTokenizer, exist_ok=True)
-    pipeline = ZeroShotRegionClassificationPipeline
-    PIPELINE_REGISTRY.register_pipeline(
-        pipeline.task_name, pipeline, pt_model=(AutoModel,), type="multimodal"
-    )
-    # This task exists already; models of other kinds still get the pipeline of transformers.
-    task = PIPELINE_REGISTRY.supported_tasks[GeoAlignCLIPDetectionPipeline.task_name]
-    task["impl"] = ZeroShotObjectDetection
+if os.environ.get("GEOALIGN_HF_REGISTER") != "0":
+    from .registration import register
 
-
-_register()
+    register()

@@ -1,7 +1,7 @@
 """Runs one verb of `geoalign-hf`: options from dataclasses, errors of the user in one line.
 
 The function of a verb has one parameter for each of its dataclasses of options, and returns the path of what
-it wrote, or None. Its signature therefore is the command line.
+it wrote, or None. Its signature is therefore the command line.
 """
 
 import logging
@@ -14,14 +14,12 @@ from collections.abc import Callable
 from difflib import get_close_matches
 from functools import partial
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn, get_args, get_origin, get_type_hints
 
-import torch
-import transformers
-from transformers import HfArgumentParser
-
 from . import __version__
+from .options import DataclassParser
 
 PACKAGE = Path(__file__).parent
 NEGATIVE_NUMBERS = re.compile(r"-[\d.,-]+$")  # values that begin with a minus; no option is named so
@@ -48,7 +46,7 @@ class HelpFormatter(ArgumentDefaultsHelpFormatter):
         return super()._get_help_string(action) if has_default else action.help
 
 
-class OptionParser(HfArgumentParser):
+class OptionParser(DataclassParser):
     """A parser of dataclasses whose errors are one line.
 
     The first dataclass may have these attributes:
@@ -118,9 +116,7 @@ class OptionParser(HfArgumentParser):
         named = [word for name, value in pairs for word in (f"--{name}", value)]
         words = [*named, *words[num_positional:]]
         self.set_defaults(**self.list_defaults(self.parse_known_args(words)[0]))
-        *parsed, _, rest = self.parse_args_into_dataclasses(
-            words, return_remaining_strings=True, look_for_args_file=False
-        )
+        parsed, rest = self.parse_dataclasses(words)
         if rest:
             known = [name for action in self._actions for name in action.option_strings]
             close = get_close_matches(rest[0], known, n=1)
@@ -188,7 +184,7 @@ def is_user_error(error: Exception) -> bool:
     """Return whether an error is one that the user can correct.
 
     These are wrong values, missing files and packages, and what the package itself reports of the machine.
-    Everything else is an error of the program, whose traceback belongs into a bug report.
+    Everything else is an error of the program, whose traceback belongs in a bug report.
     """
     if isinstance(error, RuntimeError):
         traceback = error.__traceback__
@@ -214,5 +210,5 @@ def describe_error(error: Exception) -> str:
 
 def describe_versions() -> str:
     """Write the versions that a bug report needs."""
-    versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
+    versions = f"torch {version('torch')}, transformers {version('transformers')}"
     return f"geoalign-hf {__version__} ({versions}, Python {platform.python_version()})"

@@ -7,24 +7,25 @@ more bands than colours.
 
 import io
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from transformers.hf_argparser import HfArg
 
 from .model.image_files_geoalign_clip import Header, check_num_pixels, read_header
-from .model.images_geoalign_clip import (
+from .model.image_options_geoalign_clip import (
     READER_REMEDY,
     OptionNeeded,
     ReaderNeeded,
     check_options,
     check_rule,
     merge_options,
-    to_rgb,
+    read_by_rule,
 )
-from .model.images_geoalign_clip import read_image as read_any_image
+from .model.images_geoalign_clip import read_once, to_rgb
+from .options import option
 
 try:
     import rasterio
@@ -44,7 +45,7 @@ class ImageOptions:
         limits: two values that become 0 and 255, the same for all pictures. Neither option changes pictures
             of 8 bits.
         bands: numbers of the bands to use as red, green and blue, counted from 1, or of one band for grey.
-        max_pixels: most pixels that a file may have; None means PIL's limit of 179 million.
+        max_pixels: largest number of pixels of a file; None means PIL's limit of 179 million.
 
     Raises:
         ValueError: if an option cannot be used.
@@ -56,19 +57,19 @@ class ImageOptions:
 
     _argument_group_name = "images that are not 8-bit RGB"
 
-    stretch: tuple[float, float] | None = HfArg(
+    stretch: tuple[float, float] | None = option(
         default=None,
         help="Percentiles of each picture that become black and white, such as 2,98, for more than 8 bits.",
     )
-    limits: tuple[float, float] | None = HfArg(
+    limits: tuple[float, float] | None = option(
         default=None,
         help="Values that become black and white, such as 0,3000, instead of --stretch.",
     )
-    bands: tuple[int, ...] | None = HfArg(
+    bands: tuple[int, ...] | None = option(
         default=None,
         help="Numbers of the bands for red, green and blue, such as 3,2,1, or of one band for grey.",
     )
-    max_pixels: int | None = HfArg(
+    max_pixels: int | None = option(
         default=None, help="Maximum number of pixels of an image file. The default is Pillow's, 179 million."
     )
 
@@ -118,7 +119,7 @@ def read_image(
     """Read an image as 8-bit RGB, upright.
 
     Args:
-        image: a path, a URL, the bytes of a file, a PIL image, an array or a tensor.
+        image: a path, a URL, the bytes of a file, a PIL image, an array, a tensor, or a sample of torchgeo.
         options: rules for images that are not 8-bit RGB.
         draft_side: decode a JPEG file at 1/2, 1/4 or 1/8 of its size where no side becomes shorter than this.
             None decodes all pixels.
@@ -130,27 +131,58 @@ def read_image(
     Raises:
         ValueError: with the image's name, if it cannot be read, or its depth or bands need an option.
     """
+    if isinstance(image, Mapping):
+        image = sample_to_row(image)["image"]
     if name is None:
         name = str(image) if isinstance(image, (str, Path)) else "the image"
-    try:
-        return _read_any(image, name, options, draft_side)
-    except OptionNeeded:
-        if not options.fallback:
-            raise
-    merged = merge_options(options.stretch, options.limits, options.bands, options.fallback)
-    return _read_any(image, name, ImageOptions(*merged, options.max_pixels), draft_side)
+    return read_by_rule(
+        lambda *rule: _read_any(image, name, ImageOptions(*rule, options.max_pixels), draft_side),
+        (options.stretch, options.limits, options.bands),
+        options.fallback,
+    )
 
 
 def _read_any(image, name: str, options: ImageOptions, draft_side: int | None) -> Image.Image:
     try:
         given = (options.stretch, options.limits, options.bands, options.max_pixels)
-        return read_any_image(image, name, *given, draft_side=draft_side)
+        return read_once(image, name, *given, draft_side=draft_side)
     except ReaderNeeded as error:
         if rasterio is None or not isinstance(image, (str, Path, bytes)) or "://" in str(image)[:10]:
             raise
         header = error.header
     source = io.BytesIO(image) if isinstance(image, bytes) else image
     return _read_by_rasterio(source, name, header, options)
+
+
+def sample_to_row(sample: Mapping) -> dict:
+    """Make a row of a sample of torchgeo; rows stay as they are.
+
+    Args:
+        sample: `image`, a tensor (bands, height, width), and `bbox_xyxy`, a tensor (R, 4) of pixels, if there
+            are regions. Other entries, such as `crs` and `bounds`, are kept.
+
+    Returns:
+        The sample with `image` as an array (height, width, bands), and with `boxes`.
+
+    Raises:
+        ValueError: if the image has another number of dimensions, as in a stacked batch.
+
+    Example:
+        >>> sample = {"image": np.zeros((4, 8, 6)), "bbox_xyxy": np.array([[0, 0, 3, 2]])}
+        >>> row = sample_to_row(sample)
+        >>> row["image"].shape, row["boxes"]
+        ((8, 6, 4), [[0, 0, 3, 2]])
+    """
+    if "boxes" in sample:
+        return dict(sample)
+    image = np.asarray(sample["image"])
+    if image.ndim != 3:
+        raise ValueError(
+            f"The image of a sample has the shape {image.shape}; expected bands, height and width. Give "
+            "single samples; torchgeo.datasets.unbind_samples splits a batch."
+        )
+    boxes = np.asarray(sample.get("bbox_xyxy", np.zeros((0, 4)))).tolist()
+    return {**sample, "image": np.moveaxis(image, 0, -1), "boxes": boxes}
 
 
 def is_plain(content: bytes) -> bool:
@@ -160,11 +192,11 @@ def is_plain(content: bytes) -> bool:
 
 
 def has_natural_colour(image: Image.Image) -> bool:
-    """Whether an image shows the colours of the scene: not a grey one, nor one of chosen or scaled bands.
+    """Return whether an image shows the colours of the scene. Grey, chosen and scaled bands do not.
 
     Args:
-        image: as returned by `read_image`. Of any other image the pixels of a grid decide: if all are grey,
-            the image is.
+        image: an image that `read_image` returned. Any other image is examined at a grid of pixels, and
+            counts as grey if all of them are grey.
     """
     if (flag := image.info.get("natural_colour")) is not None:
         return flag

@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from transformers.utils import logging
-
 LOCK_NAME = ".geoalign.lock"
 _locks: set[IO] = set()  # the open files of the locks that this process holds
 PARTIAL = ".partial"
@@ -139,9 +137,11 @@ os.register_at_fork(after_in_child=_close_locks)
 @contextmanager
 def no_progress_bars() -> Iterator[None]:
     """Switch off the progress bars of transformers and datasets while another bar is shown."""
-    was_enabled = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    datasets = sys.modules.get("datasets")  # importing it takes a second, so only if it is imported already
+    # Importing either takes seconds, so only if it is imported already.
+    logging, datasets = sys.modules.get("transformers.utils.logging"), sys.modules.get("datasets")
+    was_enabled = logging is not None and logging.is_progress_bar_enabled()
+    if was_enabled:
+        logging.disable_progress_bar()
     were_enabled = datasets is not None and not datasets.are_progress_bars_disabled()
     if were_enabled:
         datasets.disable_progress_bars()

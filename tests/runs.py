@@ -5,15 +5,27 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from geoalign_hf.losses.objective import LossWeights
 from geoalign_hf.training.arguments import GeoAlignTrainingArguments
 from geoalign_hf.training.trainer import GeoAlignTrainer
 
 SHORT = {"num_train_epochs": 2, "per_device_train_batch_size": 4, "logging_steps": 1, "disable_tqdm": True}
 NOT_ARGUMENTS = ("loss_weights", "evaluators", "augmentation", "callbacks", "card_settings", "optimizers")
+# An objective that reads every column, with crops and a teacher.
+EVERY_COLUMN = LossWeights(
+    scene=1.0,
+    description=1.0,
+    region=0.1,
+    concept=0.5,
+    hard_negative=0.5,
+    crop_consistency=0.1,
+    image_consistency=0.02,
+)
 
 
 def build_trainer(model, processor, rows, output_dir: Path, **options) -> GeoAlignTrainer:
     """Build a trainer; options are those of the training arguments and of the trainer."""
+    options = {"loss_weights": EVERY_COLUMN} | options
     others = {name: options.pop(name) for name in NOT_ARGUMENTS if name in options}
     args = GeoAlignTrainingArguments(output_dir=str(output_dir), **SHORT | options)
     return GeoAlignTrainer(model, args, train_dataset=rows, processing_class=processor, **others)

@@ -1,6 +1,7 @@
 """The command `geoalign-hf`: its verbs, its help, and how it reports errors of the user."""
 
 import dataclasses
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -71,6 +72,20 @@ def test_the_help_lists_all_verbs_and_imports_neither_torch_nor_transformers():
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr
     assert [verb for verb in VERBS if f"\n  {verb} " not in result.stdout] == []
+
+
+def test_a_build_by_rules_imports_neither_torch_nor_transformers(coco_folder, tmp_path):
+    for name in ("torch", "transformers"):  # these stand before the real ones, also in the workers
+        (tmp_path / "poison" / name).mkdir(parents=True)
+        (tmp_path / "poison" / name / "__init__.py").write_text("raise SystemExit('imported')")
+    root = Path(sys.modules["geoalign_hf"].__file__).parents[1]
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path / 'poison'}:{root}"}
+    source = ["--coco", str(coco_folder / "rows.json"), "--output_dir", str(tmp_path / "rows")]
+    for words in (["--help"], [*source, "--num_workers", "2", "--images_per_shard", "5"]):
+        command = [sys.executable, "-m", "geoalign_hf_cli", "build", *words]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
+        assert result.returncode == 0, result.stderr
+    assert len(list((tmp_path / "rows" / "data").iterdir())) > 1
 
 
 @pytest.mark.parametrize("words", [["evaluate"], ["evaluate", "--help"], []])

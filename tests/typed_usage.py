@@ -16,6 +16,7 @@ from geoalign_hf import (
     Augmentation,
     CaptionRetrievalEvaluator,
     ConceptBank,
+    DetectionEvaluator,
     Embedder,
     EmbeddingDriftEvaluator,
     Evaluator,
@@ -114,6 +115,7 @@ def evaluate(model: GeoAlignCLIPModel, processor: GeoAlignCLIPProcessor, rows: D
             [{"image": "a.png", "phrase": "a ship", "polygons": [[[0, 0], [8, 0], [8, 8]]]}]
         ),
         EmbeddingDriftEvaluator(["harbor.png"], ["a ship"], start=model),
+        DetectionEvaluator(rows, novel=["pier"]),
     ]
     scores = [evaluator(model, processor) for evaluator in evaluators]
     return [result[one.primary_metric] for one, result in zip(evaluators, scores, strict=True)]

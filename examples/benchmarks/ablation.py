@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from ablation_table import COLUMNS, make_tables
 from datasets import Dataset
-from transformers import HfArgumentParser
+from transformers import AutoModel, HfArgumentParser
 from transformers.hf_argparser import HfArg
 
 from geoalign_hf import Augmentation, Embedder, GeoAlignTrainer, GeoAlignTrainingArguments, LossWeights
@@ -64,10 +64,8 @@ def list_objectives() -> dict[str, LossWeights]:
         for name in ("region", "concept")
     }
     rows |= {"full": full, "full - hard negatives": replace(full, hard_negative=0.0)}
-    rows |= {
-        f"full, consistency {weight:g}": replace(full, **dict.fromkeys(CONSISTENCY, weight))
-        for weight in (0, 0.1, 1)
-    }
+    for weight in (0.1, 1.0):
+        rows[f"full + consistency {weight}"] = replace(full, **dict.fromkeys(CONSISTENCY, weight))
     total = sum(getattr(full, name) for name in ON_REGIONS)
     for name in ("fg_clip", "far_slip"):  # with the same total weight on regions
         preset = PRESETS[name]
@@ -76,6 +74,17 @@ def list_objectives() -> dict[str, LossWeights]:
             preset, **{term: factor * getattr(preset, term) for term in ON_REGIONS}
         )
     return rows
+
+
+class RememberingEmbedder(Embedder):
+    """An embedder that embeds the regions of the same rows from the same source only once."""
+
+    def embed_regions(self, rows, region_source=None, context=None, views=None):
+        """Embed every box, see `Embedder`."""
+        known, key = self.__dict__.setdefault("known", {}), (id(rows), region_source)
+        if key not in known:
+            known[key] = super().embed_regions(rows, region_source, context, views)
+        return known[key]
 
 
 @dataclass
@@ -120,7 +129,7 @@ def choose_whole_share(weights: LossWeights) -> float:
     on_regions = sum(getattr(weights, name) for name in ON_REGIONS)
     if not on_regions:
         return 1.0
-    return 0.0 if weights.scene + weights.description == 0 else 0.3
+    return 0.0 if weights.scene + weights.description == 0 else 0.15
 
 
 def train(weights: LossWeights, rows: Dataset, seed: int, settings: dict, folder: Path) -> Embedder:
@@ -137,15 +146,16 @@ def train(weights: LossWeights, rows: Dataset, seed: int, settings: dict, folder
         max_negatives=2, max_crops=1, eval_strategy="no", save_strategy="no", seed=seed, report_to=[],
         use_cpu=settings["device"] == "cpu", bf16=settings["device"] == "cuda", dataloader_num_workers=1,
     )  # fmt: skip
-    GeoAlignTrainer(
+    trainer = GeoAlignTrainer(
         model,
         args,
         train_dataset=rows,
         processing_class=processor,
         loss_weights=weights,
         augmentation=Augmentation(whole_share=choose_whole_share(weights), views_per_row=50),
-    ).train()
-    return Embedder(model, processor)
+    )
+    trainer.train()
+    return RememberingEmbedder(AutoModel.from_pretrained(folder / "final"), processor)
 
 
 def score(embedder: Embedder, rows: Dataset, sources: dict[str, str], folder: Path) -> dict:

@@ -10,7 +10,7 @@ histograms of gradients and colour with a linear SVM (`classical_baseline.py`) o
 
 Prints micro and macro top-1 as mean and standard deviation over the seeds, and writes `seed_*.json`,
 `baseline.json`, `table.md`, and one model folder per seed. Seeds that are complete are not trained again, and
-an interrupted one continues. A seed takes about 15 minutes on two cores, the baseline 3 to 7.
+an interrupted one continues. A seed takes about 12 minutes on two cores, the baseline 3 to 7.
 """
 
 import json
@@ -62,8 +62,8 @@ class Options:
     depth: int = HfArg(default=4, help="Number of blocks of the vision tower.")
     learning_rate: float = HfArg(default=1e-3, help="Peak learning rate.")
     label_smoothing: float = HfArg(default=0.1, help="Label smoothing of the concept term.")
-    min_context: float = HfArg(default=1.2, help="Smallest side of a training window in sides of its region.")
-    max_context: float = HfArg(default=2.5, help="Largest side of a training window.")
+    min_context: float = HfArg(default=1.1, help="Smallest side of a training window in sides of its region.")
+    max_context: float = HfArg(default=2.0, help="Largest side of a training window.")
     views: list[float] = HfArg(
         default_factory=lambda: [1.25, 1.6, 2.0], help="Sides of the windows whose embeddings are averaged."
     )

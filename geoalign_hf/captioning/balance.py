@@ -1,4 +1,4 @@
-"""Balanced hard negatives, which cannot be told from right phrases without the image.
+"""Balanced hard negatives, which cannot be distinguished from right phrases without the image.
 
 A hard negative gives itself away if its words are wrong more often than right: where most ships are white,
 "a red ship" is probably wrong. In a balanced set, "a red ship" is the wrong phrase beside "a white ship" as
@@ -8,12 +8,12 @@ often as the other way round. Whatever scores the two texts alone is then right 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
+from logging import getLogger
 from typing import NamedTuple
 
 import numpy as np
-from transformers.utils import logging
 
-logger = logging.get_logger(__name__)
+logger = getLogger(__name__)
 
 
 class Contrast(NamedTuple):

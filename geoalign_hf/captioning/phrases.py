@@ -62,7 +62,7 @@ def list_phrases(facts: Facts, r: int) -> Iterator[tuple[str, str]]:
     group = facts.list_group(r)
     if is_countable(facts, group):
         yield "count", f"one of {count_noun(concept, len(group))}"
-    for relation, other in sorted(set(list_relations(facts, r))):
+    for relation, other in facts.relations[r]:
         yield "relation", f"{add_article(concept)} {relation} {add_article(other)}"
 
 
@@ -90,14 +90,6 @@ def is_countable(facts: Facts, group: list[int]) -> bool:
     if not 2 <= len(group) < len(NUMBERS) or concept in facts.uncounted:
         return False
     return len(group) == len(facts.kinds[concept]) or facts.is_in_row(group)
-
-
-def list_relations(facts: Facts, r: int) -> Iterator[tuple[str, str]]:
-    """List the relations of a region to regions of other concepts: ("next to", "harbor")."""
-    for s in facts.list_nearest(r):
-        for relation in RELATIONS:
-            if facts.holds(r, relation, s):
-                yield relation, facts.concepts[s]
 
 
 def is_distinguishing(facts: Facts, phrase: str, r: int) -> bool:

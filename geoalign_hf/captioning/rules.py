@@ -10,7 +10,6 @@ from .phrases import (
     is_sayable,
     list_extreme_phrases,
     list_phrases,
-    list_relations,
     name_place,
 )
 
@@ -110,7 +109,7 @@ def _choose(options: list[str], rng: np.random.Generator) -> str:
 
 
 def _draw_phrase(facts: Facts, r: int, rng: np.random.Generator) -> str:
-    relations = sorted(set(list_relations(facts, r)))
+    relations = facts.relations[r]
     relation = relations[int(rng.integers(len(relations)))] if relations else None
     place = word_place(facts.find_place([r]), rng)
     more = (
@@ -265,7 +264,7 @@ def _word_neighbours(facts: Facts, rng: np.random.Generator, most: int) -> list[
     """Write sentences about neighbours, each pair of concepts once."""
     sentences, pairs = [], set()
     for r in rng.permutation(len(facts))[:MOST_ASKED].tolist():
-        relations = sorted(set(list_relations(facts, r)))
+        relations = facts.relations[r]
         if not relations or len(sentences) >= most:
             continue
         relation, other = relations[int(rng.integers(len(relations)))]

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from PIL import Image
 
 
@@ -86,6 +85,8 @@ def ask_model(
     Returns:
         The rows with the model's text. Its caption comes before those of the row.
     """
+    import torch  # takes seconds, and rules do not need it
+
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     answers = _read_answers(path)

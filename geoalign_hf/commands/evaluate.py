@@ -11,13 +11,15 @@ from transformers.hf_argparser import HfArg
 from ..data.loading import decode_images
 from ..data.schema import build_rows
 from ..data.views import REGION_SOURCES
+from ..detection.detector import DetectionOptions
+from ..embedding.score_maps import TILE_SIDES, build_score_maps
 from ..embedding.templates import TEMPLATE_SETS
 from ..evaluation.choice import StatementChoiceEvaluator
 from ..evaluation.classification import RegionClassificationEvaluator, SceneClassificationEvaluator
 from ..evaluation.drift import EmbeddingDriftEvaluator
 from ..evaluation.figures import draw_confusion, draw_score_map
 from ..evaluation.hard_negatives import HardNegativeEvaluator
-from ..evaluation.localization import TILE_SIDES, LocalizationEvaluator, build_score_maps
+from ..evaluation.localization import LocalizationEvaluator
 from ..evaluation.metrics.localization import normalize_map
 from ..evaluation.results import write_metrics
 from ..evaluation.retrieval import CAPTION_PREFIXES, CaptionRetrievalEvaluator, PhraseRetrievalEvaluator
@@ -26,6 +28,7 @@ from ..images import ImageOptions
 from ..readers.captions import list_captions, read_captions
 from ..readers.files import list_images, parse_json, read_text
 from ..storage import read_json
+from .detect import DetectionTaskOptions
 from .inputs import ModelOptions, RowOptions, load_model
 
 SAVE_HELP = "Embeddings behind the scores: also written, as .npz files."
@@ -326,6 +329,24 @@ def evaluate_localization(
             )
             print(f"{path}: {query['phrase']}")
     return finish(metrics, output_dir) if metrics else output_dir
+
+
+def evaluate_detection(
+    options: DetectionTaskOptions,
+    detection: DetectionOptions,
+    row_options: RowOptions,
+    model_options: ModelOptions,
+    image_options: ImageOptions,
+) -> Path | None:
+    """Score detections by average precision and recall, as COCO does."""
+    row_options.check()
+    embedder = model_options.load(image_options)
+    evaluator = options.build(detection, row_options, embedder.image_options)
+    if options.calibrate:
+        fitted = evaluator.calibrate(embedder)
+        print(" ".join(f"--{name} {value:.4f}" for name, value in fitted.items()))
+        return None
+    return finish({"detection": evaluator(embedder)}, Path(options.output_dir))
 
 
 def read_entries(path: Path, keys: tuple[str, ...]) -> list[dict]:

@@ -9,6 +9,7 @@ from typing import Literal
 
 import pandas
 from accelerate import Accelerator, InitProcessGroupKwargs
+from transformers import AutoProcessor
 from transformers.hf_argparser import HfArg
 from transformers.utils import logging
 
@@ -27,7 +28,7 @@ from ..scenes.score import (
 )
 from ..scenes.search import check_model, read_description, search_archive
 from ..training.launch import check_processes
-from .inputs import MODEL, ModelOptions, load_model
+from .inputs import MODEL, ModelOptions, check_model_exists, load_model
 
 ARCHIVE = "outputs/archive"
 
@@ -38,56 +39,29 @@ class PixelOptions:
 
     _argument_group_name = "pixels"
 
-    bands: str | None = HfArg(
+    bands: tuple[int, ...] | None = HfArg(
         default=None,
         help="Numbers of the bands that are red, green and blue, such as 3,2,1, or of one band; by default "
         "those that the file declares.",
     )
-    stretch: str | None = HfArg(
+    stretch: tuple[float, float] | None = HfArg(
         default=None,
         help="Percentiles of the whole scene that become black and white, such as 2,98; by default 8-bit "
-        "pixels are kept, and all others are stretched by 2,98.",
+        "pixels are kept, and all others are stretched by the rule of the model, or by 2,98.",
+    )
+    limits: tuple[float, float] | None = HfArg(
+        default=None, help="Values that become black and white, such as 0,3000, instead of --stretch."
     )
 
-    def parse(self) -> tuple[tuple[int, ...] | None, tuple[float, float] | None]:
-        """Parse the bands and the stretch.
-
-        Raises:
-            ValueError: If they are not numbers between commas.
-        """
-        bands = parse_numbers("bands", self.bands, "3,2,1", int) if self.bands else None
-        stretch = parse_pair("stretch", self.stretch, "2,98") if self.stretch else None
-        return bands, stretch
-
-    def open(self, path: str) -> Scene:
-        """Open a scene."""
-        return Scene(path, *self.parse())
+    def open(self, path: str, model: str) -> Scene:
+        """Open a scene, before the model is loaded."""
+        return Scene(path, self.bands, self.stretch, self.limits, read_rule(model))
 
 
-def parse_numbers(name: str, text: str, example: str, kind: type = float) -> tuple:
-    """Parse numbers between commas.
-
-    Raises:
-        ValueError: If they are something else.
-    """
-    try:
-        return tuple(kind(number) for number in text.split(","))
-    except ValueError:
-        raise ValueError(
-            f"--{name} is {text!r}; expected numbers between commas, such as {example}."
-        ) from None
-
-
-def parse_pair(name: str, text: str, example: str) -> tuple[float, float]:
-    """Parse two numbers with a comma between them.
-
-    Raises:
-        ValueError: If they are something else.
-    """
-    numbers = parse_numbers(name, text, example)
-    if len(numbers) != 2:
-        raise ValueError(f"--{name} is {text!r}; expected two numbers, such as {example}.")
-    return numbers
+def read_rule(model: str) -> dict | None:
+    """Read the rule by which the images were read that a model was trained on."""
+    check_model_exists(model)
+    return getattr(AutoProcessor.from_pretrained(model), "image_rule", None)
 
 
 @dataclass
@@ -108,7 +82,7 @@ class SceneScoreOptions:
         help="Pixels of the scene per pixel of the model's input. Above 1 the scene is shrunk.",
     )
     overlap: float = HfArg(default=0.5, help="Part of a tile's side that it shares with the next tile.")
-    limits: str | None = HfArg(
+    colour_limits: tuple[float, float] | None = HfArg(
         default=None,
         help="Scores at the ends of the colour scale, such as 0.1,0.4; by default 0,0.5 for cosines and 0,1 "
         "for probabilities. They are the same for all scenes, so that pictures can be compared.",
@@ -121,9 +95,9 @@ class SceneScoreOptions:
 def scene_score(options: SceneScoreOptions, pixel_options: PixelOptions, model_options: ModelOptions) -> Path:
     """Map how similar the places of a georeferenced scene are to texts, as GeoTIFFs and pictures."""
     label, limits = ("probability", PROBABILITY_LIMITS) if options.background else ("cosine", COSINE_LIMITS)
-    limits = parse_pair("limits", options.limits, "0.1,0.4") if options.limits else limits
+    limits = options.colour_limits or limits
     check_map_options(options.queries, options.scale, options.overlap, limits)
-    scene = pixel_options.open(options.scene)
+    scene = pixel_options.open(options.scene, model_options.model)
     embedder = model_options.load()
     maps = score_scene(embedder, scene, options.queries, options.scale, options.overlap, options.background)
     protocol = {"model": model_options.model, "background": options.background}
@@ -173,7 +147,7 @@ def scene_classify(
     """Name the regions of a vector file in a georeferenced scene."""
     check_suffix(options.output)
     templates = resolve_templates(options.templates)
-    scene = pixel_options.open(options.scene)
+    scene = pixel_options.open(options.scene, model_options.model)
     regions = read_regions(options.regions, scene, options.buffer)
     named = classify_scene_regions(
         model_options.load(), scene, regions, options.concepts, templates, options.context
@@ -230,15 +204,17 @@ def scene_embed(
     check_processes(num_processes, "-m geoalign_hf scene embed")
     if not accelerator.is_main_process:
         logging.disable_progress_bar()
-    scenes, (bands, stretch) = list_scenes(options.scenes), pixel_options.parse()
+    scenes = list_scenes(options.scenes)
     embedder = model_options.load()
     job = SceneJob(
         scenes,
         options.output_dir,
         embedder.image_size if options.tile_side is None else options.tile_side,
         options.overlap,
-        bands,
-        stretch,
+        pixel_options.bands,
+        pixel_options.stretch,
+        pixel_options.limits,
+        read_rule(model_options.model),
         options.regions,
         options.buffer,
         options.context,

@@ -6,9 +6,11 @@ tensors say which text belongs to which image or region. Crops of regions are pr
 
 import hashlib
 import math
+from functools import cache
 
 import torch
 
+from ..captioning.vocabulary import load_vocabulary
 from ..model.packing_geoalign_clip import NO_TEXT, pack_texts
 from ..model.processing_geoalign_clip import CONCEPT_TEMPLATES, GeoAlignCLIPProcessor
 
@@ -17,6 +19,8 @@ TEXT_KINDS = frozenset({"caption", "description", "phrase", "concept", "negative
 LOSS_KEYS = frozenset({"row_ids", "negative_index", "vocabulary_index", "vocabulary_ids"}) | {
     f"{kind}_{what}" for kind in TEXT_KINDS - {"negative"} for what in ("index", "ids")
 }
+LOSS_KEYS |= {"concept_broader", "vocabulary_broader"}
+LEVELS = max(map(len, load_vocabulary().values()))  # K: a concept has at most so many broader ones
 CROP_KEYS = frozenset({"crop_values", "crop_boxes", "crop_quads", "crop_index"})
 
 
@@ -45,7 +49,7 @@ class RowCollator:
         self.templates = tuple(templates)
         self.text_kinds = frozenset(text_kinds)
         names = filter(None, vocabulary or ()) if "concept" in self.text_kinds else ()
-        self.vocabulary = tuple(dict.fromkeys(names))
+        self.vocabulary: tuple[str, ...] = tuple(dict.fromkeys(names))
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         """Make one batch.
@@ -59,8 +63,10 @@ class RowCollator:
             What the losses take beside its output: `caption_index`, `description_index` (B,), `phrase_index`
             (B, R), `concept_index` (B, R, T) and `negative_index` (B, R, K), numbers of texts, -100 where
             there is no negative; `caption_ids`, `description_ids` (B,), `phrase_ids`, `concept_ids` (B, R), a
-            stable hash of the words, -100 where there is none; `row_ids` (B,).
-            With a vocabulary: `vocabulary_index` (C, T), numbers of texts, and `vocabulary_ids` (C,).
+            stable hash of the words, -100 where there is none; `concept_broader` (B, R, K), the ids of the
+            broader concepts (`captioning/vocabulary.yaml`), -100 for padding; `row_ids` (B,).
+            With a vocabulary: `vocabulary_index` (C, T), numbers of texts, `vocabulary_ids` (C,) and
+            `vocabulary_broader` (C, K).
             If a row has `crops`: `crop_values` (Q, 3, S, S), `crop_boxes` (Q, 1, 4) or `crop_quads`
             (Q, 1, 4, 2), the region in its crop, and `crop_index` (Q,), the region's place among B * R.
 
@@ -76,34 +82,37 @@ class RowCollator:
         index |= {"phrase": torch.zeros(B, R, dtype=torch.long), "concept": torch.zeros(B, R, T).long()}
         index |= {"negative": torch.full((B, R, K), NO_TEXT)}
         ids = {name: torch.full(index[name].shape[:2], NO_TEXT) for name in index if name != "negative"}
+        broader = {"concept_broader": torch.full((B, R, LEVELS), NO_TEXT)}
         texts: dict[str, int] = {}
 
         def number(wordings: list[str]) -> list[int]:
             return [texts.setdefault(wording, len(texts)) for wording in wordings]
 
-        def place(name: str, position, words: str | None, wordings: list[str]):
+        def place(name: str, position, words: str | None, wordings: list[str] | None = None):
             if not words:
                 return
             ids[name][position] = hash_words(words)
             if name in self.text_kinds:
-                index[name][position] = torch.tensor(number(wordings))
+                index[name][position] = torch.tensor(number(wordings or [words]))
 
         for i, row in enumerate(rows):
             caption = next(iter(row.get("captions") or []), None)
-            place("caption", i, caption, [caption])
-            place("description", i, row.get("description"), [row.get("description")])
+            place("caption", i, caption)
+            place("description", i, row.get("description"))
             for r, (phrase, concept) in enumerate(zip(row["phrases"], row["concepts"], strict=True)):
-                place("phrase", (i, r), phrase, [phrase])
+                place("phrase", (i, r), phrase)
                 place("concept", (i, r), concept, self._word(concept))
+                broader["concept_broader"][i, r] = hash_broader(concept)
         if self.vocabulary:
             self._check_concepts(rows)
             index["vocabulary"] = torch.tensor([number(self._word(name)) for name in self.vocabulary])
             ids["vocabulary"] = torch.tensor([hash_words(name) for name in self.vocabulary])
+            broader["vocabulary_broader"] = torch.stack([hash_broader(name) for name in self.vocabulary])
         for i, row in enumerate(negatives):
             for r, phrases in enumerate(row):
                 index["negative"][i, r, : len(phrases)] = torch.tensor(number(phrases), dtype=torch.long)
         batch |= self._pack(list(texts), index)
-        batch |= {f"{name}_ids": hashes for name, hashes in ids.items()}
+        batch |= broader | {f"{name}_ids": hashes for name, hashes in ids.items()}
         return batch | {"row_ids": torch.tensor([row.get("row_id", NO_TEXT) for row in rows])}
 
     def _word(self, concept: str) -> list[str]:
@@ -122,7 +131,7 @@ class RowCollator:
     def _pack(self, texts: list[str], index: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Tokenize and pack the texts, and let the indices name them by their number in the rows."""
         tokenizer = self.processor.tokenizer
-        # Without any words a text of no meaning keeps the text tower, and its gradients, in step.
+        # A batch without words gets one meaningless text, so that every process runs the text tower.
         tokens = [[tokenizer.bos_token_id, tokenizer.eos_token_id]]
         if texts:
             tokens = self.processor(text=texts, truncation=True)["input_ids"]
@@ -191,3 +200,15 @@ def hash_words(words: str) -> int:
         True
     """
     return int.from_bytes(hashlib.blake2b(words.encode(), digest_size=8).digest(), "big") >> 1
+
+
+@cache
+def hash_broader(concept: str | None) -> torch.Tensor:
+    """Return the ids of the concepts that are broader than this one, (K,), -100 for padding.
+
+    Example:
+        >>> (hash_broader("bus") == hash_words("vehicle")).sum()
+        tensor(1)
+    """
+    names = load_vocabulary().get(concept or "", ())
+    return torch.tensor([*map(hash_words, names), *[NO_TEXT] * (LEVELS - len(names))])

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .augmentation import Augmentation, change_light, drop_context, measure_visible
+from .augmentation import Augmentation, change_light
 from .schema import REGION_COLUMNS
+from .windows import drop_context, measure_visible
 
 MAX_OFFSET = (
     0.25  # distance of the centres of a turned window and its region, as a share of the window's side

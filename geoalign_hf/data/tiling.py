@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from ..readers.skipped import SkipReport
-from .augmentation import cut_window, measure_visible
+from .windows import cut_window, measure_visible
 
 
 def list_tiles(

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 
 from ..model.views_geoalign_clip import find_window
-from .augmentation import cut_window
+from .windows import cut_window
 
 REGION_SOURCES = ("image", "window", "crop", "both")
 # Side of a window in longer sides of its box; for crops that of CLIPSelf, https://arxiv.org/abs/2310.01403.
@@ -11,7 +11,7 @@ CONTEXTS = {"image": None, "window": 3.0, "crop": 1.5, "both": 1.5}
 
 
 def resolve_context(region_source: str, context: float | None) -> float | None:
-    """Give the context that goes with a source of regions: the one asked for, or the usual one.
+    """Return the context for a source of regions: the one that is given, or the default of the source.
 
     Raises:
         ValueError: if the source is unknown, or the context below 1.
@@ -40,13 +40,27 @@ def resolve_contexts(context: float | None, views: Sequence[float] | None) -> li
     return list(views)
 
 
-def list_views(rows: Iterable[dict], region_source: str, context: float | None) -> Iterator[dict]:
-    """Yield what is encoded at once: an image with all its boxes, or a window with its one."""
+def list_views(
+    rows: Iterable[dict], region_source: str, context: float | None, form: str = "boxes"
+) -> Iterator[dict]:
+    """Yield what is encoded at once: an image with all its regions, or a window with its one.
+
+    Raises:
+        ValueError: if `form` is "quads" and a row lacks quads.
+    """
     for row in rows:
+        quads = row.get("quads") or [] if form == "quads" else None
+        if quads is not None and len(quads) != len(row["boxes"]):
+            raise ValueError(
+                f"a row has {len(row['boxes'])} boxes, but {len(quads)} quads. Give one for each."
+            )
         if region_source == "image" and row["boxes"]:
-            yield {"image": row["image"], "boxes": row["boxes"]}
+            view = {"image": row["image"], "boxes": row["boxes"]}
+            yield view if quads is None else view | {"quads": quads}
         elif region_source != "image":
-            for box in row["boxes"]:
+            for r, box in enumerate(row["boxes"]):
                 region = {"image": row["image"], "boxes": [box], "phrases": [""], "concepts": [""]}
+                if quads is not None:
+                    region["quads"] = [quads[r]]
                 # However little of the box is inside the image, it is this region that is asked for.
                 yield cut_window(region, find_window(box, row["image"].size, context), min_visible=0.0)

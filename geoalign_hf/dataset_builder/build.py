@@ -15,17 +15,17 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
+from logging import getLogger
 from pathlib import Path
 
-import transformers
-from transformers.hf_argparser import HfArg
-from transformers.utils.logging import get_logger, tqdm
+from tqdm.auto import tqdm
 
 from ..captioning.balance import score_text_only
 from ..data.schema import count_rows
 from ..data.tiling import list_tiles
-from ..hub.cards import write_dataset_card
+from ..hub.dataset_cards import write_dataset_card
 from ..images import DEFAULT_OPTIONS, ImageOptions
+from ..options import option
 from ..readers.registry import FORMATS
 from ..readers.skipped import SkipReport
 from ..readers.yolo import read_names
@@ -36,7 +36,7 @@ from .plan import Plan, plan_shards
 from .recipe import describe_sources, read_sources, select_sources
 from .shards import Job, build_shards, iterate_rows, read_rows_at
 
-logger = get_logger(__name__)
+logger = getLogger(__name__)
 WORK = ".build"  # subfolder of an unfinished build; it is removed at the end
 JOB_SETTINGS = ("split", "min_visible", "max_negatives", "leaks")
 JOB_SETTINGS += ("on_error", "seed")
@@ -50,93 +50,93 @@ FREE_SETTINGS = ("output_dir", "num_workers", "sheet_rows", "on_error")
 class BuildConfig:
     """Settings of a build. Give exactly one annotation format, or a recipe."""
 
-    output_dir: str = HfArg(
+    output_dir: str = option(
         default="",
         help="Folder of the dataset. The default is outputs/rows for the split train, and "
         "outputs/rows_<split> for others.",
     )
-    coco: str | None = HfArg(default=None, help=f"{FORMATS['coco'].description}.")
-    dota: str | None = HfArg(default=None, help=f"{FORMATS['dota'].description}.")
-    voc: str | None = HfArg(default=None, help=f"{FORMATS['voc'].description}.")
-    yolo: str | None = HfArg(default=None, help=f"{FORMATS['yolo'].description}.")
-    captions: str | None = HfArg(default=None, help=f"{FORMATS['captions'].description}.")
-    recipe: str | None = HfArg(
+    coco: str | None = option(default=None, help=f"{FORMATS['coco'].description}.")
+    dota: str | None = option(default=None, help=f"{FORMATS['dota'].description}.")
+    voc: str | None = option(default=None, help=f"{FORMATS['voc'].description}.")
+    yolo: str | None = option(default=None, help=f"{FORMATS['yolo'].description}.")
+    captions: str | None = option(default=None, help=f"{FORMATS['captions'].description}.")
+    recipe: str | None = option(
         default=None, help="Recipe for several data sets: a YAML file, or rsfg.yaml of this package."
     )
-    root: str | None = HfArg(default=None, help="Folder that holds the data sets of the recipe.")
-    sources: list[str] = HfArg(
+    root: str | None = option(default=None, help="Folder that holds the data sets of the recipe.")
+    sources: list[str] = option(
         default_factory=list,
         help="Names of the recipe's data sets to build. Default: all but evaluation sets.",
     )
-    license_filter: str | None = HfArg(
+    license_filter: str | None = option(
         default=None,
         help="Purpose that the terms of a data set must allow: research, commercial or redistribution.",
     )
-    images: str | None = HfArg(
+    images: str | None = option(
         default=None, help="Folder of the images. The default for --coco is the folder of its file."
     )
-    concepts: str | None = HfArg(
+    concepts: str | None = option(
         default=None, help="File of concept names: a data.yaml, or one name per line. Required for --yolo."
     )
-    drop_difficult: bool = HfArg(
+    drop_difficult: bool = option(
         default=False, help="Exclusion of regions that are flagged as difficult (DOTA, VOC)."
     )
-    counts_from_one: bool = HfArg(
+    counts_from_one: bool = option(
         default=False, help="Pixel numbering from 1 in VOC boxes, as in the original Pascal VOC."
     )
-    caption_split: str | None = HfArg(default=None, help="Split of the caption file to read. Default: all.")
-    split: str = HfArg(default="train", help="Name of the split that is built.")
-    tile: int = HfArg(
+    caption_split: str | None = option(default=None, help="Split of the caption file to read. Default: all.")
+    split: str = option(default="train", help="Name of the split that is built.")
+    tile: int = option(
         default=0, help="Side of the tiles that larger images are cut into, in pixels. 0 cuts no tiles."
     )
-    overlap: int = HfArg(default=128, help="Overlap of neighbouring tiles, in pixels.")
-    min_visible: float = HfArg(
+    overlap: int = option(default=128, help="Overlap of neighbouring tiles, in pixels.")
+    min_visible: float = option(
         default=0.5, help="Smallest visible part of a region's area, 0 to 1, for a tile to keep the region."
     )
-    max_negatives: int = HfArg(default=4, help="Maximum number of hard negatives per phrase.")
-    negatives: str | None = HfArg(
+    max_negatives: int = option(default=4, help="Maximum number of hard negatives per phrase.")
+    negatives: str | None = option(
         default=None,
         help="Choice of hard negatives: free (each by itself), matched (each change of words as often as its "
         "opposite) or balanced (whole phrases exchanged equally often, so that text alone tells nothing). "
         "The default is matched for the split train and balanced for others.",
     )
-    false_colour: bool = HfArg(
+    false_colour: bool = option(
         default=False, help="Images in false colours, e.g. with infrared, so that no text names a colour."
     )
-    natural_colour: bool = HfArg(
+    natural_colour: bool = option(
         default=False,
         help="Images in natural colours although their bands are chosen or scaled. Without it, no text names "
         "a colour of such images.",
     )
-    model: str | None = HfArg(
+    model: str | None = option(
         default=None, help="Vision-language model that writes the text. By default, rules write it."
     )
-    eval_coco: list[str] = HfArg(
+    eval_coco: list[str] = option(
         default_factory=list, help="COCO files of evaluation sets, for the leakage check."
     )
-    eval_captions: list[str] = HfArg(
+    eval_captions: list[str] = option(
         default_factory=list, help="Caption files of evaluation sets, for the leakage check."
     )
-    eval_images: list[str] = HfArg(
+    eval_images: list[str] = option(
         default_factory=list, help="Image folders of evaluation sets, for the leakage check."
     )
-    leaks: str = HfArg(
+    leaks: str = option(
         default="skip", help="Treatment of images and captions that are in an evaluation set: skip or keep."
     )
-    on_error: str = HfArg(
+    on_error: str = option(
         default="stop", help="Reaction to a wrong annotation or an unreadable image: stop or skip."
     )
-    images_per_shard: int = HfArg(default=100, help="Maximum number of source images per Parquet file.")
-    shard_megabytes: int = HfArg(default=500, help="Maximum size of a Parquet file, in megabytes.")
-    num_workers: int = HfArg(default=1, help="Number of processes.")
-    seed: int = HfArg(default=0, help="Seed of all random choices.")
-    sheet_rows: int = HfArg(default=12, help="Number of rows on the contact sheets.")
-    title: str | None = HfArg(default=None, help="Title of the card. The default is the folder's name.")
-    license: str | None = HfArg(
+    images_per_shard: int = option(default=100, help="Maximum number of source images per Parquet file.")
+    shard_megabytes: int = option(default=500, help="Maximum size of a Parquet file, in megabytes.")
+    num_workers: int = option(default=1, help="Number of processes.")
+    seed: int = option(default=0, help="Seed of all random choices.")
+    sheet_rows: int = option(default=12, help="Number of rows on the contact sheets.")
+    title: str | None = option(default=None, help="Title of the card. The default is the folder's name.")
+    license: str | None = option(
         default=None, help="Licence of images and annotations as the Hub names it, e.g. cc-by-4.0 or other."
     )
-    license_name: str | None = HfArg(default=None, help="Name of the licence if --license is other.")
-    license_link: str | None = HfArg(default=None, help="Address of the licence text.")
+    license_name: str | None = option(default=None, help="Name of the licence if --license is other.")
+    license_link: str | None = option(default=None, help="Address of the licence text.")
 
     def __post_init__(self):
         if not self.output_dir:
@@ -179,6 +179,7 @@ def _build_locked(config: BuildConfig, image_options: ImageOptions, output: Path
         config.eval_captions + (selection.eval_captions if selection else []),
         config.eval_images + (selection.eval_images if selection else []),
         image_options,
+        selection.eval_lists if selection else None,
     )
     counts: dict[str, dict[str, int]] = {}
     rows = read_sources(selection.present, report, counts) if selection else _read_source(config, report)
@@ -201,6 +202,8 @@ def _build_locked(config: BuildConfig, image_options: ImageOptions, output: Path
     missing = [index for index in range(job.num_shards) if not job.locate_shard(index).exists()]
     ask = None
     if config.model and missing:
+        import transformers  # takes seconds, and rules do not need it
+
         ask = transformers.pipeline("image-text-to-text", model=config.model)
     with tqdm(total=job.num_shards, initial=job.num_shards - len(missing), desc="shards") as bar:
         for _ in build_shards(job, missing, config.num_workers, ask):
@@ -255,7 +258,7 @@ def _check_config(config: BuildConfig) -> None:
 def _check_recipe(config: BuildConfig) -> None:
     if not config.root:
         raise ValueError("--recipe is given without --root. Give the folder that holds the data sets.")
-    options = {option for one in FORMATS.values() for option in one.options} | {"images", "tile"}
+    options = {name for one in FORMATS.values() for name in one.options} | {"images", "tile"}
     if without_effect := sorted(f"--{name}" for name in options if getattr(config, name)):
         raise ValueError(f"{without_effect} have no effect on --recipe, which states them. Edit the recipe.")
 
@@ -267,7 +270,7 @@ def _check_format(config: BuildConfig, given: str) -> None:
     for name in FORMATS[given].required:
         if not getattr(config, name):
             raise ValueError(f"--{given} is given without --{name}. Give both.")
-    for name in sorted({option for one in FORMATS.values() for option in one.options}):
+    for name in sorted({name for one in FORMATS.values() for name in one.options}):
         if getattr(config, name) and name not in FORMATS[given].options:
             formats = [key for key, one in FORMATS.items() if name in one.options]
             raise ValueError(f"--{name} has no effect on --{given}; it goes with {formats}. Omit it.")
@@ -278,7 +281,7 @@ def _check_format(config: BuildConfig, given: str) -> None:
 def _read_source(config: BuildConfig, report: SkipReport) -> Iterator[dict]:
     """Read the annotations that a config names."""
     name, source = next((name, FORMATS[name]) for name in FORMATS if getattr(config, name))
-    options = {option: getattr(config, option) for option in source.options}
+    options = {name: getattr(config, name) for name in source.options}
     if options.get("concepts"):
         options["concepts"] = read_names(Path(options["concepts"]))
     tile = (config.tile, config.overlap) if config.tile else None

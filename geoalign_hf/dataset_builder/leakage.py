@@ -7,17 +7,17 @@ Captions are compared by their words. Images are compared by a hash of their pix
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from transformers.hf_argparser import HfArg
 
 from ..data.duplicates import FEWEST_EQUAL, KEPT, hash_appearance, hash_pixels, list_orientations
 from ..data.loading import load_rows
 from ..images import DEFAULT_OPTIONS, ImageOptions, read_image
+from ..options import option
 from ..readers.captions import list_captions
 from ..readers.coco import read_coco
 from ..readers.files import list_images
@@ -26,7 +26,7 @@ from ..storage import write_text
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """Hashes of a set that must not be trained on.
+    """Hashes of an evaluation set, which must not be trained on.
 
     Args:
         name: Name of the set.
@@ -108,6 +108,7 @@ def collect_sets(
     eval_captions: Iterable[str | Path] = (),
     eval_images: Iterable[str | Path] = (),
     image_options: ImageOptions = DEFAULT_OPTIONS,
+    eval_lists: Mapping[str, Iterable[Path]] | None = None,
 ) -> list[EvaluationSet]:
     """Hash evaluation sets.
 
@@ -116,9 +117,10 @@ def collect_sets(
         eval_captions: Caption files in a form that `readers.captions` reads. No images are needed.
         eval_images: Folders of images.
         image_options: Rules for images that are not 8-bit RGB.
+        eval_lists: Images of each further set, by its name.
 
     Returns:
-        One set for each file or folder.
+        One set for each file, folder or list.
     """
     sets = []
     for path in eval_coco:
@@ -128,9 +130,9 @@ def collect_sets(
         entries = list_captions(path)
         captions = [(entry["filename"], caption) for entry in entries for caption in entry["captions"]]
         sets.append(collect_set(str(path), captions=captions))
-    for path in eval_images:
-        images = ((str(image), read_image(image, image_options)) for image in list_images(path))
-        sets.append(collect_set(str(path), images))
+    lists = {str(path): list_images(path) for path in eval_images} | dict(eval_lists or {})
+    for name, paths in lists.items():
+        sets.append(collect_set(name, ((str(path), read_image(path, image_options)) for path in paths)))
     return sets
 
 
@@ -174,14 +176,14 @@ def write_table(overlaps: list[dict], sets: Iterable[EvaluationSet]) -> str:
 class LeakageConfig:
     """Rows to compare with evaluation sets."""
 
-    dataset: str = HfArg(default="outputs/rows", help="Folder of built rows, or Hub repository.")
-    split: str | None = HfArg(
+    dataset: str = option(default="outputs/rows", help="Folder of built rows, or Hub repository.")
+    split: str | None = option(
         default=None, help="Split of the rows. The default is train, or the only split."
     )
-    eval_coco: list[str] = HfArg(default_factory=list, help="COCO files of evaluation sets.")
-    eval_captions: list[str] = HfArg(default_factory=list, help="Caption files of evaluation sets.")
-    eval_images: list[str] = HfArg(default_factory=list, help="Image folders of evaluation sets.")
-    output: str | None = HfArg(default=None, help="JSON file for the list of overlaps.")
+    eval_coco: list[str] = option(default_factory=list, help="COCO files of evaluation sets.")
+    eval_captions: list[str] = option(default_factory=list, help="Caption files of evaluation sets.")
+    eval_images: list[str] = option(default_factory=list, help="Image folders of evaluation sets.")
+    output: str | None = option(default=None, help="JSON file for the list of overlaps.")
 
 
 def run_leakage(config: LeakageConfig, image_options: ImageOptions) -> None:

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from ..storage import read_json, write_text
 from .leakage import EvaluationSet, find_overlaps
 from .plan import read_shard_rows
 
+SWITCH = "GEOALIGN_HF_REGISTER"  # see `geoalign_hf`
 TEXT_COLUMNS = [name for name in FEATURES if name != "image"]
 
 
@@ -114,12 +116,26 @@ def build_shards(
     # A fork of a process that has threads may hang. The server has none, and imports the package only once.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    with ProcessPoolExecutor(num_workers, context, initializer=_start_worker, initargs=(job,)) as pool:
+    pool = ProcessPoolExecutor(num_workers, context, initializer=_start_worker, initargs=(job,))
+    with pool, _without_models():
         try:
             for future in as_completed([pool.submit(_build_in_worker, index) for index in indices]):
                 yield future.result()
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _without_models() -> Iterator[None]:
+    """Let processes that start here import the package without torch and transformers."""
+    before = os.environ.get(SWITCH)
+    os.environ[SWITCH] = "0"
+    try:
+        yield
+    finally:
+        del os.environ[SWITCH]
+        if before is not None:
+            os.environ[SWITCH] = before
 
 
 def _start_worker(job: Job) -> None:

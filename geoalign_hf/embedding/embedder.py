@@ -21,7 +21,7 @@ from transformers.utils import logging
 
 from .. import __version__
 from ..data.views import list_views, resolve_context, resolve_contexts
-from ..images import DEFAULT_OPTIONS, ImageOptions, read_image
+from ..images import DEFAULT_OPTIONS, ImageOptions, read_image, sample_to_row
 from ..model.processing_geoalign_clip import CONCEPT_TEMPLATES
 from ..model.regions_geoalign_clip import check_boxes
 from .templates import check_concepts, check_texts, resolve_templates
@@ -78,8 +78,8 @@ class Embedder:
         """Embed whole images.
 
         Args:
-            images: N PIL images, arrays or paths; a column of a dataset also works. An iterator without a
-                length shows no progress bar.
+            images: N PIL images, arrays, paths or samples of torchgeo; a column of a dataset also works. An
+                iterator without a length shows no progress bar.
             noun: label of the progress bar.
 
         Returns:
@@ -89,7 +89,9 @@ class Embedder:
             raise ValueError(f"Expected a list of images; found the string {images!r}. Give [{images!r}].")
         if isinstance(images, Sized):
             images = logging.tqdm(images, desc=noun, total=len(images), leave=False)
-        return self._collect(self._embed_images(batch) for batch in self._take_batches(images))
+        draft_side = self.image_size if self.draft_jpeg else None
+        read = (self.read_image(image, draft_side) for image in images)
+        return self._collect(self._embed_images(batch) for batch in self._take_batches(read))
 
     def embed_text(self, texts: Sequence[str]) -> torch.Tensor:
         """Embed texts. Equal texts are encoded once and get equal bits.
@@ -139,25 +141,25 @@ class Embedder:
         region_source: str | None = None,
         context: float | None = None,
         views: Sequence[float] | None = None,
+        form: str = "boxes",
     ) -> torch.Tensor:
         """Embed every box of every row, in order.
 
         Args:
             rows: dataset or list of rows, with `image` and `boxes` (xyxy pixels of the image, at least partly
-                inside it).
+                inside it), or of samples of torchgeo.
             region_source: what is encoded for a region. None takes the source that the model was trained for
                 (`config.region_view`), or else "image".
 
                 - "image": the whole image once; all its regions are pooled from it.
-                - "window": the window around the region, and the region is pooled from that. Slower, and
-                  better for small regions.
+                - "window": the window around the region, from which it is pooled; better for small regions.
                 - "crop": the same window, embedded as a whole image. A stock CLIP can only do this.
-                - "both": the renormalised mean of "image" and "crop", which ranks as the mean of their
-                  scores.
+                - "both": the renormalised mean of "image" and "crop".
             context: side of the window, in multiples of the longer side of the box. None takes the context
                 that the model was trained for, or else a default of `region_source`.
             views: several contexts in place of `context`. The result is the renormalised mean over them; each
                 view costs one encoding of every window.
+            form: "quads" pools the rows' quads, oriented boxes with `boxes` around them. Crops ignore it.
 
         Returns:
             (N, D), unit vectors.
@@ -171,7 +173,7 @@ class Embedder:
             self._require("embed_regions", 'use region_source="crop"')
         sources = ("image", "crop") if region_source == "both" else (region_source,)
         parts = [
-            self._embed_regions(rows, source, side)
+            self._embed_regions(rows, source, side, form)
             for source in sources
             for side in (contexts if source != "image" else [None])
         ]
@@ -195,7 +197,7 @@ class Embedder:
 
         def encode(batch: list) -> torch.Tensor:
             images, masks = zip(*batch, strict=True)
-            inputs = self._prepare(list(images), masks=[mask[None] for mask in masks])
+            inputs = self._prepare([self.read_image(i) for i in images], masks=[mask[None] for mask in masks])
             with evaluation_mode(self.model):
                 return self.model.embed_regions(**inputs, **self._interpolate())[:, 0]
 
@@ -269,7 +271,7 @@ class Embedder:
             ValueError: if the model has no dense map.
         """
         self._require("get_patch_features", "measure it by tiles")
-        for batch in self._take_batches(images):
+        for batch in self._take_batches(map(self.read_image, images)):
             with evaluation_mode(self.model):
                 features = self.model.get_patch_features(**self._prepare(batch), **self._interpolate())
             yield normalize(features.float(), dim=1).cpu()
@@ -315,11 +317,11 @@ class Embedder:
 
     def _check_row(self, i: int, row: dict) -> dict:
         """Open the image of a row, and refuse boxes that are not boxes of it."""
+        row = sample_to_row(row)
         image = self.read_image(row["image"])
         for r, box in enumerate(row["boxes"]):
             if len(box) != 4:
-                place = f"rows[{i}]['boxes'][{r}]"
-                raise ValueError(f"{place} = {list(box)} has {len(box)} numbers; expected xyxy.")
+                raise ValueError(f"rows[{i}]['boxes'][{r}] = {list(box)} has {len(box)} numbers, not xyxy.")
         boxes = torch.tensor(row["boxes"], dtype=torch.float64).reshape(-1, 4)
         check_boxes(boxes, image.width, image.height, f"rows[{i}]['boxes']")
         return row | {"image": image}
@@ -329,8 +331,6 @@ class Embedder:
         sizes = {"size": side}
         if self._crops():
             sizes = {"size": {"shortest_edge": self.image_size}, "crop_size": side}
-        draft_side = self.image_size if self.draft_jpeg else None
-        images = [self.read_image(image, draft_side) for image in images]
         inputs = self.processor(images=images, return_tensors="pt", **sizes, **regions).to(self.model.device)
         return inputs | {"pixel_values": inputs["pixel_values"].to(self.model.dtype)}
 
@@ -341,17 +341,17 @@ class Embedder:
                 return self.model.embed_images(**inputs)
             return normalize(_take_pooled(self.model.get_image_features(**inputs)), dim=-1)
 
-    def _embed_regions(self, rows, region_source: str, context: float | None) -> torch.Tensor:
+    def _embed_regions(self, rows, region_source: str, context: float | None, form: str) -> torch.Tensor:
         progress = logging.tqdm(rows, desc="regions", total=len(rows), leave=False)
         checked = (self._check_row(i, row) for i, row in enumerate(progress))
-        views = list_views(checked, region_source, context)
+        views = list_views(checked, region_source, context, form)
         if region_source == "crop":
             images = ([view["image"] for view in batch] for batch in self._take_batches(views))
             return self._collect(self._embed_images(batch) for batch in images)
-        return self._collect(self._embed_views(batch) for batch in self._take_batches(views))
+        return self._collect(self._embed_views(batch, form) for batch in self._take_batches(views))
 
-    def _embed_views(self, views: list[dict]) -> torch.Tensor:
-        inputs = self._prepare([view["image"] for view in views], boxes=[view["boxes"] for view in views])
+    def _embed_views(self, views: list[dict], form: str) -> torch.Tensor:
+        inputs = self._prepare([view["image"] for view in views], **{form: [view[form] for view in views]})
         with evaluation_mode(self.model):
             return self.model.embed_regions(**inputs, **self._interpolate())[inputs["region_mask"]]
 

@@ -3,17 +3,18 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
+from huggingface_hub import DatasetCard, EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import EntryNotFoundError
 from safetensors import safe_open
 
 from ..model.pipeline_geoalign_clip import ZeroShotRegionClassificationPipeline
 from ..model.requirements_geoalign_clip import REQUIRED_TRANSFORMERS
 from ..storage import read_json, write_json
+from .dataset_cards import UNNAMED
 
 TEMPLATE = Path(__file__).parent / "model_card.md"
-DATASET_TEMPLATE = Path(__file__).parent / "dataset_card.md"
 # For each task of the evaluation, the Hub's name of the task and the score that orders results.
 TASKS = {
     "region classification from ground-truth boxes": (
@@ -27,8 +28,9 @@ TASKS = {
     "a phrase against its hard negatives": ("feature-extraction", "accuracy"),
 }
 START = "start"  # name of the result before training; it is no result of the weights that the card describes
-# Placeholders in a card that `push` replaces: the name of the repository, and of an adapter's base model.
-UNNAMED, UNNAMED_BASE = "you/your-repository", "you/your-base-model"
+# Placeholder in a card that `push` replaces by the name of the repository of an adapter's base model.
+LOCAL_BASE = "a local folder"  # a base model that nobody else can load
+UNNAMED_BASE = "you/your-base-model"
 
 
 def write_card(folder: str | Path, metrics: dict[str, dict], settings: dict | None = None) -> ModelCard:
@@ -48,8 +50,12 @@ def write_card(folder: str | Path, metrics: dict[str, dict], settings: dict | No
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     card = make_card(folder, metrics, settings)
-    write_json(folder / "metrics.json", metrics)
-    write_json(folder / "args.json", settings or {})
+    settings = dict(settings or {})
+    if settings.get("base_model") and Path(settings["base_model"]).exists():
+        settings["base_model"] = LOCAL_BASE
+    # These files are published with the card, so they must not name folders of this machine.
+    write_json(folder / "metrics.json", hide_paths(metrics))
+    write_json(folder / "args.json", hide_paths(settings))
     card.save(folder / "README.md")
     return card
 
@@ -63,9 +69,9 @@ def make_card(folder: Path, metrics: dict[str, dict], settings: dict | None = No
     name, adapter = _name_folder(folder), _read_json(folder / "adapter_config.json")
     if adapter:
         base_model = adapter["base_model_name_or_path"]
-    is_published = base_model and not Path(base_model).exists()
+    is_published = base_model and base_model != LOCAL_BASE and not Path(base_model).exists()
     if base_model and not is_published:
-        base_model = UNNAMED_BASE if adapter else "a local folder"
+        base_model = UNNAMED_BASE if adapter else LOCAL_BASE
     metrics = sort_results(metrics)
     measured = {title: scores for title, scores in metrics.items() if title != START}
     card_data = ModelCardData(
@@ -100,7 +106,7 @@ def make_card(folder: Path, metrics: dict[str, dict], settings: dict | None = No
     )
 
 
-def hide_paths(value):
+def hide_paths(value: Any) -> Any:
     """Replace local paths in settings, also in nested ones, by the name of the file or folder.
 
     Example:
@@ -174,8 +180,8 @@ def describe_architecture(folder: Path) -> dict | None:
     """Describe the saved model or adapter of a folder: number of parameters and what it takes as input.
 
     Returns:
-        `num_parameters` and, for a model, `image_size`, `patch_size`, `num_tokens` and `vocab_size`. None if
-        the folder holds no weights.
+        `num_parameters` and, for a model, `image_size`, `patch_size`, `num_tokens`, `vocab_size`,
+        `region_view` and `region_context`. None if the folder holds no weights.
     """
     files = [
         path for path in folder.glob("*.safetensors") if path.stem.startswith(("model", "adapter_model"))
@@ -189,6 +195,8 @@ def describe_architecture(folder: Path) -> dict | None:
         found |= {"image_size": vision.get("image_size", 224), "patch_size": vision.get("patch_size", 32)}
         found["num_tokens"] = text.get("max_position_embeddings", 77)
         found["vocab_size"] = text.get("vocab_size", 49408)
+        found["region_view"] = config.get("region_view", "image")
+        found["region_context"] = config.get("region_context")
     return found
 
 
@@ -212,7 +220,8 @@ def describe_dataset(source: str) -> dict:
         `name`, `repo_id`, `license`, for local data the list of `concepts`, and `image_rule`, by which images
         of more than 8 bits were read. What is unknown is None.
     """
-    path, found = Path(source), {"image_rule": None}
+    path = Path(source)
+    found: dict[str, Any] = {"image_rule": None}
     if path.suffix == ".json":
         content = _read_json(path)
         licenses = [entry.get("name") or entry.get("url") for entry in content.get("licenses") or []]
@@ -227,7 +236,7 @@ def describe_dataset(source: str) -> dict:
     if path.exists() and not (path / "README.md").exists():
         return found | {"license": None}
     try:
-        data = DatasetCard.load(path / "README.md" if path.exists() else source).data
+        data: Any = DatasetCard.load(path / "README.md" if path.exists() else source).data
     except EntryNotFoundError:
         return found | {"license": None}
     found["image_rule"] = getattr(data, "image_rule", None)
@@ -244,53 +253,6 @@ def _name_folder(folder: Path) -> str:
 
 def _read_json(path: Path) -> dict:
     return read_json(path) if path.exists() else {}
-
-
-def write_dataset_card(
-    folder: str | Path, statistics: dict, settings: dict, leakage: str | None = None
-) -> DatasetCard:
-    """Write the dataset card of a folder of rows as README.md.
-
-    `datasets` finds the splits by the names of the shards. The card does not list them as `configs`, because
-    all folders of one name would then share one cache, and `load_dataset` would return the rows of another.
-
-    Args:
-        folder: Folder with `data/<split>-*.parquet`.
-        statistics: Statistics of the build.
-        settings: Settings of the build, with `title`, `split`, `license`, `license_name`, `license_link`,
-            `model`, `leaks` and `image_rule`, by which images of more than 8 bits were read.
-        leakage: Table of overlaps with evaluation sets, if there are any.
-
-    Returns:
-        The card.
-    """
-    folder = Path(folder)
-    data = DatasetCardData(
-        language="en",
-        license=settings["license"] or ("other" if statistics.get("sources") else None),
-        license_name=settings["license_name"] or ("mixed" if statistics.get("sources") else None),
-        license_link=settings["license_link"],
-        pretty_name=settings["title"] or folder.resolve().name,
-        task_categories=["zero-shot-image-classification", "object-detection", "image-to-text"],
-        tags=["remote-sensing", "region", "hard-negatives", "geoalign_clip"],
-        size_categories=_name_size(statistics["num_rows"]),
-        image_rule=settings["image_rule"],  # training reads it, so that the model reads images alike
-    )
-    card = DatasetCard.from_template(
-        data,
-        template_path=str(DATASET_TEMPLATE),
-        statistics=statistics,
-        leakage=leakage,
-        repo_id=UNNAMED,
-        **settings | {"title": data.pretty_name},
-    )
-    card.save(folder / "README.md")
-    return card
-
-
-def _name_size(num_rows: int) -> str:
-    bounds = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
-    return next((name for bound, name in bounds if num_rows < bound), "n>1M")
 
 
 def has_protocol(scores: object) -> bool:

@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from huggingface_hub import (
@@ -44,6 +44,7 @@ REQUIRED = {
     "adapter": ("adapter_config.json", "adapter_model.safetensors"),
     "dataset": ("README.md",),
 }
+HANDLER = Path(__file__).parent / "endpoint" / "handler.py"
 PLACEHOLDER = "[More Information Needed]"  # in the cards of PEFT and transformers
 # Files of an older push that would be mistaken for a part of the new one.
 REPLACED = r"(adapter_)?model(-\d+-of-\d+)?\.safetensors(\.index\.json)?|data/[^/]+\.parquet"
@@ -79,15 +80,10 @@ class PushConfig:
     base_model: str | None = HfArg(
         default=None, help="Repository of an adapter's base model, if it was trained on a local folder."
     )
-
-
-def run_push(config: PushConfig) -> None:
-    """Push a folder and print the address of the commit."""
-    options = asdict(config)
-    commit = push(
-        options.pop("folder"), options.pop("repo_id"), **options | {"private": config.private or None}
+    handler: bool = HfArg(default=False, help="Code for Inference Endpoints (handler.py) beside the model.")
+    space: str | None = HfArg(
+        default=None, help="Name of a Space to create or update: a page on which people try the model."
     )
-    print(f"{config.folder}: pushed to {commit.pr_url or commit.commit_url}")
 
 
 def push(
@@ -100,6 +96,7 @@ def push(
     create_pr: bool = False,
     commit_message: str | None = None,
     base_model: str | None = None,
+    handler: bool = False,
     token: str | None = None,
 ) -> CommitInfo:
     """Push a folder in one commit. Large files are uploaded first; files that the Hub has are not sent again.
@@ -115,6 +112,7 @@ def push(
         create_pr: Open a pull request instead.
         commit_message: The default is "Push" and the folder's name.
         base_model: Repository of an adapter's base model, if the adapter was trained on a local folder.
+        handler: Add `handler.py`, with which Inference Endpoints classify regions over HTTP.
         token: The default is that of `hf auth login` or HF_TOKEN.
 
     Returns:
@@ -135,6 +133,10 @@ def push(
     kind = check_folder(folder)
     repo_type = "dataset" if kind == "dataset" else "model"
     contents = read_contents(folder, kind, base_model)
+    if handler:
+        if kind == "dataset":
+            raise ValueError(f"handler is set, but {folder} holds rows. Only a model has a handler; omit it.")
+        contents["handler.py"] = HANDLER
     api = HfApi(token=token)
     with lock_folder(folder), explain_errors(repo_id, token):
         url = prepare_repository(api, repo_id, repo_type, private)
@@ -239,7 +241,7 @@ def read_contents(folder: Path, kind: str, base_model: str | None = None) -> dic
         )
     paths = folder.rglob("*") if kind == "dataset" else folder.glob("*")
     names = {path.relative_to(folder).as_posix(): path for path in sorted(paths) if path.is_file()}
-    contents = {
+    contents: dict[str, Path | bytes] = {
         name: path
         for name, path in names.items()
         if not any(part.startswith(".") for part in name.split("/"))
@@ -262,12 +264,13 @@ def read_contents(folder: Path, kind: str, base_model: str | None = None) -> dic
         config["base_model_name_or_path"] = base
         contents["adapter_config.json"] = json.dumps(config, indent=2).encode()
         named = ModelCard(card.replace(UNNAMED_BASE, base))
-        named.data.base_model = base
+        named.data["base_model"] = base
         card = str(named)
-    return contents | {"README.md": card.encode()}
+    contents["README.md"] = card.encode()
+    return contents
 
 
-def is_repository(name: str | None) -> bool:
+def is_repository(name: str) -> bool:
     """Return whether a name can be that of a repository and is not that of a local folder."""
     try:
         validate_repo_id(name)
@@ -282,7 +285,8 @@ def prepare_repository(api: HfApi, repo_id: str, repo_type: str, private: bool |
     Raises:
         ValueError: If it exists and is public, but `private` is set.
     """
-    url = api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
+    sdk = "gradio" if repo_type == "space" else None
+    url = api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True, space_sdk=sdk)
     if private and not api.repo_info(url.repo_id, repo_type=repo_type).private:
         raise ValueError(
             f"{url.repo_id} exists and is public, but private is set. Make it private in its settings, or "
@@ -305,7 +309,7 @@ def explain_errors(repo_id: str, token: str | None, state: str = "the push faile
     try:
         yield
     except (HTTPError, OSError, RuntimeError) as error:  # hf_xet raises RuntimeError
-        status = getattr(getattr(error, "response", None), "status_code", None)
+        status = getattr(getattr(error, "response", None), "status_code", 0)
         advice = {
             401: "the token is not valid. Run `hf auth login`",
             403: "the token may not write there. Give a repository of your own, or a token with write access",
@@ -363,7 +367,7 @@ class BackgroundPush:
         """Wait for the push under way, then push the final folder.
 
         Raises:
-            RuntimeError: if that cannot be pushed; it is whole on the disk.
+            RuntimeError: if that cannot be pushed; it is complete on the disk.
         """
         self.executor.shutdown()
         return push(folder, self.repo_id, **self.options)
@@ -372,5 +376,5 @@ class BackgroundPush:
 def _link(path: Path, copy: Path) -> None:
     try:
         os.link(path, copy)
-    except OSError:  # a file system that knows no links
+    except OSError:  # a file system without hard links
         shutil.copy2(path, copy)

@@ -8,8 +8,6 @@ has all the rows.
 
 import torch
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import log_softmax
-from torch.utils.checkpoint import checkpoint
 
 from .distributed import gather, get_rank, sum_over_processes
 
@@ -18,17 +16,24 @@ BLOCK_SIZE = 2**22
 
 
 def contrast_pairs(
-    left: torch.Tensor, right: torch.Tensor, ids: torch.Tensor, scale: torch.Tensor
+    left: torch.Tensor,
+    right: torch.Tensor,
+    ids: torch.Tensor,
+    scale: torch.Tensor,
+    broader: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Contrast each left row with its right row against the rows of all processes (symmetric InfoNCE).
 
     Two pairs that share an id are not negatives of each other, because equal words cannot be distinguished.
+    Neither are two pairs of which one has a broader concept than the other: "vehicle" is broader than "bus".
 
     Args:
         left: (N, D), unit vectors.
         right: (N, D), unit vectors; row i belongs to row i of `left`.
         ids: (N, I), I ids of each pair, compared column by column; a pair whose first id is -100 is ignored.
         scale: (), the factor on cosines.
+        broader: (N, K), the ids of the concepts that are broader than the last id of each pair, -100 for
+            padding. K must be equal on all processes.
 
     Returns:
         (), the local part of the mean over pairs and both directions; 0 without pairs.
@@ -54,6 +59,8 @@ def contrast_pairs(
         0.0,
         ids[is_local],
         column_ids,
+        None if broader is None else broader[is_local],
+        None if broader is None else gather(broader)[is_real],
     )
 
 
@@ -63,6 +70,7 @@ def contrast_concepts(
     concept_ids: torch.Tensor,
     scale: torch.Tensor,
     label_smoothing: float = 0.0,
+    broader: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Contrast regions with the unique concepts of the regions of all processes, in both directions.
 
@@ -72,6 +80,7 @@ def contrast_concepts(
         concept_ids: (N,), equal for equal concepts; -100 ignores a region.
         scale: (), the factor on cosines.
         label_smoothing: see `contrast_vocabulary`.
+        broader: (N, K), the ids of the concepts that are broader than that of each region, -100 for padding.
 
     Returns:
         (), the local part of the mean of both directions; 0 without regions.
@@ -92,8 +101,16 @@ def contrast_concepts(
     first = positions.new_full((len(unique_ids),), len(all_ids))
     first = first.scatter_reduce(0, column_of_real, positions, "amin")
     vocabulary_embeds = gather(concept_embeds)[first]
+    unique_broader = None if broader is None else gather(broader)[first]
     return contrast_vocabulary(
-        region_embeds, vocabulary_embeds, unique_ids, concept_ids, scale, label_smoothing
+        region_embeds,
+        vocabulary_embeds,
+        unique_ids,
+        concept_ids,
+        scale,
+        label_smoothing,
+        broader,
+        unique_broader,
     )
 
 
@@ -104,12 +121,15 @@ def contrast_vocabulary(
     concept_ids: torch.Tensor,
     scale: torch.Tensor,
     label_smoothing: float = 0.0,
+    broader: torch.Tensor | None = None,
+    vocabulary_broader: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Contrast regions with every concept of a vocabulary, in both directions.
 
     A region has one concept and is compared with all C. A concept has all its regions as positives, each with
     equal weight, and is compared with the regions of all processes. A concept without regions is a negative
-    of every region, and takes no part in the second direction.
+    of every region, and takes no part in the second direction. A concept that is broader or narrower than
+    that of a region is not a negative of this region.
 
     Args:
         region_embeds: (N, D), unit vectors.
@@ -117,7 +137,10 @@ def contrast_vocabulary(
         vocabulary_ids: (C,), the unique ids of the concepts.
         concept_ids: (N,), the id of each region's concept, one of `vocabulary_ids`; -100 ignores a region.
         scale: (), the factor on cosines.
-        label_smoothing: the part of a region's target that is spread evenly over all C concepts, in [0, 1].
+        label_smoothing: the part of a region's target that is spread evenly over its own concept and its
+            negatives, in [0, 1].
+        broader: (N, K), the ids of the concepts that are broader than that of each region, -100 for padding.
+        vocabulary_broader: (C, K), the same for each concept of the vocabulary.
 
     Returns:
         (), the local part of the mean of both directions; 0 without regions.
@@ -135,8 +158,12 @@ def contrast_vocabulary(
     sorted_ids, order = vocabulary_ids.sort()
     column = order[torch.searchsorted(sorted_ids, concept_ids[is_local])]
     counts = sum_over_processes(torch.bincount(column, minlength=len(vocabulary_ids)))
+    masks = ()
+    if broader is not None:
+        ids = concept_ids[is_local].unsqueeze(-1), vocabulary_ids.unsqueeze(-1)
+        masks = *ids, broader[is_local], vocabulary_broader
     return _Contrast.apply(
-        _select(region_embeds, is_local), vocabulary_embeds, scale, column, counts, label_smoothing
+        _select(region_embeds, is_local), vocabulary_embeds, scale, column, counts, label_smoothing, *masks
     )
 
 
@@ -161,41 +188,67 @@ class _Contrast(torch.autograd.Function):
     Args of forward:
         left: (n, D), local rows. right: (M, D), all columns. scale: ().
         target: (n,), the column of each row. counts: (M,), the number of rows, of all processes, per column.
-        smoothing: the part of each row's target that is spread evenly over all columns; 0 with ids.
+        smoothing: the part of each row's target that is spread evenly over its own column and its negatives.
         ids: (n, I), all_ids: (M, I); a column that shares an id with a row is not a negative of that row.
+        broader: (n, K), all_broader: (M, K), ids of broader concepts than the last id of a row or column; a
+            column that is broader or narrower than a row is not a negative of that row.
     """
 
     @staticmethod
-    def forward(ctx, left, right, scale, target, counts, smoothing, ids=None, all_ids=None):
+    def forward(
+        ctx,
+        left,
+        right,
+        scale,
+        target,
+        counts,
+        smoothing,
+        ids=None,
+        all_ids=None,
+        broader=None,
+        all_broader=None,
+    ):
+        masks = ids, all_ids, broader, all_broader
         row_lse, own, row_target = left.new_empty(3, len(left))
         column_lse = left.new_full((len(right),), float("-inf"))
-        for rows in _list_blocks(len(left), len(right)):
-            logits = _Contrast.compare(left[rows], right, scale, target[rows], ids, all_ids, rows)
-            own[rows] = logits.gather(1, target[rows].unsqueeze(1)).squeeze(1)
-            row_target[rows] = own[rows].lerp(logits.mean(dim=1), smoothing) if smoothing else own[rows]
+        for rows in list_blocks(len(left), len(right)):
+            logits = _Contrast.compare(left[rows], right, scale, target[rows], masks, rows)
+            own[rows] = row_target[rows] = logits.gather(1, target[rows].unsqueeze(1)).squeeze(1)
+            if smoothing:
+                is_compared = logits > float("-inf")
+                sums = logits.where(is_compared, 0.0).sum(dim=1)
+                row_target[rows] = own[rows].lerp(sums / is_compared.sum(dim=1), smoothing)
             row_lse[rows] = logits.logsumexp(dim=1)
             column_lse = torch.logaddexp(column_lse, logits.logsumexp(dim=0))
             del logits  # before the next block is computed
         column_lse = gather(column_lse.unsqueeze(0)).logsumexp(dim=0)
+        # A column that no row is compared with has weight 0, and must not give NaN.
+        column_lse = column_lse.masked_fill(column_lse == float("-inf"), 0.0)
         counts = counts.to(left.dtype)
         has_rows = (counts > 0).to(left.dtype)
         row_weight = 0.5 / counts.sum().clamp(min=1)
         column_weight = 0.5 * has_rows / has_rows.sum().clamp(min=1)
         own_weight = (column_weight / counts.clamp(min=1))[target]  # of each row within its column
-        ctx.save_for_backward(left, right, scale, target, ids, all_ids, row_lse, column_lse)
+        ctx.save_for_backward(left, right, scale, target, row_lse, column_lse, *masks)
         ctx.weights = row_weight, column_weight, own_weight, smoothing
         of_columns = own_weight * (column_lse[target] - own)
         return (row_weight * (row_lse - row_target) + of_columns).sum()
 
     @staticmethod
-    def compare(left, right, scale, target, ids, all_ids, rows):
+    def compare(left, right, scale, target, masks, rows):
         """Compute one block of logits, with minus infinity where a column is not a negative."""
+        ids, all_ids, broader, all_broader = masks
         logits = (left @ right.T).mul_(scale)
         if ids is not None:
             is_equal = torch.zeros_like(logits, dtype=torch.bool)
             for i in range(ids.shape[1]):
                 own_ids = ids[rows, i].unsqueeze(1)
                 is_equal |= (own_ids == all_ids[:, i]) & (own_ids >= 0)  # two missing ids are not equal
+            if broader is not None:
+                own_ids, column_ids = ids[rows, -1:], all_ids[:, -1]
+                for k in range(broader.shape[1]):
+                    is_equal |= (broader[rows, k : k + 1] == column_ids) & (column_ids >= 0)
+                    is_equal |= (own_ids == all_broader[:, k]) & (own_ids >= 0)
             is_equal.scatter_(1, target.unsqueeze(1), False)
             logits.masked_fill_(is_equal, float("-inf"))
         return logits
@@ -203,16 +256,19 @@ class _Contrast(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        left, right, scale, target, ids, all_ids, row_lse, column_lse = ctx.saved_tensors
+        left, right, scale, target, row_lse, column_lse, *masks = ctx.saved_tensors
         row_weight, column_weight, own_weight, smoothing = ctx.weights
         grad_left, grad_right = torch.zeros_like(left), torch.zeros_like(right)
         with full_precision(left):
-            for rows in _list_blocks(len(left), len(right)):
-                logits = _Contrast.compare(left[rows], right, scale, target[rows], ids, all_ids, rows)
+            for rows in list_blocks(len(left), len(right)):
+                logits = _Contrast.compare(left[rows], right, scale, target[rows], masks, rows)
+                if smoothing:
+                    spread = (logits > float("-inf")).to(logits.dtype)
+                    spread.mul_(row_weight * smoothing / spread.sum(dim=1, keepdim=True))
                 by_column = (logits - column_lse).exp_().mul_(column_weight)
                 slope = logits.sub_(row_lse[rows].unsqueeze(1)).exp_().mul_(row_weight).add_(by_column)
                 if smoothing:
-                    slope.sub_(row_weight * smoothing / len(right))
+                    slope.sub_(spread)
                 at_target = row_weight * (1 - smoothing) + own_weight[rows]
                 slope.scatter_add_(1, target[rows].unsqueeze(1), -at_target.unsqueeze(1))
                 slope.mul_(grad * scale)
@@ -220,7 +276,7 @@ class _Contrast(torch.autograd.Function):
                 grad_right.addmm_(slope.T, left[rows])
                 del logits, by_column, slope  # before the next block is computed
         grad_scale = (grad_left * left).sum() / scale
-        return grad_left, grad_right, grad_scale, None, None, None, None, None
+        return grad_left, grad_right, grad_scale, *[None] * 7
 
 
 def full_precision(tensor: torch.Tensor):
@@ -228,132 +284,7 @@ def full_precision(tensor: torch.Tensor):
     return torch.autocast(tensor.device.type, enabled=False)
 
 
-def _list_blocks(num_rows: int, num_columns: int) -> list[slice]:
+def list_blocks(num_rows: int, num_columns: int) -> list[slice]:
+    """Divide the rows of a matrix into blocks of at most `BLOCK_SIZE` numbers."""
     step = max(1, BLOCK_SIZE // max(num_columns, 1))
     return [slice(start, min(start + step, num_rows)) for start in range(0, num_rows, step)]
-
-
-def contrast_negatives(
-    region_embeds: torch.Tensor,
-    text_embeds: torch.Tensor,
-    phrase_index: torch.Tensor,
-    negative_index: torch.Tensor,
-    scale: torch.Tensor,
-) -> torch.Tensor:
-    """Contrast each region's phrase with the hard negatives of that phrase.
-
-    Args:
-        region_embeds: (B, R, D), unit vectors.
-        text_embeds: (N, D), unit vectors.
-        phrase_index: (B, R), rows of `text_embeds`.
-        negative_index: (B, R, K), rows of `text_embeds`, -100 for padding. K may differ between processes.
-        scale: (), the factor on cosines.
-
-    Returns:
-        (), the local part of the mean over all regions that have a hard negative; 0 without any.
-
-    Source:
-        FG-CLIP, https://arxiv.org/abs/2505.05071, section 3.2, which has ten negatives for every region.
-
-    Example:
-        >>> regions, texts = torch.ones(1, 1, 2) / 2**0.5, torch.ones(3, 2) / 2**0.5
-        >>> phrase, negatives = torch.tensor([[0]]), torch.tensor([[[1, 2, -100]]])
-        >>> contrast_negatives(regions, texts, phrase, negatives, torch.tensor(10.0))  # three equal texts
-        tensor(1.0986)
-    """
-    # A text equal to the phrase is not a negative.
-    is_real = (negative_index >= 0) & (negative_index != phrase_index.unsqueeze(-1))
-    has_any = is_real.any(dim=-1)
-    is_real = torch.nn.functional.pad(is_real[has_any], (1, 0), value=True)
-    index = torch.cat([phrase_index[has_any].unsqueeze(-1), negative_index[has_any].clamp(min=0)], dim=-1)
-
-    def compute_row_losses(regions, index, is_real):
-        logits = scale * (text_embeds[index] @ regions.unsqueeze(-1)).squeeze(-1)  # (n, 1 + K)
-        return -log_softmax(logits.masked_fill(~is_real, float("-inf")), dim=-1)[:, 0]
-
-    row_size = index.shape[1] * region_embeds.shape[-1]
-    row_losses = _compute_in_blocks(compute_row_losses, row_size, region_embeds[has_any], index, is_real)
-    return local_mean(row_losses)
-
-
-def align_distributions(
-    embeds: torch.Tensor,
-    part_means: torch.Tensor,
-    ids: torch.Tensor,
-    is_real: torch.Tensor,
-    scale: torch.Tensor,
-) -> torch.Tensor:
-    """Align the similarity distributions of an embedding and of the mean of its parts (symmetric KL).
-
-    Both are compared with the embeddings of all other rows, which gives two distributions over these. The
-    parts need not have the embedding of the whole: a ship is not a harbor, but harbors are more similar to it
-    than deserts are. Gradients do not flow into the other rows or the scale; with a gradient, a scale of 0
-    would make all distributions equal.
-
-    Args:
-        embeds: (B, D), unit vectors.
-        part_means: (B, D), unit vectors, the mean of each row's parts.
-        ids: (B,), equal for equal embeddings, -100 for a missing one; a row is not compared with embeddings
-            of its own id.
-        is_real: (B,), False ignores a row.
-        scale: (), the factor on cosines.
-
-    Returns:
-        (), the local part of the mean over all real rows; 0 without any.
-
-    Source:
-        Ours. GeoAlignCLIP's abstract says no more than "intra-modal consistency". The form follows CyCLIP,
-        https://arxiv.org/abs/2205.14459, section 3, with distributions in place of differences.
-
-    Example:
-        >>> embeds, turned = torch.eye(3), torch.eye(3)[[0, 2, 1]]
-        >>> ids, is_real = torch.arange(3), torch.ones(3, dtype=torch.bool)
-        >>> align_distributions(embeds, embeds, ids, is_real, torch.tensor(10.0))
-        tensor(0.)
-        >>> align_distributions(embeds, turned, ids, is_real, torch.tensor(10.0)) > 1
-        tensor(True)
-    """
-    anchors, anchor_ids = gather(embeds.detach()), gather(ids)
-    is_anchor = anchor_ids >= 0
-    anchors, anchor_ids, scale = anchors[is_anchor], anchor_ids[is_anchor], scale.detach()
-
-    def compute_row_losses(embeds, part_means, ids):
-        is_own = ids.unsqueeze(1) == anchor_ids
-        log_p, log_q = (
-            log_softmax((scale * side @ anchors.T).masked_fill(is_own, -1e9), dim=-1)
-            for side in (embeds, part_means)
-        )
-        return ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(dim=-1) / 2
-
-    rows = embeds[is_real], part_means[is_real], ids[is_real]
-    return local_mean(_compute_in_blocks(compute_row_losses, len(anchors), *rows))
-
-
-def _compute_in_blocks(compute, row_size: int, *rows: torch.Tensor) -> torch.Tensor:
-    """Compute one number per row, (n,), block by block, and once more in the backward pass.
-
-    Args:
-        compute: a function that takes a block of each of `rows`.
-        row_size: the numbers that it holds in memory for one row.
-        *rows: (n, ...) each.
-    """
-    blocks = [
-        checkpoint(
-            compute, *(tensor[block] for tensor in rows), use_reentrant=False, preserve_rng_state=False
-        )
-        for block in _list_blocks(len(rows[0]), row_size)
-    ]
-    return torch.cat(blocks) if blocks else compute(*rows)
-
-
-def local_mean(row_losses: torch.Tensor) -> torch.Tensor:
-    """Return the local part of the mean over the rows of all processes.
-
-    Args:
-        row_losses: (n,), where n differs between processes and may be 0.
-
-    Returns:
-        (); the values of all processes add up to the mean; 0 without rows.
-    """
-    num = sum_over_processes(torch.tensor(float(len(row_losses)), device=row_losses.device))
-    return row_losses.sum() / num.clamp(min=1)

@@ -11,15 +11,9 @@ from functools import cached_property
 import torch
 from torch.nn.functional import cosine_similarity, normalize
 
-from .contrastive import (
-    align_distributions,
-    contrast_concepts,
-    contrast_negatives,
-    contrast_pairs,
-    contrast_vocabulary,
-    local_mean,
-)
+from .contrastive import contrast_concepts, contrast_pairs, contrast_vocabulary
 from .distributed import get_rank
+from .per_row import align_distributions, contrast_negatives, local_mean
 
 
 @dataclass
@@ -57,6 +51,12 @@ class TermInputs:
     def flat_concept_ids(self) -> torch.Tensor:
         """Return the concept ids of the same list, (B * R,)."""
         return self.batch["concept_ids"].flatten()
+
+    @property
+    def flat_broader(self) -> torch.Tensor | None:
+        """Return the ids of the broader concepts of the same list, (B * R, K), if the batch has them."""
+        broader = self.batch.get("concept_broader")
+        return None if broader is None else broader.flatten(0, 1)
 
     @cached_property
     def concepts(self) -> torch.Tensor:
@@ -105,9 +105,9 @@ def region_term(inputs: TermInputs) -> torch.Tensor:
 
     Regions are pooled from the patches of the whole image.
 
-    Columns: `boxes` or `quads`, and `phrases`; `concepts` if there are any. Regions with equal phrases or of
-    one concept are not negatives of each other. So a phrase that several regions of an image share, and
-    that therefore distinguishes none of them, is never used against them.
+    Columns: `boxes` or `quads`, and `phrases`; `concepts` if there are any. Regions with equal phrases, of
+    one concept, or of a concept and a broader one are not negatives of each other. So a phrase that several
+    regions of an image share, and that therefore distinguishes none of them, is never used against them.
     Use it: to find a region by a phrase.
     Cost: one text per unique phrase, and logits of all regions by all phrases, never held at once.
 
@@ -117,7 +117,7 @@ def region_term(inputs: TermInputs) -> torch.Tensor:
     batch = inputs.batch
     phrases = inputs.texts[batch["phrase_index"]].flatten(0, 1)
     ids = torch.stack([batch["phrase_ids"].flatten(), inputs.flat_concept_ids], dim=-1)
-    return contrast_pairs(inputs.flat_regions, phrases, ids, inputs.region_scale)
+    return contrast_pairs(inputs.flat_regions, phrases, ids, inputs.region_scale, inputs.flat_broader)
 
 
 def concept_term(inputs: TermInputs) -> torch.Tensor:
@@ -127,7 +127,8 @@ def concept_term(inputs: TermInputs) -> torch.Tensor:
     `vocabulary`, or those of the batch if there is no vocabulary.
 
     Columns: `boxes` or `quads`, and `concepts`. A region without a concept is ignored. All regions of a
-    concept are its positives.
+    concept are its positives. Concepts that are broader or narrower than that of a region, as in
+    `captioning/vocabulary.yaml`, are not its negatives: a bus is a vehicle.
     Use it: for region classification. Prefer a vocabulary as long as it has at most a few hundred concepts:
     in a small batch the concepts that are easily confused rarely meet.
     Cost: T texts (templates) per concept of the vocabulary or batch, on every process.
@@ -156,11 +157,13 @@ def crop_concept_term(inputs: TermInputs) -> torch.Tensor:
 
 
 def _contrast_concepts(inputs, embeds, concept_ids, scale) -> torch.Tensor:
+    smoothing, broader = inputs.label_smoothing, inputs.flat_broader
     if "vocabulary_ids" not in inputs.batch:
         concepts = inputs.concepts.flatten(0, 1)
-        return contrast_concepts(embeds, concepts, concept_ids, scale, inputs.label_smoothing)
+        return contrast_concepts(embeds, concepts, concept_ids, scale, smoothing, broader)
     vocabulary, ids = inputs.embed_concepts("vocabulary_index"), inputs.batch["vocabulary_ids"]
-    return contrast_vocabulary(embeds, vocabulary, ids, concept_ids, scale, inputs.label_smoothing)
+    of_vocabulary = inputs.batch.get("vocabulary_broader")
+    return contrast_vocabulary(embeds, vocabulary, ids, concept_ids, scale, smoothing, broader, of_vocabulary)
 
 
 def hard_negative_term(inputs: TermInputs) -> torch.Tensor:
@@ -188,7 +191,7 @@ def crop_consistency_term(inputs: TermInputs) -> torch.Tensor:
     The term is 1 - cosine. The target has no gradient and comes from the teacher (`teacher` of the trainer).
 
     Columns: `boxes` or `quads`.
-    Use it: for small objects in large images, whose patches carry much of their surroundings.
+    Use it: for small objects in large images, whose patches carry much of their surroundings. Off by default.
     Cost: one pass of the vision tower per crop, without gradients.
 
     Source:
@@ -205,7 +208,7 @@ def image_consistency_term(inputs: TermInputs) -> torch.Tensor:
     accuracy fell.
 
     Columns: `image`, and `boxes` or `quads`. An image without regions is ignored.
-    Use it: as a light regularizer beside the scene term. GeoAlignCLIP calls it visual consistency.
+    Use it: as a light regularizer. GeoAlignCLIP calls it visual consistency. It is off by default.
     Cost: N x N logits, never held at once; no further pass of a tower.
 
     Source:

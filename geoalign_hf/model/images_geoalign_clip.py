@@ -12,38 +12,31 @@ from pathlib import Path
 import numpy as np
 from huggingface_hub import get_session
 from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import TiffImageFile
 
 from .image_files_geoalign_clip import (
     WIDE_MODES,
-    Header,
     describe_image,
     describe_tags,
     open_file,
     read_start,
 )
+from .image_options_geoalign_clip import (
+    READER_REMEDY,
+    OptionNeeded,
+    ReaderNeeded,
+    check_options,
+    read_by_rule,
+)
 
 COLOUR_MODES = frozenset({"RGB", "RGBA", "RGBa", "RGBX", "P", "PA", "CMYK", "YCbCr", "HSV"})
+FILES = (str, Path, bytes, bytearray, io.BytesIO)  # paths, URLs and files in memory
 PLAIN_MODES = COLOUR_MODES | {"1", "L", "LA", "La"}  # eight bits per band or fewer
 FULL_SIZE = "geoalign_full_size"
 SCALE_REMEDY = (
     "Give stretch=(2, 98) to map these percentiles of the picture to 0 and 255, or limits=(low, high) to map "
     "these values (on the command line --stretch 2,98 or --limits LOW,HIGH)."
 )
-READER_REMEDY = (
-    "Read it with geoalign_hf.images.read_image and rasterio installed, or convert it to 8-bit RGB."
-)
-
-
-class OptionNeeded(ValueError):
-    """An image that cannot be read without `stretch`, `limits` or `bands`."""
-
-
-class ReaderNeeded(ValueError):
-    """An image file that PIL cannot read as it is meant; `header` describes it."""
-
-    def __init__(self, name: str, header: Header):
-        super().__init__(f"{name} {header.problem}. {READER_REMEDY}")
-        self.header = header
 
 
 def read_image(
@@ -58,7 +51,7 @@ def read_image(
     fallback: dict | None = None,
     draft_side: int | None = None,
 ) -> Image.Image:
-    """Give any image as 8-bit RGB.
+    """Return any image as 8-bit RGB.
 
     Args:
         image: a path, a URL, a `data:` URL, the bytes of a file, a PIL image, or an array or tensor (H, W),
@@ -67,10 +60,10 @@ def read_image(
         stretch: two percentiles of the picture, over all chosen bands together, that become 0 and 255.
         limits: two values that become 0 and 255. Neither option changes pictures of 8 bits.
         bands: numbers of the bands to use as red, green and blue, or of one band to use as grey, from 1.
-        max_pixels: most pixels that a file may have; None means PIL's limit, twice
+        max_pixels: largest number of pixels of a file; None means PIL's limit, twice
             `PIL.Image.MAX_IMAGE_PIXELS`.
         timeout: of a download, in seconds.
-        layout: `channels_first` or `channels_last`, for arrays whose shape does not tell.
+        layout: `channels_first` or `channels_last`, for arrays whose shape is ambiguous.
         fallback: `stretch`, `limits` and `bands` for an image that cannot be read without them. What is given
             directly replaces them.
         draft_side: a JPEG file is decoded at 1/2, 1/4 or 1/8 of its size where no side becomes shorter than
@@ -84,28 +77,21 @@ def read_image(
         ValueError: with the name, if the image cannot be read, or its depth or bands need an option.
     """
     check_options(stretch, limits, bands)
+    return read_by_rule(
+        lambda *rule: read_once(image, name, *rule, max_pixels, timeout, layout, draft_side),
+        (stretch, limits, bands),
+        fallback,
+    )
+
+
+def read_once(
+    image, name: str, stretch, limits, bands, max_pixels, timeout=None, layout=None, draft_side=None
+):
+    """Read an image as `read_image` does, but with errors that tell what is missing."""
     if isinstance(image, (str, Path)):
         image = _download(str(image), name, timeout)
     elif isinstance(image, (bytes, bytearray)):
         image = io.BytesIO(image)
-    try:
-        return _read(image, name, stretch, limits, bands, max_pixels, layout, draft_side)
-    except OptionNeeded:
-        if not fallback:
-            raise
-    merged = merge_options(stretch, limits, bands, fallback)
-    return _read(image, name, *merged, max_pixels, layout, draft_side)
-
-
-def merge_options(stretch, limits, bands, fallback: dict) -> tuple:
-    """Complete options by others. `stretch` and `limits` replace each other."""
-    if stretch is None and limits is None:
-        stretch, limits = fallback.get("stretch"), fallback.get("limits")
-    merged = (stretch, limits, bands or fallback.get("bands"))
-    return tuple(None if value is None else tuple(value) for value in merged)
-
-
-def _read(image, name: str, stretch, limits, bands, max_pixels, layout, draft_side) -> Image.Image:
     if isinstance(image, (str, io.BytesIO)):
         return _read_file(image, name, stretch, limits, bands, max_pixels, draft_side)
     if isinstance(image, Image.Image):
@@ -113,13 +99,14 @@ def _read(image, name: str, stretch, limits, bands, max_pixels, layout, draft_si
     return _convert_array(image, name, stretch, limits, bands, layout)
 
 
-def load_images(images, do_rescale: bool = True, **options) -> list[Image.Image]:
+def load_images(images, do_rescale: bool = True, layout=None, **options) -> list[Image.Image]:
     """Read one image or many as 8-bit RGB.
 
     Args:
         images: a PIL image, an array or tensor (H, W), (H, W, bands) or (bands, H, W), a path or URL; a list
             of those; or a 4-dimensional array or tensor.
         do_rescale: whether pixels are divided by 255 later. Without it, arrays of floats are refused.
+        layout: `channels_first` or `channels_last`, for arrays whose shape does not tell.
         **options: those of `read_image`.
 
     Returns:
@@ -128,7 +115,7 @@ def load_images(images, do_rescale: bool = True, **options) -> list[Image.Image]
     Raises:
         ValueError: with the image's index or path, if there is no image or one cannot be read.
     """
-    if isinstance(images, (str, bytes, Path, Image.Image)) or getattr(images, "ndim", 4) in (2, 3):
+    if isinstance(images, (*FILES, Image.Image)) or getattr(images, "ndim", 4) in (2, 3):
         images = [images]
     elif not hasattr(images, "__iter__"):
         raise ValueError(f"images is a {type(images).__name__}. Give an image or a list of images.")
@@ -136,6 +123,9 @@ def load_images(images, do_rescale: bool = True, **options) -> list[Image.Image]
     flat = [image for entry in images for image in (entry if isinstance(entry, (list, tuple)) else [entry])]
     if not flat:
         raise ValueError("images is empty. Give at least one image.")
+    layout = getattr(layout, "value", layout)
+    if layout not in (None, "channels_first", "channels_last"):
+        raise ValueError(f"input_data_format is {layout!r}. Give channels_first or channels_last.")
     loaded = []
     for i, image in enumerate(flat):
         name = f"image {i} ({str(image)[:200]!r})" if isinstance(image, (str, Path)) else f"image {i}"
@@ -144,38 +134,8 @@ def load_images(images, do_rescale: bool = True, **options) -> list[Image.Image]
                 f"{name} holds floats, and do_rescale is False. Leave do_rescale at True: floats in [0, 1] "
                 "are recognised by their type."
             )
-        loaded.append(read_image(image, name, **options))
+        loaded.append(read_image(image, name, layout=layout, **options))
     return loaded
-
-
-def check_options(stretch, limits, bands):
-    """Refuse options that cannot be used.
-
-    Raises:
-        ValueError: with the option.
-    """
-    if stretch is not None and limits is not None:
-        raise ValueError("stretch and limits are both given. Give one of them.")
-    for option, pair, low, high in (("stretch", stretch, 0, 100), ("limits", limits, -np.inf, np.inf)):
-        if pair is not None:
-            is_pair = len(pair) == 2 and np.isfinite(pair).all() and low <= pair[0] < pair[1] <= high
-            if not is_pair:
-                kind = "percentiles from 0 to 100" if option == "stretch" else "finite values"
-                raise ValueError(f"{option} is {pair}; it must be two {kind}, the lower first.")
-    if bands is not None and (len(bands) not in (1, 3) or any(int(b) != b or b < 1 for b in bands)):
-        raise ValueError(f"bands is {bands}; it must be one or three band numbers, counted from 1.")
-
-
-def check_rule(rule: dict | None) -> dict | None:
-    """Refuse a saved rule that cannot be used.
-
-    Raises:
-        ValueError: with the option.
-    """
-    if rule and (unknown := sorted(rule.keys() - {"stretch", "limits", "bands"})):
-        raise ValueError(f"image_rule has {unknown}. It may have stretch, limits and bands.")
-    check_options(*((rule or {}).get(name) for name in ("stretch", "limits", "bands")))
-    return rule or None
 
 
 def _download(source: str, name: str, timeout: float | None) -> str | io.BytesIO:
@@ -234,7 +194,7 @@ def _convert_image(image: Image.Image, name: str, stretch, limits, bands) -> Ima
         image.load()
     except Exception as error:  # a damaged file makes PIL raise almost any exception
         raise ValueError(f"{name} cannot be read as an image ({error}). Replace it.") from error
-    problem = describe_tags(image.tag_v2).problem if hasattr(image, "tag_v2") else None
+    problem = describe_tags(image.tag_v2).problem if isinstance(image, TiffImageFile) else None
     if is_deep and image.mode not in WIDE_MODES:
         problem = "has 16 bits per band, of which PIL reads 8"
     if problem:
@@ -286,7 +246,7 @@ def _convert_array(image, name: str, stretch, limits, bands, layout) -> Image.Im
 def _is_channels_first(shape: tuple[int, ...], name: str, layout: str | None, bands) -> bool:
     """Find the axis of the bands: of 1 or 3 (or, with `bands`, of fewer entries than the other axis)."""
     if layout is not None:
-        return getattr(layout, "value", layout) == "channels_first"
+        return layout == "channels_first"
     first, last = shape[0] in (1, 3, 4), shape[2] in (1, 3, 4)
     if not first and not last and bands is not None and shape[0] != shape[2]:
         first, last = shape[0] < shape[2], shape[2] < shape[0]

@@ -96,7 +96,7 @@ def masks_to_coverage(masks: torch.Tensor, size: tuple[int, int]) -> torch.Tenso
         y, x = _scale_extent(top, bottom, H, size[0]), _scale_extent(left, right, W, size[1])
         inside = mask[top:bottom, left:right].astype(np.float32)
         result[y, x] = down[y, top:bottom] @ inside @ across[x, left:right].T
-    return torch.from_numpy(coverage)
+    return torch.from_numpy(coverage.clip(max=1))  # rounding may exceed 1
 
 
 def find_extent(is_covered: np.ndarray) -> tuple[int, int]:

@@ -10,19 +10,22 @@ from .requirements_geoalign_clip import REQUIRED_TRANSFORMERS  # noqa: F401  # b
 # isort: split
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
 from transformers.image_processing_utils import get_size_dict
 from transformers.image_utils import ImageInput
 from transformers.processing_utils import ImagesKwargs, ProcessingKwargs, TextKwargs
 
-from .images_geoalign_clip import check_rule, get_full_size, load_images
+from .image_options_geoalign_clip import check_rule
+from .images_geoalign_clip import get_full_size, load_images
 from .masks_geoalign_clip import check_masks, masks_to_coverage
 from .regions_geoalign_clip import check_boxes, check_quads
 from .resizing_geoalign_clip import can_resize_fast, resize_fast
 
 CONCEPT_TEMPLATES = ("a satellite photo of {}.", "an aerial image of {}.", "{} seen from above.")
 
+LARGEST_SIDE = 20_000  # pixels of an image as it enters the model
 FORMS = ("boxes", "quads", "masks")
 KEEPS_FRAME = {"do_resize", "do_rescale", "do_normalize", "do_convert_rgb"}
 
@@ -218,7 +221,10 @@ class GeoAlignCLIPProcessor(ProcessorMixin):
                 "masks; the others are options of the image processor and the tokenizer."
             )
         init_kwargs = self.tokenizer.init_kwargs if self.tokenizer is not None else {}
-        merged = self._merge_kwargs(ProcessingKwargs, tokenizer_init_kwargs=init_kwargs, **kwargs)
+        try:
+            merged = self._merge_kwargs(ProcessingKwargs, tokenizer_init_kwargs=init_kwargs, **kwargs)
+        except StrictDataclassError as error:  # it is no ValueError
+            raise ValueError(f"an option has a wrong type. {error}") from error
         if isinstance(size := merged["images_kwargs"].get("size"), int):
             merged["images_kwargs"]["size"] = {"height": size, "width": size}
         return merged["images_kwargs"], merged["text_kwargs"]
@@ -227,12 +233,13 @@ class GeoAlignCLIPProcessor(ProcessorMixin):
         """Return all settings of the image processor, those of this call first."""
         names = {*self.image_processor.valid_kwargs.__annotations__, "do_rescale", "size"}
         settings = {name: getattr(self.image_processor, name, None) for name in names} | options
-        if settings["size"] is not None:
-            settings["size"] = dict(
-                get_size_dict(
-                    dict(settings["size"]) if hasattr(settings["size"], "keys") else settings["size"]
-                )
-            )
+        if (size := settings["size"]) is not None:
+            if isinstance(size, (list, tuple)) and len(size) == 1:
+                size = size[0]
+            size = dict(get_size_dict(dict(size) if hasattr(size, "keys") else size))
+            if not all(side is None or 1 <= side <= LARGEST_SIDE for side in size.values()):
+                raise ValueError(f"size is {size}. Give sides from 1 to {LARGEST_SIDE} pixels.")
+            settings["size"] = size
         return settings
 
     def _prepare(self, images: list[Image.Image], settings: dict, options: dict) -> BatchFeature:
@@ -282,6 +289,8 @@ def _check_text(text, name: str = "text") -> list[str]:
     for i, words in enumerate(texts):
         if not isinstance(words, str):
             raise ValueError(f"{name}[{i}] is {words!r:.80}, not a string. Give a list of strings.")
+        if any("\ud800" <= character <= "\udfff" for character in words):
+            raise ValueError(f"{name}[{i}] is {words!r:.80}, which is no valid Unicode. Correct it.")
         if not words.strip():
             raise ValueError(f"{name}[{i}] is empty. Every text needs at least one word; leave this one out.")
     return texts
@@ -290,7 +299,9 @@ def _check_text(text, name: str = "text") -> list[str]:
 def _check_frame(settings: dict) -> tuple[int, int]:
     """Return the (height, width) to which images are resized; refuse settings that move the frame."""
     size = settings["size"] or {}
-    moving = {name: True for name, value in settings.items() if name[:3] == "do_" and value}
+    moving: dict[str, object] = {
+        name: True for name, value in settings.items() if name[:3] == "do_" and value
+    }
     moving = {name: value for name, value in moving.items() if name not in KEEPS_FRAME}
     if not settings.get("do_resize"):
         moving["do_resize"] = False

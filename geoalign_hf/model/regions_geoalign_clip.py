@@ -9,14 +9,10 @@ Frames: `boxes` and `quads` are pixels of the image as given. `region_boxes`, `r
 `region_coverage` are fractions of `pixel_values`. The origin is at the top left, and y points down.
 """
 
-import math
-
 import torch
 
 from .masks_geoalign_clip import as_float, normalize_weights, weigh_masks
-
-SMALLEST_SIDE = 1e-6  # of the image: shorter sides are widened to this, since float32 may round them to 0
-LARGEST_QUAD = 100.0  # in sides of the image: corners further away are too inexact in float32
+from .region_checks_geoalign_clip import LARGEST_QUAD, SMALLEST_SIDE, check_box, check_quad
 
 
 def xywh_to_xyxy(boxes: torch.Tensor) -> torch.Tensor:
@@ -90,31 +86,10 @@ def check_boxes(
         [[0.0, 0.0, 10.0, 10.0]]
     """
     boxes = boxes.double()
+    for r, box in enumerate(boxes.tolist()):
+        check_box(box, width, height, f"{name}[{r}]", clip)
     limit = torch.tensor([width, height, width, height], dtype=torch.float64)
-    inside = torch.minimum(boxes.clamp(min=0), limit)
-    for r, (box, cut) in enumerate(zip(boxes.tolist(), inside.tolist(), strict=True)):
-        place = f"{name}[{r}] = {box}"
-        if not all(map(math.isfinite, box)):
-            raise ValueError(
-                f"{place} is not finite. Boxes are four numbers, xyxy pixels; leave this one out."
-            )
-        for low, high, axis in ((0, 2, "x"), (1, 3, "y")):
-            if box[high] <= box[low]:
-                raise ValueError(
-                    f"{place} has {axis}1 <= {axis}0. Boxes are xyxy pixels of the image as given; "
-                    "convert COCO boxes with xywh_to_xyxy first."
-                )
-            if cut[high] <= cut[low]:
-                raise ValueError(
-                    f"{place} lies wholly outside its image of {width} x {height} pixels (width x height). "
-                    "Boxes are xyxy pixels of the image as given, before any resizing; leave this one out."
-                )
-        if not clip and box != cut:
-            raise ValueError(
-                f"{place} reaches outside its image of {width} x {height} pixels (width x height). "
-                "Cut it, or allow cutting with clip=True."
-            )
-    return inside
+    return torch.minimum(boxes.clamp(min=0), limit)
 
 
 def check_quads(
@@ -143,46 +118,8 @@ def check_quads(
     """
     quads = quads.double()
     for r, quad in enumerate(quads.tolist()):
-        place = f"{name}[{r}] = {quad}"
-        if not all(math.isfinite(number) for corner in quad for number in corner):
-            raise ValueError(
-                f"{place} is not finite. Quads are four corners x, y in pixels; leave this one out."
-            )
-        if any(abs(x) > LARGEST_QUAD * width or abs(y) > LARGEST_QUAD * height for x, y in quad):
-            raise ValueError(
-                f"{place} reaches beyond {LARGEST_QUAD:g} times the size of its image of {width} x {height} "
-                "pixels (width x height). Quads are four corners x, y in pixels; cut it to the image."
-            )
-        if not _is_simple(quad):
-            raise ValueError(
-                f"{place} has no area or sides that cross. "
-                "Quads are four corners x, y in pixels, going round."
-            )
-    check_boxes(quads_to_xyxy(quads), width, height, f"the box round {name}", clip)
-    scaled = quads / torch.tensor([width, height], dtype=torch.float64)
-    for r, area in enumerate(_cover_by_quads(scaled, (1, 1)).flatten().tolist()):
-        if area <= 0:
-            raise ValueError(
-                f"{name}[{r}] = {quads[r].tolist()} lies wholly outside its image of "
-                f"{width} x {height} pixels (width x height), though the box round it does not. Leave it out."
-            )
+        check_quad(quad, width, height, f"{name}[{r}]", clip)
     return quads
-
-
-def _is_simple(quad: list[list[float]]) -> bool:
-    """Whether a quad has an area and no two of its sides cross."""
-
-    def turn(a, b, c):
-        return (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])
-
-    def cross(a, b, c, d):
-        return turn(a, b, c) * turn(a, b, d) < 0 and turn(c, d, a) * turn(c, d, b) < 0
-
-    a, b, c, d = quad
-    area = turn(a, b, c) + turn(a, c, d)
-    longest = max(max(numbers) - min(numbers) for numbers in zip(*quad, strict=True))
-    # A thinner quad is a line up to rounding.
-    return abs(area) > SMALLEST_SIDE * longest**2 and not cross(a, b, c, d) and not cross(b, c, d, a)
 
 
 def weigh_boxes(region_boxes: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:

@@ -5,18 +5,16 @@ import unicodedata
 from collections.abc import Callable, Iterator
 from functools import lru_cache, wraps
 from inspect import signature
+from logging import getLogger
 from pathlib import Path
 from typing import NamedTuple, ParamSpec
 
-import torch
-from transformers.utils import logging
-
 from ..captioning.grammar import add_article, count_concepts, spell_concept
 from ..images import read_size
-from ..model.regions_geoalign_clip import check_boxes, check_quads
+from ..model.region_checks_geoalign_clip import check_box, check_quad
 from .skipped import SkipReport
 
-logger = logging.get_logger(__name__)
+logger = getLogger(__name__)
 P = ParamSpec("P")
 MAX_COORDINATE = 1e9  # pixels; areas of larger boxes lose their last digits
 MIN_SIDE = 1e-3  # pixels that a region must cover in each direction
@@ -84,7 +82,7 @@ def make_row(
     for annotation in annotations:
         concept = spell_concept(annotation.name)
         if not is_concept(annotation.name):
-            message = f"{annotation.place} has the name {annotation.name!r}, which holds no words."
+            message = f"{annotation.place} has the name {annotation.name!r}, which has no letters or digits."
             report.refuse("unknown concept", f"{message} Name it, or remove the annotation.")
         elif allowed is not None and concept not in allowed:
             message = f"{annotation.place} is a {annotation.name!r}; allowed are {sorted(allowed)}."
@@ -95,10 +93,9 @@ def make_row(
         else:
             kept.append((concept, annotation))
     regions = []
-    valid = {id(annotation) for annotation in _check_regions([pair[1] for pair in kept], found, report)}
     for concept, annotation in kept:
         key = _identify(concept, annotation.numbers)
-        if id(annotation) not in valid:
+        if not _is_region(annotation, found, report):
             without_box.append(concept)
         elif key in seen:
             report.skip("repeated region", f"{annotation.place} repeats a {concept!r} of this image.")
@@ -140,17 +137,21 @@ def _identify(concept: str, numbers: list[float]) -> tuple:
     return (concept, frozenset(map(tuple, pair_corners(numbers))))
 
 
-def _check_regions(
-    annotations: list[Annotation], size: tuple[int, int], report: SkipReport
-) -> list[Annotation]:
-    """Return the annotations that are regions of an image of this size."""
-    usable = []
-    for annotation in annotations:
-        if fault := _find_fault(annotation.numbers, size):
-            report.refuse("bad region", f"{annotation.place} = {annotation.numbers} {fault}")
+def _is_region(annotation: Annotation, size: tuple[int, int], report: SkipReport) -> bool:
+    """Return whether an annotation is a region of an image of this size; refuse it otherwise."""
+    numbers = annotation.numbers
+    if fault := _find_fault(numbers, size):
+        report.refuse("bad region", f"{annotation.place} = {numbers} {fault}")
+        return False
+    try:
+        if len(numbers) == 4:
+            check_box(numbers, *size, annotation.place)
         else:
-            usable.append(annotation)
-    return _check_each(usable, size, report)
+            check_quad(pair_corners(numbers), *size, annotation.place)
+    except ValueError as error:
+        report.refuse("bad region", str(error), error)
+        return False
+    return True
 
 
 def _find_fault(numbers: list[float], size: tuple[int, int]) -> str | None:
@@ -167,30 +168,6 @@ def _find_fault(numbers: list[float], size: tuple[int, int]) -> str | None:
         if 0 < visible < MIN_SIDE:
             return f"covers only {visible:g} pixels along {'xy'[axis]}. Correct it, or remove the annotation."
     return None
-
-
-def _check_each(annotations: list[Annotation], size: tuple[int, int], report: SkipReport) -> list[Annotation]:
-    """Return the regions of an image of this size. Halving finds the wrong ones quickly among many."""
-    is_alone = len(annotations) == 1
-    try:
-        for length in (4, 8):
-            numbers = [annotation.numbers for annotation in annotations if len(annotation.numbers) == length]
-            _check(numbers, size, annotations[0].place if is_alone else "regions")
-    except ValueError as error:
-        if is_alone:
-            report.refuse("bad region", str(error), error)
-            return []
-        half = len(annotations) // 2
-        return _check_each(annotations[:half], size, report) + _check_each(annotations[half:], size, report)
-    return annotations
-
-
-def _check(numbers: list[list[float]], size: tuple[int, int], name: str) -> None:
-    regions = torch.tensor(numbers, dtype=torch.float64)
-    if regions.shape[-1] == 4:
-        check_boxes(regions, *size, name=name)
-    elif numbers:
-        check_quads(regions.view(-1, 4, 2), *size, name=name)
 
 
 def pair_corners(numbers: list[float]) -> list[list[float]]:

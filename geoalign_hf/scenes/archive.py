@@ -24,7 +24,7 @@ from transformers.utils import logging
 from ..embedding.embedder import Embedder
 from ..embedding.shards import fingerprint_model
 from ..storage import LOCK_NAME, PARTIAL, atomic_file, lock_folder, no_progress_bars, read_json, write_json
-from .reader import Scene
+from .reader import Scene, read_ahead
 from .regions import embed_scene_regions, is_coco, place_features, read_coco_regions, read_features
 
 DESCRIPTION = "scenes.json"
@@ -85,6 +85,8 @@ class SceneJob:
         overlap: part of a tile's side that it shares with the next one, in [0, 1).
         bands: see `Scene`.
         stretch: see `Scene`.
+        limits: see `Scene`.
+        rule: see `Scene`.
         regions: vector file of regions; each scene gets those that touch it. Or a COCO file.
         buffer: see `read_regions`.
         context: see `embed_scene_regions`.
@@ -101,6 +103,8 @@ class SceneJob:
     overlap: float = 0.0
     bands: tuple[int, ...] | None = None
     stretch: tuple[float, float] | None = None
+    limits: tuple[float, float] | None = None
+    rule: dict | None = None
     regions: str | Path | None = None
     buffer: float | None = None
     context: float | None = None
@@ -128,7 +132,7 @@ class SceneJob:
     def _open(self, path: Path) -> tuple[Scene, geopandas.GeoDataFrame | None]:
         """Open a scene and its regions. The last one stays open, since its stretch is measured once."""
         if self._opened is None or self._opened[0] != path:
-            scene, regions = Scene(path, self.bands, self.stretch), None
+            scene, regions = Scene(path, self.bands, self.stretch, self.limits, self.rule), None
             if self._features is not None:
                 placed = place_features(self._features, Path(str(self.regions)), scene, self.buffer)
                 regions = placed[placed.intersects(scene.outline)]
@@ -159,6 +163,8 @@ class SceneJob:
             "overlap": self.overlap,
             "bands": list(self.bands) if self.bands else None,
             "stretch": list(self.stretch) if self.stretch else None,
+            "limits": list(self.limits) if self.limits else None,
+            "rule": self.rule,
             "regions": digest,
             "buffer": self.buffer,
             "part_size": self.part_size,
@@ -300,8 +306,7 @@ def embed_tiles(
     size, shares = embedder.image_size, []
 
     def read_tiles() -> Iterator:
-        for window in windows:
-            ground = scene.read(window, (size, size))
+        for ground in read_ahead(lambda window: scene.read(window, (size, size)), windows):
             shares.append(float(ground.valid.mean()))
             if shares[-1]:
                 yield ground.image

@@ -17,7 +17,7 @@ from ..embedding.embedder import Embedder
 from ..model.views_geoalign_clip import find_window
 from ..readers.coco import read_coco
 from ..storage import name_partial
-from .reader import Scene
+from .reader import Scene, read_ahead
 
 MOST_PIXELS = 4  # sides of the model's input that a window is read with at most; GDAL shrinks larger ones
 DRIVERS = {".geojson": "GeoJSON", ".json": "GeoJSON", ".gpkg": "GPKG"}
@@ -129,11 +129,12 @@ def embed_scene_regions(
         valid ground, in [0, 1].
     """
     shares, total = [], len(geometries) if isinstance(geometries, Sized) else None
-    (side,) = embedder.resolve_view("window", context)[1]
+    (side,), size = embedder.resolve_view("window", context)[1], embedder.image_size
 
     def read_windows() -> Iterator[tuple[Image.Image, np.ndarray]]:
-        for geometry in logging.tqdm(geometries, total=total, desc="regions", unit=" regions"):
-            image, mask, share = read_region(scene, geometry, float(side or 1), embedder.image_size)
+        context = float(side or 1)
+        found = read_ahead(lambda geometry: read_region(scene, geometry, context, size), geometries)
+        for image, mask, share in logging.tqdm(found, total=total, desc="regions", unit=" regions"):
             shares.append(share)
             if share:
                 yield image, mask

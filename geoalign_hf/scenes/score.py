@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from ..embedding.embedder import Embedder
 from ..storage import atomic_file
-from .reader import Scene
+from .reader import Ground, Scene, read_ahead
 
 COSINE_LIMITS, PROBABILITY_LIMITS = (0.0, 0.5), (0.0, 1.0)  # ends of the colour scale
 PICTURE_SIDE = 900  # longer side of the scene in a picture, in pixels
@@ -124,9 +124,12 @@ def score_scene(
     tiles = grid.list_tiles()
     places: list[tuple[int, int, np.ndarray]] = []
 
-    def read_tiles() -> Iterator:
-        for row, column in logging.tqdm(tiles, desc="tiles", unit=" tiles"):
-            ground = scene.read(grid.locate(row, column), (embedder.image_size, embedder.image_size))
+    def read(tile: tuple[int, int]) -> Ground:
+        return scene.read(grid.locate(*tile), (embedder.image_size, embedder.image_size))
+
+    def read_tiles() -> Iterator[Image.Image]:
+        progress = logging.tqdm(read_ahead(read, tiles), total=len(tiles), desc="tiles", unit=" tiles")
+        for (row, column), ground in zip(tiles, progress, strict=True):
             shares = ground.valid.reshape(num_patches, patch_size, num_patches, patch_size).mean(axis=(1, 3))
             if shares.any():
                 places.append((row, column, shares.astype(np.float32)))

@@ -4,7 +4,6 @@ import heapq
 from pathlib import Path
 
 import geopandas
-import numpy as np
 import pandas
 import torch
 from pyarrow import parquet
@@ -68,8 +67,8 @@ def search_archive(
     for name in read_description(archive)["parts"]:
         file = Path(archive) / name
         table = parquet.read_table(file, columns=["kind", "embed"])
-        embeds = table["embed"].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
-        cosines = embeds @ query_embed.numpy() if len(table) else np.zeros(0)
+        embeds = table["embed"].combine_chunks().flatten().to_numpy().reshape(len(table), len(query_embed))
+        cosines = embeds @ query_embed.numpy()
         rows = [row for row, of_row in enumerate(table["kind"].to_pylist()) if kind in (None, of_row)]
         best += [(cosines[row], file, row) for row in rows]
         best = heapq.nlargest(top_k, best, key=lambda place: place[0])

@@ -1,4 +1,4 @@
-"""What a resumed run needs beside the model: optimizer, schedule, random generators, averages and scores."""
+"""Saves and restores the state of a run beside the model: optimizer, schedule, averages and scores."""
 
 import json
 from pathlib import Path
@@ -41,7 +41,7 @@ def write_state(trainer, folder: Path) -> None:
         "scheduler": trainer.lr_scheduler.state_dict(),
         "teacher": trainer.teacher.state_dict(),
     }
-    if averaged is not None:
+    if average is not None and averaged is not None:
         trees["average"] = {"weights": averaged, "num_updates": average.num_updates}
     if trainer.accelerator.scaler is not None:
         trees["scaler"] = trainer.accelerator.scaler.state_dict()
@@ -75,12 +75,13 @@ def restore_state(trainer, checkpoint: Path) -> None:
     trainer.scores = run["scores"]
     model = trainer.accelerator.unwrap_model(trainer.model)
     copy_weights(model, read_weights(checkpoint))
-    set_optimizer_state_dict(
-        trainer.model,
-        trainer.optimizer.optimizer,
-        load_tree(folder / "optimizer.safetensors"),
-        options=StateDictOptions(full_state_dict=True),
-    )
+    optimizer, saved = trainer.optimizer.optimizer, load_tree(folder / "optimizer.safetensors")
+    if saved["state"]:
+        options = StateDictOptions(full_state_dict=True)
+        set_optimizer_state_dict(trainer.model, optimizer, saved, options=options)
+    else:  # torch cannot load optimizers without a state, such as SGD
+        for group, settings in zip(optimizer.param_groups, saved["param_groups"], strict=True):
+            group.update({name: value for name, value in settings.items() if name != "params"})
     trainer.lr_scheduler.load_state_dict(load_tree(folder / "scheduler.safetensors"))
     trainer.teacher.load_state_dict(load_tree(folder / "teacher.safetensors"))
     if trainer.accelerator.scaler is not None:

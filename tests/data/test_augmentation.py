@@ -5,7 +5,8 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from geoalign_hf.data.augmentation import DIRECTIONS, Augmentation, _turn, cut_window
+from geoalign_hf.data.augmentation import DIRECTIONS, Augmentation, _turn
+from geoalign_hf.data.windows import cut_window
 
 STILL = {"turn": False, "light": 0.0}
 

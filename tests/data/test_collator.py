@@ -280,3 +280,14 @@ def test_a_batch_without_any_words_keeps_the_text_tower_in_step(collate, model):
 def test_a_text_without_words_is_refused(collate):
     with refuses("text[0] is empty. Every text needs at least one word; leave this one out."):
         collate([make_row(captions=["  "])])
+
+
+def test_a_batch_names_the_broader_concepts_of_each_region_and_of_the_vocabulary(processor, toy_rows):
+    row = toy_rows[0] | {"concepts": ["small car", *toy_rows[0]["concepts"][1:]]}
+    names = list(dict.fromkeys([*row["concepts"], "vehicle", "bus"]))
+    batch = RowCollator(processor, 8, vocabulary=names)([row])
+    above = {hash_words(name) for name in ("car", "small vehicle", "vehicle")}
+    assert set(batch["concept_broader"][0, 0].tolist()) - {-100} == above
+    assert (batch["concept_broader"][0, len(row["boxes"]) :] == -100).all()
+    of_bus = batch["vocabulary_broader"][names.index("bus")].tolist()
+    assert hash_words("vehicle") in of_bus and hash_words("small vehicle") not in of_bus

@@ -8,7 +8,8 @@ from refusals import refuses
 
 from geoalign_hf.data.tiling import list_tiles
 from geoalign_hf.embedding.embedder import Embedder
-from geoalign_hf.evaluation.localization import LocalizationEvaluator, build_score_maps
+from geoalign_hf.embedding.score_maps import build_score_maps
+from geoalign_hf.evaluation.localization import LocalizationEvaluator
 from geoalign_hf.evaluation.metrics.localization import polygons_to_truth, score_localization
 
 SIZE = (1400, 1000)

@@ -7,14 +7,8 @@ import torch
 from torch.nn.functional import cross_entropy, kl_div, normalize
 
 from geoalign_hf.losses import contrastive as contrast
-from geoalign_hf.losses.contrastive import (
-    align_distributions,
-    contrast_concepts,
-    contrast_negatives,
-    contrast_pairs,
-    contrast_vocabulary,
-    local_mean,
-)
+from geoalign_hf.losses.contrastive import contrast_concepts, contrast_pairs, contrast_vocabulary
+from geoalign_hf.losses.per_row import align_distributions, contrast_negatives, local_mean
 
 SCALE = torch.tensor(7.0, dtype=torch.float64)
 
@@ -386,3 +380,78 @@ def test_without_other_rows_alignment_is_zero(ids):
 def test_the_local_mean_of_one_process_is_the_mean():
     assert local_mean(torch.tensor([1.0, 2.0, 6.0])) == 3
     assert local_mean(torch.tensor([])) == 0
+
+
+# Broader and narrower concepts
+
+VEHICLE, CAR, BUS, SHIP = 3, 5, 8, 13
+BROADER = {VEHICLE: [-100, -100], CAR: [VEHICLE, -100], BUS: [-100, VEHICLE], SHIP: [-100, -100]}
+
+
+def list_broader(ids) -> torch.Tensor:
+    return torch.tensor([BROADER.get(int(number), [-100, -100]) for number in ids])
+
+
+def are_related(ids, other_ids) -> torch.Tensor:
+    """Whether one of two concepts is broader than the other."""
+    broader = {number: {b for b in above if b >= 0} for number, above in BROADER.items()} | {-100: set()}
+    return torch.tensor([[b in broader[a] or a in broader[b] for b in other_ids] for a in ids])
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+@pytest.mark.parametrize("block_size", [1, 2**22])
+def test_broader_and_narrower_concepts_of_a_vocabulary_are_left_out(smoothing, block_size, monkeypatch):
+    monkeypatch.setattr(contrast, "BLOCK_SIZE", block_size)
+    vocabulary_ids, ids = [SHIP, VEHICLE, CAR, BUS], [CAR, SHIP, VEHICLE, BUS, CAR]
+    targets = torch.tensor([vocabulary_ids.index(number) for number in ids])
+    is_related = are_related(ids, vocabulary_ids)
+
+    def compute_slowly(regions, vocabulary, scale):
+        logits = (scale * regions @ vocabulary.T).masked_fill(is_related, float("-inf"))
+        rows = []
+        for row, target in zip(logits, targets, strict=True):
+            compared = row[row > float("-inf")]
+            rows.append(row.logsumexp(0) - (1 - smoothing) * row[target] - smoothing * compared.mean())
+        columns = [
+            torch.stack([column.logsumexp(0) - column[r] for r in range(5) if targets[r] == c]).mean()
+            for c, column in enumerate(logits.T)
+        ]
+        return (torch.stack(rows).mean() + torch.stack(columns).mean()) / 2
+
+    ids, vocabulary_ids = torch.tensor(ids), torch.tensor(vocabulary_ids)
+    masks = list_broader(ids), list_broader(vocabulary_ids)
+    results = []
+    for compute in (
+        lambda r, v, s: contrast_vocabulary(r, v, vocabulary_ids, ids, s, smoothing, *masks),
+        compute_slowly,
+        lambda r, v, s: contrast_concepts(r, v[targets], ids, s, smoothing, masks[0]),
+    ):
+        inputs = [draw(5, 6, seed=1), draw(4, 6, seed=2), SCALE.clone()]
+        loss = compute(*[tensor.requires_grad_() for tensor in inputs])
+        results.append([loss, *torch.autograd.grad(loss, inputs)])
+    for result in results[1:]:
+        for found, expected in zip(results[0], result, strict=True):
+            torch.testing.assert_close(found, expected)
+
+
+def test_a_broader_concept_gets_no_gradient_from_the_regions_of_a_narrower_one():
+    ids, vocabulary_ids = torch.tensor([CAR, BUS]), torch.tensor([VEHICLE, CAR, BUS, SHIP])
+    vocabulary = draw(4, 6, seed=2).requires_grad_()
+    masks = list_broader(ids), list_broader(vocabulary_ids)
+    contrast_vocabulary(draw(2, 6), vocabulary, vocabulary_ids, ids, SCALE, 0.1, *masks).backward()
+    assert vocabulary.grad[0].abs().max() == 0 and vocabulary.grad[1:].abs().amin(dim=0).max() > 0
+    assert vocabulary.grad.isfinite().all()
+    contrast_vocabulary(draw(2, 6), vocabulary, vocabulary_ids, ids, SCALE, 0.1).backward()
+    assert vocabulary.grad[0].abs().max() > 0
+
+
+def test_pairs_of_a_concept_and_a_broader_one_are_not_negatives():
+    ids = torch.tensor([[70, CAR], [71, VEHICLE], [72, SHIP], [73, -100]])
+    left, right = draw(4, 5, seed=1).requires_grad_(), draw(4, 5, seed=2)
+    contrast_pairs(left, right, ids, SCALE, list_broader(ids[:, 1])).backward()
+    is_related = are_related(ids[:, 1].tolist(), ids[:, 1].tolist())
+    assert is_related.sum() == 2
+    again = left.detach().clone().requires_grad_()
+    logits, own = (SCALE * again @ right.T).masked_fill(is_related, float("-inf")), torch.arange(4)
+    ((cross_entropy(logits, own) + cross_entropy(logits.T, own)) / 2).backward()
+    torch.testing.assert_close(left.grad, again.grad)

@@ -27,7 +27,10 @@ CASES = [
     "all have the same words",
     "uneven, with a vocabulary",
     "one has no region, with a vocabulary",
+    "broader concepts",
+    "broader concepts, with a vocabulary",
 ]
+NARROWER = dict(zip(CONCEPTS, ["vehicle", "bus", "small vehicle", "car", "small car", "ship"], strict=False))
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +42,15 @@ def batches(processor, toy_rows):
         return {num: [collate(rows[k : k + 6 // num]) for k in range(0, 6, 6 // num)] for num in (1, *WORLDS)}
 
     cases = list_cases(toy_rows)
-    with_vocabulary = {f"{case}, with a vocabulary": split(cases[case], VOCABULARY) for case in CASES[:2]}
+    renamed = [
+        row | {"concepts": [NARROWER.get(name, name) for name in row["concepts"]]} for row in cases["uneven"]
+    ]
+    cases["broader concepts"] = renamed
+    names = [*NARROWER.values(), *CONCEPTS]
+    broader = {"broader concepts, with a vocabulary": split(renamed, names)}
+    with_vocabulary = broader | {
+        f"{case}, with a vocabulary": split(cases[case], VOCABULARY) for case in CASES[:2]
+    }
     return {case: split(rows) for case, rows in cases.items()} | with_vocabulary
 
 

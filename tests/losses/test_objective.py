@@ -9,14 +9,9 @@ import torch
 from torch.nn.functional import cosine_similarity, cross_entropy, normalize
 
 from geoalign_hf.data.collator import RowCollator
-from geoalign_hf.losses.contrastive import (
-    align_distributions,
-    contrast_concepts,
-    contrast_negatives,
-    contrast_pairs,
-    contrast_vocabulary,
-)
+from geoalign_hf.losses.contrastive import contrast_concepts, contrast_pairs, contrast_vocabulary
 from geoalign_hf.losses.objective import PRESETS, LossWeights, compute_losses
+from geoalign_hf.losses.per_row import align_distributions, contrast_negatives
 from geoalign_hf.training.step import encode_batch
 
 TERMS = [term.name for term in fields(LossWeights)]
@@ -190,7 +185,7 @@ def test_presets_are_the_objectives_of_the_peers():
     switched = {name: {term for term in TERMS if getattr(PRESETS[name], term)} for name in PRESETS}
     scene = {"scene", "description"}
     assert switched == {
-        "geoalign": set(TERMS) - {"crop_concept", "text_consistency"},
+        "geoalign": {"scene", "region", "concept", "hard_negative"},
         "clip": scene,
         "fg_clip": scene | {"region", "hard_negative"},
         "far_slip": scene | {"crop_concept", "crop_consistency"},
@@ -203,7 +198,7 @@ def test_only_texts_that_a_term_reads_are_encoded():
     assert PRESETS["fg_clip"].text_kinds == {"caption", "description", "phrase", "negative"}
     assert PRESETS["far_slip"].text_kinds == {"caption", "description", "concept"}
     assert replace(OFF, text_consistency=1.0).text_kinds == {"caption", "description", "phrase", "concept"}
-    assert [name for name in PRESETS if PRESETS[name].reads_crops] == ["geoalign", "far_slip"]
+    assert [name for name in PRESETS if PRESETS[name].reads_crops] == ["far_slip"]
 
 
 @pytest.mark.parametrize("term", ["concept", "crop_concept"])

@@ -1,5 +1,6 @@
 """Scenes keep their coordinates, nodata takes no part, and tiles leave no seams."""
 
+import re
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import rasterio
 import shapely
 import torch
 from generated_scenes import NORTH_UP, UTM, draw, write_scene
+from PIL import Image
 from rasterio.warp import transform as warp
 
 from geoalign_hf.embedding.embedder import Embedder
@@ -45,18 +47,32 @@ def test_16_bit_bands_share_one_stretch_over_all_windows(tmp_path):
     with pytest.raises(ValueError, match=r"a.tif has 4 bands and does not declare"):
         Scene(path)
     scene = Scene(path, bands=(3, 2, 1))
-    assert scene.describe() == {"bands": [3, 2, 1], "stretch": [2.0, 98.0]}
+    assert scene.describe() == {"bands": [3, 2, 1], "stretch": [2.0, 98.0], "limits": None}
     whole = np.asarray(scene.read((0, 0, 192, 160), (192, 160)).image)
     part = np.asarray(scene.read((64, 64, 128, 128), (64, 64)).image)
     assert (whole[64:128, 64:128] == part).all()
-    low, high = np.percentile(pixels[2], (2, 98))
+    low, high = np.percentile(pixels[:3], (2, 98))
     expected = np.clip((pixels[2] - low) / (high - low), 0, 1) * 255
     assert np.abs(whole[..., 0] - expected).max() <= 0.51
     for wrong in ((0, 1, 2), (1, 2), (1, 2, 5)):
-        with pytest.raises(ValueError, match="bands 1 to 4"):
+        with pytest.raises(ValueError, match=re.escape(f"bands is {wrong}")):
             Scene(path, bands=wrong)
     with pytest.raises(ValueError, match="percentiles"):
         Scene(path, (1,), (98, 2))
+
+
+def test_the_rule_of_a_model_reads_what_is_not_8_bit_rgb_and_options_come_first(tmp_path):
+    pixels, rule = draw(bands=4, dtype=np.uint16, high=3000), {"limits": [0, 3000], "bands": [3, 2, 1]}
+    path = write_scene(tmp_path / "a.tif", pixels)
+    by_rule, by_hand = Scene(path, rule=rule), Scene(path, (3, 2, 1), limits=(0, 3000))
+    assert (
+        by_rule.describe() == by_hand.describe() == {"bands": [3, 2, 1], "stretch": None, "limits": [0, 3000]}
+    )
+    image = np.asarray(by_rule.read((0, 0, 192, 160), (192, 160)).image)
+    assert np.abs(image - (pixels[2::-1] / 3000 * 255).transpose(1, 2, 0)).max() <= 0.51
+    assert Scene(path, (1,), (2, 98), rule=rule).describe()["bands"] == [1, 1, 1]
+    plain = write_scene(tmp_path / "b.tif", draw(), photometric="RGB")
+    assert Scene(plain, rule=rule).describe() == {"bands": [1, 2, 3], "stretch": None, "limits": None}
 
 
 def test_files_without_coordinates_or_that_are_no_rasters_are_named(tmp_path):
@@ -103,24 +119,33 @@ def test_nodata_changes_no_score_of_ground_whose_tiles_do_not_reach_it(embedder,
     np.testing.assert_allclose(cut[:, :, 8:], whole[:, :, 8:], atol=1e-5)
 
 
-def test_a_score_map_has_no_seams(embedder, tmp_path):
-    """The maps of a scene and of its copy shifted by half a tile differ by under a tenth of their spread."""
-    pixels = draw(128, 256, seed=3)
-    shifted = np.roll(pixels, 32, axis=2)
-    maps = [
-        score_scene(
-            embedder,
-            Scene(write_scene(tmp_path / f"{name}.tif", p, photometric="RGB")),
-            ["a ship"],
-            overlap=0.75,
+def measure_shift(embedder, tmp_path, shift, overlap):
+    """Score a scene and its shifted copy; return the largest difference, and the spread of the scores."""
+    pixels, maps = draw(192, 256, seed=3), []
+    for name, moved in (("a", pixels), ("b", np.roll(pixels, (shift, shift), axis=(1, 2)))):
+        scene = Scene(write_scene(tmp_path / f"{name}.tif", moved, photometric="RGB"))
+        maps.append(score_scene(embedder, scene, ["a ship"], overlap=overlap)[0])
+    cells = shift // 16  # no tile that reaches over an edge contains a cell 4 cells away from it
+    inner = maps[0][4 : -4 - cells, 4 : -4 - cells], maps[1][4 + cells : -4, 4 + cells : -4]
+    return np.abs(inner[0] - inner[1]).max(), np.std(maps[0]), maps[0]
+
+
+def test_a_score_map_of_a_scene_that_is_shifted_by_half_a_tile_is_the_shifted_map(embedder, tmp_path):
+    """Tiles of 4 cells advance by 2 or 1 cells, so a shift by half a tile puts cells on the same places."""
+    for overlap in (0.5, 0.75):
+        difference, spread, scores = measure_shift(embedder, tmp_path, 32, overlap)
+        print(
+            "SHIFT",
+            overlap,
+            difference / spread,
+            [float(a / b) for a, b, _ in [measure_shift(embedder, tmp_path, 16, overlap)]],
         )
-        for name, p in (("a", pixels), ("b", shifted))
-    ]
-    inner = maps[0][0, 2:-2, 4:-6], maps[1][0, 2:-2, 6:-4]
-    spread = np.nanstd(maps[0])
-    assert np.abs(inner[0] - inner[1]).max() < 0.1 * spread
-    jumps = np.abs(np.diff(maps[0][0], axis=1)).mean(axis=0)
-    assert jumps.max() < 4 * np.median(jumps)
+        assert difference < 1e-6 * spread
+    # By one cell, tiles lie elsewhere on the ground, so that patches see other surroundings.
+    difference, spread, _ = measure_shift(embedder, tmp_path, 16, 0.5)
+    assert difference < 0.2 * spread
+    jumps = [np.abs(np.diff(scores, axis=axis)).mean(axis=1 - axis) for axis in (0, 1)]
+    assert all(of_axis.max() < 4 * np.median(of_axis) for of_axis in jumps)
 
 
 def to_wgs84(x, y):
@@ -148,19 +173,59 @@ def test_regions_of_any_reference_system_are_found_on_their_ground(embedder, tmp
     np.testing.assert_allclose(back.geometry[0].centroid.coords[0], to_wgs84(500024, 5299960), atol=1e-6)
 
 
-def test_a_region_pools_the_same_ground_as_its_box_in_its_window(embedder, tmp_path):
+@pytest.mark.parametrize("trained", [None, 2.0])
+def test_a_region_is_embedded_as_its_box_is_in_the_view_of_the_model(model, processor, tmp_path, trained):
+    """Also at the edge of the scene. Pooling by a mask differs a little from pooling by a box."""
+    if trained:
+        model.config.region_view, model.config.region_context = "window", trained
+    embedder = Embedder(model, processor)
     pixels = draw()
     scene = Scene(write_scene(tmp_path / "a.tif", pixels, photometric="RGB"))
-    square = shapely.box(*scene.transform * (64, 96), *scene.transform * (96, 64))
-    embeds, valid_ground = embed_scene_regions(embedder, scene, [square], context=2.0)
-    window = scene.read((48, 48, 112, 112), (64, 64)).image
-    inputs = embedder.processor(images=window, boxes=[[[16, 16, 48, 48]]], return_tensors="pt")
-    with torch.no_grad():
-        expected = embedder.model.embed_regions(inputs["pixel_values"], inputs["region_boxes"])[0]
-    assert valid_ground.tolist() == [1.0]
-    assert (
-        torch.cosine_similarity(embeds, expected).item() > 0.99
-    )  # a mask's coverage against a box's integral
+    boxes = [[64, 96, 96, 128], [0, 3, 20, 31], [150, 100, 192, 112], [90, 20, 98, 30]]
+    embeds, valid_ground = embed_scene_regions(
+        embedder, scene, [scene.to_ground(shapely.box(*box)) for box in boxes]
+    )
+    image = Image.fromarray(pixels.transpose(1, 2, 0))
+    source = None if trained else "window"
+    expected = embedder.embed_regions([{"image": image, "boxes": boxes}], source)
+    other = embedder.embed_regions([{"image": image, "boxes": boxes}], "window", context=1.2)
+    assert valid_ground.tolist() == [1.0] * 4
+    cosines = torch.cosine_similarity(embeds, expected)
+    assert cosines.min() > 0.98 and (cosines > torch.cosine_similarity(embeds, other)).all()
+
+
+def test_a_region_partly_outside_the_scene_or_on_nodata_says_how_much_of_it_was_seen(embedder, tmp_path):
+    pixels = draw() // 2 + 1
+    pixels[:, :64, :64] = 0
+    scene = Scene(write_scene(tmp_path / "a.tif", pixels, nodata=0, photometric="RGB"))
+    boxes = [
+        (-30, 80, 10, 120),
+        (40, 20, 80, 40),
+        (100, 200, 120, 220),
+        (100, 100, 100.01, 140),
+        (0, 0, 9, 9),
+    ]
+    geometries = [scene.to_ground(shapely.box(*box)) for box in boxes]
+    embeds, valid_ground = embed_scene_regions(embedder, scene, geometries)
+    np.testing.assert_allclose(valid_ground, [0.25, 0.4, 0, 1, 0], atol=0.02)
+    np.testing.assert_allclose(embeds.norm(dim=1).numpy(), valid_ground > 0, atol=1e-5)
+
+
+def test_what_lies_on_nodata_does_not_change_a_region(embedder, tmp_path):
+    """The values below a mask are arbitrary, and take no part."""
+    box = shapely.box(40, 20, 80, 60)
+    embeds = []
+    for below in (0, 255):
+        pixels = draw() // 2 + 1
+        pixels[:, :64, :64] = below
+        path = write_scene(tmp_path / f"{below}.tif", pixels, photometric="RGB")
+        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(path, "r+") as file:
+            mask = np.ones(pixels.shape[1:], dtype=bool)
+            mask[:64, :64] = False
+            file.write_mask(mask)
+        scene = Scene(path)
+        embeds.append(embed_scene_regions(embedder, scene, [scene.to_ground(box)])[0])
+    np.testing.assert_allclose(embeds[0], embeds[1], atol=1e-6)
 
 
 def test_regions_on_nodata_are_reported_and_not_scored(embedder, tmp_path):

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from accelerate import Accelerator
+from runs import EVERY_COLUMN
 
 from geoalign_hf.data.collator import RowCollator
 from geoalign_hf.losses.objective import PRESETS, LossWeights
@@ -50,12 +51,12 @@ def test_crops_beside_the_images_are_embedded_as_if_alone(model, batch):
 
 
 @pytest.mark.parametrize(
-    ("preset", "expected"),
+    ("weights", "expected"),
     [
-        ("clip", {"vision_model, with gradient": 1, "text_model, with gradient": 1}),
+        (PRESETS["clip"], {"vision_model, with gradient": 1, "text_model, with gradient": 1}),
         # Crops that are mere targets: a pass of their own, which keeps nothing.
         (
-            "geoalign",
+            EVERY_COLUMN,
             {
                 "vision_model, with gradient": 1,
                 "text_model, with gradient": 1,
@@ -63,24 +64,24 @@ def test_crops_beside_the_images_are_embedded_as_if_alone(model, batch):
             },
         ),
         # Crops that are trained on: with the images, and targets from the same pass.
-        ("far_slip", {"vision_model, with gradient": 1, "text_model, with gradient": 1}),
+        (PRESETS["far_slip"], {"vision_model, with gradient": 1, "text_model, with gradient": 1}),
     ],
 )
-def test_each_modality_is_encoded_once_with_gradient(model, batch, preset, expected):
+def test_each_modality_is_encoded_once_with_gradient(model, batch, weights, expected):
     calls = count_calls(model)
     teacher = Teacher("self", model, 0.0)
-    compute_gradients(Accelerator(), model, batch, PRESETS[preset], teacher)
+    compute_gradients(Accelerator(), model, batch, weights, teacher)
     assert calls == expected
 
 
-@pytest.mark.parametrize("preset", ["geoalign", "far_slip"])
+@pytest.mark.parametrize("weights", [EVERY_COLUMN, PRESETS["far_slip"]], ids=["full", "far_slip"])
 @pytest.mark.parametrize("kind", ["self", "ema", "frozen"])
-def test_mini_batches_give_the_gradient_of_the_batch_with_every_teacher(model, batch, preset, kind):
+def test_mini_batches_give_the_gradient_of_the_batch_with_every_teacher(model, batch, weights, kind):
     teacher = Teacher(kind, model, 0.5)
     grads = []
     for mini_batch_size in (None, 3):
         model.zero_grad()
-        compute_gradients(Accelerator(), model, batch, PRESETS[preset], teacher, mini_batch_size)
+        compute_gradients(Accelerator(), model, batch, weights, teacher, mini_batch_size)
         grads.append(collect_grads(model))
     assert (grads[0] - grads[1]).norm() < 1e-5 * grads[0].norm()
 
@@ -135,7 +136,7 @@ def test_a_teacher_is_restored_from_its_state(model, batch):
 def test_a_batch_without_crops_has_no_targets(model, processor, toy_rows):
     batch = RowCollator(processor, 6)([row | {"crops": []} for row in toy_rows])
     assert Teacher("self", model, 0.0).embed_crops(model, batch).shape == (0, 32)
-    terms = compute_gradients(Accelerator(), model, batch, LossWeights(), Teacher("self", model, 0.0))
+    terms = compute_gradients(Accelerator(), model, batch, EVERY_COLUMN, Teacher("self", model, 0.0))
     assert terms["crop_consistency"] == 0
 
 
@@ -149,6 +150,6 @@ def test_chunks_hold_every_image_region_crop_and_text_once(batch):
 def test_losses_are_float32_under_bf16(batch, model):
     accelerator = Accelerator()
     with torch.autocast("cpu", torch.bfloat16):
-        terms = compute_gradients(accelerator, model, batch, LossWeights(), Teacher("self", model, 0.0))
+        terms = compute_gradients(accelerator, model, batch, EVERY_COLUMN, Teacher("self", model, 0.0))
     assert {term.dtype for term in terms.values()} == {torch.float32}
     assert {p.grad.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}

@@ -1,0 +1,125 @@
+"""`geoalign-hf detect`, and the options of `geoalign-hf evaluate detection`."""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers.hf_argparser import HfArg
+from transformers.utils import logging
+
+from ..detection.detector import DetectionOptions, Detector
+from ..detection.proposals import read_proposals
+from ..detection.sources import list_results, list_sources, number_labels, write_results
+from ..evaluation.detection import DetectionEvaluator
+from ..images import ImageOptions
+from ..storage import read_json
+from .inputs import ModelOptions, RowOptions
+
+
+@dataclass
+class DetectOptions:
+    """The images, their proposals and the labels."""
+
+    _positional = ("images",)
+
+    images: str = HfArg(help="Image, or folder of images. Images in its subfolders are included.")
+    labels: list[str] = HfArg(default_factory=list, help="Names of what is detected.")
+    coco: str | None = HfArg(
+        default=None,
+        help="COCO file that lists the images, with file names that are relative to the folder of images. "
+        "Its ids are used in the results.",
+    )
+    proposals: str | None = HfArg(
+        default=None,
+        help="JSON file of proposals in COCO's format of results: image_id, bbox and score. An image_id is "
+        "that of --coco or, without it, the name of a file. Without proposals --proposer makes them.",
+    )
+    oriented: bool = HfArg(
+        default=False,
+        help="Oriented boxes: read from the segmentation of each proposal, and suppressed as such.",
+    )
+    synonyms: str | None = HfArg(
+        default=None, help='JSON file with further words for some labels, such as {"ship": ["vessel"]}.'
+    )
+    output: str = HfArg(default="outputs/detect/detections.json", help="File of the detections.")
+
+
+def detect(
+    options: DetectOptions,
+    detection: DetectionOptions,
+    model_options: ModelOptions,
+    image_options: ImageOptions,
+) -> Path:
+    """Detect objects: name proposals with labels given in words.
+
+    Writes a JSON list in COCO's format of results, which pycocotools reads. Without proposals a grid of
+    windows is named.
+    """
+    if not options.labels:
+        raise ValueError("there is nothing to detect. Give names with --labels.")
+    if options.oriented and not options.proposals:
+        raise ValueError("--oriented needs oriented boxes, but --proposals is not given. Give both.")
+    sources = list_sources(options.images, options.coco)
+    given = read_proposals(options.proposals, sources, options.oriented) if options.proposals else {}
+    synonyms = read_json(options.synonyms) if options.synonyms else None
+    embedder = model_options.load(image_options)
+    detector = Detector(embedder, options.labels, detection, synonyms)
+    category_ids = number_labels(options.labels, options.coco)
+    results = []
+    for image_id, path in logging.tqdm(sources.items(), desc="images", total=len(sources)):
+        detections = detector(embedder.read_image(path), given.get(image_id))
+        results += list_results(image_id, detections, options.labels, category_ids)
+    write_results(options.output, results)
+    counts = Counter(result["label"] for result in results)
+    for label in options.labels:
+        print(f"{counts[label]:6} {label}")
+    print(f"{len(results)} detections in {len(sources)} images")
+    return Path(options.output)
+
+
+@dataclass
+class DetectionTaskOptions:
+    """The proposals, and what is scored."""
+
+    proposals: str | None = HfArg(
+        default=None,
+        help="JSON file of proposals in COCO's format of results. An image_id is that of a COCO file in "
+        "--dataset, or else the source of a row. Without proposals --proposer makes them.",
+    )
+    oriented: bool = HfArg(
+        default=False, help="Oriented boxes: compared by the overlap of the quads of rows and proposals."
+    )
+    novel: list[str] = HfArg(
+        default_factory=list, help="Concepts that training has not seen, which are scored apart."
+    )
+    calibrate: bool = HfArg(
+        default=False,
+        help="Calibration on these rows instead of a score: prints --temperature and --background_bias.",
+    )
+    output_dir: str = HfArg(default="outputs/evaluate_detection", help="Folder of metrics.json.")
+    save_boxes: bool = HfArg(
+        default=False, help="Detections behind the scores: also written, as an .npz file."
+    )
+
+    def build(
+        self, detection: DetectionOptions, row_options: RowOptions, image_options: ImageOptions
+    ) -> DetectionEvaluator:
+        """Load the rows and the proposals, and build the evaluator."""
+        rows, given = row_options.load(image_options), None
+        if self.proposals:
+            image_ids: dict = {source: source for source in rows["source"]}
+            if row_options.dataset.endswith(".json"):
+                folder = Path(str(row_options.images))
+                sources = list_sources(folder, row_options.dataset)
+                image_ids = {path.relative_to(folder).as_posix(): key for key, path in sources.items()}
+            found = read_proposals(self.proposals, image_ids.values(), self.oriented)
+            given = [found[image_ids[source]] for source in rows["source"]]
+        return DetectionEvaluator(
+            rows,
+            given,
+            options=detection,
+            novel=self.novel,
+            oriented=self.oriented,
+            proposal_name=Path(self.proposals).name if self.proposals else None,
+            arrays_path=Path(self.output_dir) / "detections.npz" if self.save_boxes else None,
+        )
