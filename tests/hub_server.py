@@ -196,7 +196,8 @@ class Handler(BaseHTTPRequestHandler):
         if not self.can_write or owner != self.user:
             raise Refusal(403, "Forbidden", f'You don\'t have the rights to create a model under "{owner}"')
         key = (asked.get("type") or "model", f"{owner}/{asked['name']}")
-        url = {"url": f"{self.hub.url}/{'datasets/' if key[0] == 'dataset' else ''}{key[1]}", "name": key[1]}
+        place = "" if key[0] == "model" else f"{key[0]}s/"
+        url = {"url": f"{self.hub.url}/{place}{key[1]}", "name": key[1]}
         if key in self.hub.repositories:
             return self.send({"error": "You already created this model repo"} | url, 409)
         private = asked.get("visibility") == "private" or bool(asked.get("private"))
@@ -360,7 +361,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send(content, headers=headers)
 
 
-REPO = r"/api/(?P<kind>model|dataset)s/(?P<repo>[^/]+/[^/]+)"
+REPO = r"/api/(?P<kind>model|dataset|space)s/(?P<repo>[^/]+/[^/]+)"
 ROUTES = [
     ("GET", "/api/whoami-v2", Handler.whoami),
     ("POST", "/api/repos/create", Handler.create),
@@ -376,7 +377,7 @@ ROUTES = [
     ("POST", REPO + r"/commit/(?P<revision>.+)", Handler.commit),
     (
         "POST",
-        r"/(?:(?P<kind>dataset)s/)?(?P<repo>[^/]+/[^/]+)\.git/info/lfs/objects/batch",
+        r"/(?:(?P<kind>dataset|space)s/)?(?P<repo>[^/]+/[^/]+)\.git/info/lfs/objects/batch",
         Handler.batch,
     ),
     ("PUT", r"/large/(?P<sha>\w+)", Handler.put_large),

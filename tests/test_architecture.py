@@ -41,6 +41,7 @@ MAY_USE = {
     "peft": {"training"},
     "accelerate": {"commands", "embedding", "training"},
     "geopandas": {"scenes"},
+    "gradio": {"hub"},
     "pycocotools": {"evaluation"},
     "rasterio": {"images", "scenes"},
     "shapely": {"detection", "scenes"},
@@ -117,8 +118,11 @@ def test_the_package_that_ships_needs_only_torch_and_transformers(path):
 
 @pytest.mark.parametrize("path", [*list_sources(), *(ROOT / "examples").rglob("*.py")], ids=str)
 def test_one_place_opens_images(path):
-    """`model.images_geoalign_clip` opens image files. A map in memory that was just encoded is no file."""
-    if path.stem in ("image_files_geoalign_clip", "localization"):
+    """`model.images_geoalign_clip` opens image files. A map in memory that was just encoded is no file.
+
+    The page of a Space runs where the package is not installed, and opens images to show them.
+    """
+    if path.stem in ("image_files_geoalign_clip", "localization") or path.parent.name == "space":
         return
     calls = [
         ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)

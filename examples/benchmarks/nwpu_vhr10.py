@@ -10,7 +10,7 @@ histograms of gradients and colour with a linear SVM (`classical_baseline.py`) o
 
 Prints micro and macro top-1 as mean and standard deviation over the seeds, and writes `seed_*.json`,
 `baseline.json`, `table.md`, and one model folder per seed. Seeds that are complete are not trained again, and
-an interrupted one continues. A seed takes about 15 minutes on two cores, the baseline 3 to 7.
+an interrupted one continues. A seed takes about 12 minutes on two cores, the baseline 3 to 7.
 """
 
 import json

@@ -1,8 +1,18 @@
 """`geoalign-hf push`."""
 
-from ..hub.push import PushConfig, run_push
+from dataclasses import asdict
+
+from ..hub.push import PushConfig
+from ..hub.push import push as push_folder
+from ..hub.spaces import push_space
 
 
 def push(config: PushConfig) -> None:
-    """Push a model, an adapter or a dataset to the Hub, in one commit."""
-    run_push(config)
+    """Push a model, an adapter or a dataset to the Hub, in one commit. --space adds a page to try it."""
+    options = asdict(config) | {"private": config.private or None}
+    folder, repo_id, space = (options.pop(name) for name in ("folder", "repo_id", "space"))
+    commit = push_folder(folder, repo_id, **options)
+    print(f"{folder}: pushed to {commit.pr_url or commit.commit_url}")
+    if space:
+        page = push_space(space, commit.repo_url.repo_id, private=options["private"])
+        print(f"{space}: the page is at {page.repo_url}")

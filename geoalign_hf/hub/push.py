@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from huggingface_hub import (
@@ -44,6 +44,7 @@ REQUIRED = {
     "adapter": ("adapter_config.json", "adapter_model.safetensors"),
     "dataset": ("README.md",),
 }
+HANDLER = Path(__file__).parent / "endpoint" / "handler.py"
 PLACEHOLDER = "[More Information Needed]"  # in the cards of PEFT and transformers
 # Files of an older push that would be mistaken for a part of the new one.
 REPLACED = r"(adapter_)?model(-\d+-of-\d+)?\.safetensors(\.index\.json)?|data/[^/]+\.parquet"
@@ -79,15 +80,10 @@ class PushConfig:
     base_model: str | None = HfArg(
         default=None, help="Repository of an adapter's base model, if it was trained on a local folder."
     )
-
-
-def run_push(config: PushConfig) -> None:
-    """Push a folder and print the address of the commit."""
-    options = asdict(config)
-    commit = push(
-        options.pop("folder"), options.pop("repo_id"), **options | {"private": config.private or None}
+    handler: bool = HfArg(default=False, help="Code for Inference Endpoints (handler.py) beside the model.")
+    space: str | None = HfArg(
+        default=None, help="Name of a Space to create or update: a page on which people try the model."
     )
-    print(f"{config.folder}: pushed to {commit.pr_url or commit.commit_url}")
 
 
 def push(
@@ -100,6 +96,7 @@ def push(
     create_pr: bool = False,
     commit_message: str | None = None,
     base_model: str | None = None,
+    handler: bool = False,
     token: str | None = None,
 ) -> CommitInfo:
     """Push a folder in one commit. Large files are uploaded first; files that the Hub has are not sent again.
@@ -115,6 +112,7 @@ def push(
         create_pr: Open a pull request instead.
         commit_message: The default is "Push" and the folder's name.
         base_model: Repository of an adapter's base model, if the adapter was trained on a local folder.
+        handler: Add `handler.py`, with which Inference Endpoints classify regions over HTTP.
         token: The default is that of `hf auth login` or HF_TOKEN.
 
     Returns:
@@ -135,6 +133,10 @@ def push(
     kind = check_folder(folder)
     repo_type = "dataset" if kind == "dataset" else "model"
     contents = read_contents(folder, kind, base_model)
+    if handler:
+        if kind == "dataset":
+            raise ValueError(f"handler is set, but {folder} holds rows. Only a model has a handler; omit it.")
+        contents["handler.py"] = HANDLER
     api = HfApi(token=token)
     with lock_folder(folder), explain_errors(repo_id, token):
         url = prepare_repository(api, repo_id, repo_type, private)
@@ -282,7 +284,8 @@ def prepare_repository(api: HfApi, repo_id: str, repo_type: str, private: bool |
     Raises:
         ValueError: If it exists and is public, but `private` is set.
     """
-    url = api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
+    sdk = "gradio" if repo_type == "space" else None
+    url = api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True, space_sdk=sdk)
     if private and not api.repo_info(url.repo_id, repo_type=repo_type).private:
         raise ValueError(
             f"{url.repo_id} exists and is public, but private is set. Make it private in its settings, or "

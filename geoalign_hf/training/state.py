@@ -75,12 +75,13 @@ def restore_state(trainer, checkpoint: Path) -> None:
     trainer.scores = run["scores"]
     model = trainer.accelerator.unwrap_model(trainer.model)
     copy_weights(model, read_weights(checkpoint))
-    set_optimizer_state_dict(
-        trainer.model,
-        trainer.optimizer.optimizer,
-        load_tree(folder / "optimizer.safetensors"),
-        options=StateDictOptions(full_state_dict=True),
-    )
+    optimizer, saved = trainer.optimizer.optimizer, load_tree(folder / "optimizer.safetensors")
+    if saved["state"]:
+        options = StateDictOptions(full_state_dict=True)
+        set_optimizer_state_dict(trainer.model, optimizer, saved, options=options)
+    else:  # torch cannot load optimizers without a state, such as SGD
+        for group, settings in zip(optimizer.param_groups, saved["param_groups"], strict=True):
+            group.update({name: value for name, value in settings.items() if name != "params"})
     trainer.lr_scheduler.load_state_dict(load_tree(folder / "scheduler.safetensors"))
     trainer.teacher.load_state_dict(load_tree(folder / "teacher.safetensors"))
     if trainer.accelerator.scaler is not None:

@@ -71,6 +71,7 @@ def test_training_lowers_the_loss_and_leaves_a_folder_that_loads(start, model, p
         },  # the last step of an epoch has 1
         pytest.param({}, marks=pytest.mark.slow),
         pytest.param({"layer_decay": 0.5}, marks=pytest.mark.slow),
+        pytest.param({"optim": "sgd"}, marks=pytest.mark.slow),  # has no state
         pytest.param({"mini_batch_size": 1, "dataloader_num_workers": 2}, marks=pytest.mark.slow),
         pytest.param({"teacher": "frozen", "ema_decay": 0.9, "max_steps": 5}, marks=pytest.mark.slow),
     ],
