@@ -32,6 +32,11 @@ classify = pipeline("zero-shot-region-classification", model=folder, trust_remot
 found["answers"] = classify(
     given["call"]["images"][0], boxes=given["call"]["boxes"][0], candidate_concepts=["ship", "road"]
 )
+windows = AutoModel.from_pretrained(folder, trust_remote_code=True, region_view="window", region_context=2.0)
+classify_windows = pipeline("zero-shot-region-classification", model=windows, processor=processor)
+found["windows"] = classify_windows(
+    given["call"]["images"][0], boxes=given["call"]["boxes"][0], candidate_concepts=["ship", "road"]
+)
 inferred = pipeline(model=folder, trust_remote_code=True)
 found["inferred"] = inferred.task
 scene = pipeline("zero-shot-image-classification", model=folder, trust_remote_code=True)
@@ -119,12 +124,16 @@ def test_without_the_package_every_tensor_has_equal_bits(built, remote):
 
 
 def test_without_the_package_the_pipelines_answer_alike(folder, remote):
-    from transformers import pipeline
+    from transformers import AutoModel, pipeline
 
     call, found, _ = remote
     classify = pipeline("zero-shot-region-classification", model=str(folder))
     image, boxes = call["images"][0], call["boxes"][0]
     assert found["answers"] == classify(image, boxes=boxes, candidate_concepts=["ship", "road"])
+    windows = AutoModel.from_pretrained(folder, region_view="window", region_context=2.0)
+    classify = pipeline("zero-shot-region-classification", model=windows, processor=str(folder))
+    assert found["windows"] == classify(image, boxes=boxes, candidate_concepts=["ship", "road"])
+    assert found["windows"] != found["answers"]
     assert found["inferred"] == "zero-shot-region-classification"
     detect = pipeline("zero-shot-object-detection", model=str(folder))
     assert found["detections"] == detect(image, candidate_labels=["ship", "road"], sides=[40]) != []

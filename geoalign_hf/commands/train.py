@@ -127,6 +127,7 @@ def train(
             "license": options.license,
             "base_model": options.model,
             "data": data,
+            "evaluation_data": describe_evaluation(options, data) if eval_rows else None,
         },
     )
     trainer.train()
@@ -145,6 +146,20 @@ def train(
     return Path(str(arguments.output_dir), "final") if is_main else None
 
 
+def find_evaluation_rows(options: TrainOptions) -> str | None:
+    """Return the source of the rows to evaluate on, if they are not a part of the training rows."""
+    is_built = options.dataset == ROWS and Path(VALIDATION_ROWS).exists()
+    use_built = is_built and not options.validation_share
+    return options.eval_dataset or (VALIDATION_ROWS if use_built else None)
+
+
+def describe_evaluation(options: TrainOptions, data: dict) -> dict:
+    """Describe the rows to evaluate on for the card."""
+    if source := find_evaluation_rows(options):
+        return describe_dataset(source)
+    return data | {"name": f"a part of {data['name']} that was not trained on"}
+
+
 def load_training_rows(
     options: TrainOptions, image_options: ImageOptions, seed: int
 ) -> tuple[Dataset, Dataset | None]:
@@ -156,9 +171,7 @@ def load_training_rows(
     if options.validation_share and options.eval_dataset:
         raise ValueError("--validation_share and --eval_dataset both give rows to evaluate on. Give one.")
     rows = load_rows(options.dataset, options.images, None, "train", image_options)
-    source = options.eval_dataset
-    if not source and not options.validation_share and options.dataset == ROWS:
-        source = VALIDATION_ROWS if Path(VALIDATION_ROWS).exists() else None
+    source = find_evaluation_rows(options)
     eval_rows = None
     if source:
         eval_rows = load_rows(source, options.images, options.eval_split, "validation", image_options)

@@ -179,6 +179,7 @@ def _build_locked(config: BuildConfig, image_options: ImageOptions, output: Path
         config.eval_captions + (selection.eval_captions if selection else []),
         config.eval_images + (selection.eval_images if selection else []),
         image_options,
+        selection.eval_lists if selection else None,
     )
     counts: dict[str, dict[str, int]] = {}
     rows = read_sources(selection.present, report, counts) if selection else _read_source(config, report)

@@ -7,7 +7,7 @@ Captions are compared by their words. Images are compared by a hash of their pix
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,6 +108,7 @@ def collect_sets(
     eval_captions: Iterable[str | Path] = (),
     eval_images: Iterable[str | Path] = (),
     image_options: ImageOptions = DEFAULT_OPTIONS,
+    eval_lists: Mapping[str, Iterable[Path]] | None = None,
 ) -> list[EvaluationSet]:
     """Hash evaluation sets.
 
@@ -116,9 +117,10 @@ def collect_sets(
         eval_captions: Caption files in a form that `readers.captions` reads. No images are needed.
         eval_images: Folders of images.
         image_options: Rules for images that are not 8-bit RGB.
+        eval_lists: Images of each further set, by its name.
 
     Returns:
-        One set for each file or folder.
+        One set for each file, folder or list.
     """
     sets = []
     for path in eval_coco:
@@ -128,9 +130,9 @@ def collect_sets(
         entries = list_captions(path)
         captions = [(entry["filename"], caption) for entry in entries for caption in entry["captions"]]
         sets.append(collect_set(str(path), captions=captions))
-    for path in eval_images:
-        images = ((str(image), read_image(image, image_options)) for image in list_images(path))
-        sets.append(collect_set(str(path), images))
+    lists = {str(path): list_images(path) for path in eval_images} | dict(eval_lists or {})
+    for name, paths in lists.items():
+        sets.append(collect_set(name, ((str(path), read_image(path, image_options)) for path in paths)))
     return sets
 
 

@@ -12,6 +12,7 @@ import yaml
 
 from ..captioning.grammar import add_article, spell_concept
 from ..captioning.vocabulary import load_vocabulary
+from ..readers.files import list_images
 from ..readers.registry import READERS
 from ..readers.skipped import SkipReport
 from ..storage import read_text
@@ -42,6 +43,8 @@ class Source:
             removes the regions of that name.
         tile: Side and overlap of the tiles that large images are cut into, or None.
         test_images: Folders of the official test split. Its images must not be trained on.
+        test_lists: Pairs of `names` (a text file of names, or a folder of annotations with these names) and
+            `images`, for official test splits that lie in one folder with other images.
         supersedes: Sources that this one contains. They are not built if this one is present.
         evaluation: Whether it is an evaluation set, which is built only if it is named.
         unverified: Statements of the recipe that were not checked against the authors' files.
@@ -60,6 +63,7 @@ class Source:
     names: dict[str, str | None] = field(default_factory=dict)
     tile: tuple[int, int] | None = None
     test_images: list[str] = field(default_factory=list)
+    test_lists: list[dict[str, str]] = field(default_factory=list)
     supersedes: list[str] = field(default_factory=list)
     evaluation: bool = False
     unverified: list[str] = field(default_factory=list)
@@ -90,6 +94,7 @@ class Selection:
     missing: list[dict[str, str]]
     eval_images: list[str]
     eval_captions: list[str]
+    eval_lists: dict[str, list[Path]]
 
 
 def load_recipe(name: str) -> tuple[list[Source], list[EvaluationFiles]]:
@@ -178,14 +183,26 @@ def select_sources(
     if not present:
         places = {entry["name"]: f"{entry['reason']}, {entry['home']}" for entry in missing}
         raise ValueError(f"{root} holds no source that can be built: {places}. Download one into {root}.")
-    eval_images, eval_captions = [], []
+    eval_images, eval_captions, eval_lists = [], [], {}
     for one, folder in ((one, _find(Path(root), one.folders)) for one in (*sources, *evaluations)):
         images = one.test_images if isinstance(one, Source) else one.images
         captions = [] if isinstance(one, Source) else one.captions
         if folder is not None:
             eval_images += [str(folder / path) for path in images if (folder / path).is_dir()]
             eval_captions += [str(folder / path) for path in captions if (folder / path).is_file()]
-    return Selection(present, missing, eval_images, eval_captions)
+        if folder is not None and isinstance(one, Source):
+            for part in one.test_lists:
+                eval_lists |= _list_test_images(folder / part["names"], folder / part["images"])
+    return Selection(present, missing, eval_images, eval_captions, eval_lists)
+
+
+def _list_test_images(names: Path, images: Path) -> dict[str, list[Path]]:
+    """List the images of a test split by its list of names; nothing if the list or the folder is missing."""
+    if not names.exists() or not images.is_dir():
+        return {}
+    lines = (path.name for path in names.iterdir()) if names.is_dir() else read_text(names).splitlines()
+    wanted = {Path(line.strip()).stem for line in lines if line.strip()}
+    return {str(names): [path for path in list_images(images) if path.stem in wanted]}
 
 
 def _find_reason(source: Source, purpose: str | None) -> str:

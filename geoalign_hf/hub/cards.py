@@ -28,6 +28,7 @@ TASKS = {
 }
 START = "start"  # name of the result before training; it is no result of the weights that the card describes
 # Placeholder in a card that `push` replaces by the name of the repository of an adapter's base model.
+LOCAL_BASE = "a local folder"  # a base model that nobody else can load
 UNNAMED_BASE = "you/your-base-model"
 
 
@@ -48,8 +49,12 @@ def write_card(folder: str | Path, metrics: dict[str, dict], settings: dict | No
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     card = make_card(folder, metrics, settings)
-    write_json(folder / "metrics.json", metrics)
-    write_json(folder / "args.json", settings or {})
+    settings = dict(settings or {})
+    if settings.get("base_model") and Path(settings["base_model"]).exists():
+        settings["base_model"] = LOCAL_BASE
+    # These files are published with the card, so they must not name folders of this machine.
+    write_json(folder / "metrics.json", hide_paths(metrics))
+    write_json(folder / "args.json", hide_paths(settings))
     card.save(folder / "README.md")
     return card
 
@@ -63,9 +68,9 @@ def make_card(folder: Path, metrics: dict[str, dict], settings: dict | None = No
     name, adapter = _name_folder(folder), _read_json(folder / "adapter_config.json")
     if adapter:
         base_model = adapter["base_model_name_or_path"]
-    is_published = base_model and not Path(base_model).exists()
+    is_published = base_model and base_model != LOCAL_BASE and not Path(base_model).exists()
     if base_model and not is_published:
-        base_model = UNNAMED_BASE if adapter else "a local folder"
+        base_model = UNNAMED_BASE if adapter else LOCAL_BASE
     metrics = sort_results(metrics)
     measured = {title: scores for title, scores in metrics.items() if title != START}
     card_data = ModelCardData(
@@ -174,8 +179,8 @@ def describe_architecture(folder: Path) -> dict | None:
     """Describe the saved model or adapter of a folder: number of parameters and what it takes as input.
 
     Returns:
-        `num_parameters` and, for a model, `image_size`, `patch_size`, `num_tokens` and `vocab_size`. None if
-        the folder holds no weights.
+        `num_parameters` and, for a model, `image_size`, `patch_size`, `num_tokens`, `vocab_size`,
+        `region_view` and `region_context`. None if the folder holds no weights.
     """
     files = [
         path for path in folder.glob("*.safetensors") if path.stem.startswith(("model", "adapter_model"))
@@ -189,6 +194,8 @@ def describe_architecture(folder: Path) -> dict | None:
         found |= {"image_size": vision.get("image_size", 224), "patch_size": vision.get("patch_size", 32)}
         found["num_tokens"] = text.get("max_position_embeddings", 77)
         found["vocab_size"] = text.get("vocab_size", 49408)
+        found["region_view"] = config.get("region_view", "image")
+        found["region_context"] = config.get("region_context")
     return found
 
 

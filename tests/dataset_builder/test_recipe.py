@@ -11,6 +11,7 @@ from PIL import Image
 
 from geoalign_hf.captioning.vocabulary import is_broader, load_vocabulary, may_be_same
 from geoalign_hf.dataset_builder.build import BuildConfig, build
+from geoalign_hf.dataset_builder.leakage import collect_sets
 from geoalign_hf.dataset_builder.recipe import RECIPES, load_recipe, read_sources, select_sources
 from geoalign_hf.readers.skipped import SkipReport
 
@@ -185,6 +186,18 @@ def test_the_newest_version_of_a_set_replaces_those_that_it_contains(tmp_path):
         write_dota(tmp_path, version)
     present = select_sources("rsfg.yaml", str(tmp_path)).present
     assert [source.name for source, _ in present] == ["DOTA-v2.0"]
+
+
+def test_test_splits_that_share_a_folder_with_other_images_are_kept_out_by_their_lists(tmp_path):
+    write_hrsc2016(tmp_path)
+    write_soda(tmp_path)
+    lists = select_sources("rsfg.yaml", str(tmp_path)).eval_lists
+    found = {name.removeprefix(str(tmp_path)): [path.name for path in paths] for name, paths in lists.items()}
+    assert found == {
+        "/HRSC2016/ImageSets/test.txt": ["100000002.bmp"], "/SODA-A/Annotations/test": ["00002.jpg"]
+    }  # fmt: skip
+    (kept_out,) = [one for one in collect_sets(eval_lists=lists) if "HRSC" in one.name]
+    assert list(kept_out.images.values()) == [str(tmp_path / "HRSC2016/FullDataSet/AllImages/100000002.bmp")]
 
 
 def test_missing_sources_are_listed_with_where_to_get_them(tmp_path):

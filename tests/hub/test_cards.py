@@ -303,3 +303,32 @@ def test_a_card_replaces_the_one_before(metrics, tmp_path):
 def test_the_same_metrics_give_the_same_card(metrics, tmp_path):
     cards = [write_card(tmp_path / "toy-clip", metrics, SETTINGS).content for _ in range(2)]
     assert cards[0] == cards[1]
+
+
+def test_no_file_beside_the_card_names_a_folder_of_this_machine(metrics, tmp_path):
+    local = tmp_path / "harbors"
+    local.mkdir()
+    settings = {"script": {"dataset": str(local), "model": str(local)}, "base_model": str(local)}
+    metrics = {
+        name: scores | {"protocol": scores["protocol"] | {"test": str(local)}}
+        for name, scores in metrics.items()
+    }
+    card = write_card(tmp_path / "model", metrics, settings)
+    for path in (tmp_path / "model").iterdir():
+        assert str(tmp_path) not in path.read_text(), path.name
+    saved = json.loads((tmp_path / "model" / "args.json").read_text())
+    again = write_card(tmp_path / "model", metrics, saved)  # as a push does that makes the card again
+    assert card.data.base_model is None and again.data.base_model is None
+    assert "Training started from a local folder." in again.text
+
+
+@pytest.mark.parametrize("view", ["image", "window"])
+def test_the_card_says_which_view_of_a_region_the_pipeline_uses(folder, tmp_path, view):
+    shutil.copytree(folder, tmp_path / "toy")
+    config = json.loads((folder / "config.json").read_text())
+    (tmp_path / "toy" / "config.json").write_text(
+        json.dumps(config | {"region_view": view, "region_context": 2.5})
+    )
+    text = write_card(tmp_path / "toy", {}).text
+    expected = "a window around it, 2.5 times its longer side" if view == "window" else "the whole image"
+    assert f"| view of a region | {expected}" in text
