@@ -1,7 +1,7 @@
 """Runs one verb of `geoalign-hf`: options from dataclasses, errors of the user in one line.
 
 The function of a verb has one parameter for each of its dataclasses of options, and returns the path of what
-it wrote, or None. Its signature therefore is the command line.
+it wrote, or None. Its signature is therefore the command line.
 """
 
 import logging
@@ -184,7 +184,7 @@ def is_user_error(error: Exception) -> bool:
     """Return whether an error is one that the user can correct.
 
     These are wrong values, missing files and packages, and what the package itself reports of the machine.
-    Everything else is an error of the program, whose traceback belongs into a bug report.
+    Everything else is an error of the program, whose traceback belongs in a bug report.
     """
     if isinstance(error, RuntimeError):
         traceback = error.__traceback__

@@ -45,7 +45,7 @@ class ImageOptions:
         limits: two values that become 0 and 255, the same for all pictures. Neither option changes pictures
             of 8 bits.
         bands: numbers of the bands to use as red, green and blue, counted from 1, or of one band for grey.
-        max_pixels: most pixels that a file may have; None means PIL's limit of 179 million.
+        max_pixels: largest number of pixels of a file; None means PIL's limit of 179 million.
 
     Raises:
         ValueError: if an option cannot be used.
@@ -192,11 +192,11 @@ def is_plain(content: bytes) -> bool:
 
 
 def has_natural_colour(image: Image.Image) -> bool:
-    """Whether an image shows the colours of the scene: not a grey one, nor one of chosen or scaled bands.
+    """Return whether an image shows the colours of the scene. Grey, chosen and scaled bands do not.
 
     Args:
-        image: as returned by `read_image`. Of any other image the pixels of a grid decide: if all are grey,
-            the image is.
+        image: an image that `read_image` returned. Any other image is examined at a grid of pixels, and
+            counts as grey if all of them are grey.
     """
     if (flag := image.info.get("natural_colour")) is not None:
         return flag

@@ -310,25 +310,16 @@ def test_train_lora_leaves_an_adapter_and_a_merged_model_that_score_alike(
     coco_folder, folder, tmp_path, run_here, geoalign
 ):
     files = ["--dataset", coco_folder / "rows.json", "--eval_dataset", coco_folder / "rows.json"]
-    options = [
-        "--images",
-        coco_folder,
-        "--num_train_epochs",
-        2,
-        "--per_device_train_batch_size",
-        4,
-        "--lora_rank",
-        2,
-    ]
+    options = ["--images", coco_folder, "--num_train_epochs", 2, "--per_device_train_batch_size", 4]
+    options += ["--lora_rank", 2]
     printed = run_here("train_lora.py", "--model", folder, *files, *options, "--output_dir", "out")
     assert re.search(r"^9,218 of [\d,]+ parameters are trained", printed)
-    adapter = tmp_path / "out" / "final" / "adapter_model.safetensors"
-    assert f"final/adapter_model.safetensors: {adapter.stat().st_size / 2**20:.2f} MiB" in printed
+    assert (tmp_path / "out" / "final" / "adapter_model.safetensors").exists()
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert list(metrics) == ["regions start", "regions best", "regions final", "regions merged"]
-    assert metrics["regions merged"] | {"step": 4} == metrics["regions final"]
-    card = (tmp_path / "out" / "merged" / "README.md").read_text()
-    assert f"| top1_micro | {metrics['regions merged']['top1_micro']:.4f} |" in card
+    micro = f"{metrics['regions final']['top1_micro']:.4f}"
+    for moment in ("after", "merged"):
+        assert f"{moment}: region top-1 micro {micro}" in printed
+    assert f"| top1_micro | {micro} |" in (tmp_path / "out" / "merged" / "README.md").read_text()
 
     scored = ["--dataset", coco_folder / "rows.json", "--images", coco_folder]
     geoalign("evaluate", "regions", "--model", "out/final", *scored, "--output_dir", "scores")
@@ -438,3 +429,15 @@ def test_the_lora_benchmark_prints_ratios(tmp_path):
     small = ["--rounds", 1, "--batch_size", 2, "--width", 64, "--depth", 2, "--image_size", 64]
     printed = run("benchmarks/lora_memory.py", *small, cwd=tmp_path)
     assert re.search(r"^LoRA, last 2 blocks +[\d,]+ +0\.\d+", printed, flags=re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_all_benchmarks_agree_with_their_peers_and_write_one_table(tmp_path):
+    run("benchmarks/run_all.py", "--tiny", "--rounds", 1, "--output", "out", cwd=tmp_path)
+    results = json.loads((tmp_path / "out" / "benchmarks.json").read_text())
+    table = (tmp_path / "out" / "benchmarks.md").read_text()
+    assert len(results["cases"]) == 10
+    for case in results["cases"].values():
+        assert len(case["measured"]) == 4 and case["title"] in table
+    assert results["training"]["images_per_second"] > 0
+    assert results["decoding"]["cores_for_training"]["draft"] > 0

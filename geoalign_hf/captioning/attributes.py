@@ -16,7 +16,7 @@ from .grammar import COLOURS, ENDS, PLACES, RELATIONS, SIZES
 
 # Thresholds, chosen by eye on images of NWPU VHR-10.
 LARGER = 1.45  # length of a large region, in medians of its concept in the image
-SAID_SHARE = 0.25  # smallest part of a region's pixels that must have the colour that is said of it
+SAID_SHARE = 0.25  # smallest fraction of a region's pixels that has a colour which phrases may name
 AROUND_SHARE = 0.06  # largest part of the surrounding pixels that may have that colour, too
 DENIED_SHARE = 0.02  # largest part of a region's pixels that may have a colour that is denied
 # Largest gaps between two regions: in lengths of the shorter one for "next to" and "to the left of", and in
@@ -81,12 +81,12 @@ class Facts:
         """Name the part of the image (one of `PLACES`) that clearly holds all these regions, or None."""
         boxes = self.boxes[regions]
         low, high = boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)
-        signs = [_find_side(*interval) for interval in zip(low, high, strict=True)]
-        if signs.count(None) == 1 and any(signs):  # clearly left, somewhere between top and bottom: "left"
-            signs = [sign or 0 for sign in signs]
-        if signs == [0, 0] and np.abs((boxes[:, :2] + boxes[:, 2:]) / 2 - 0.5).max() >= 0.2:
+        across, down = (_find_side(*interval) for interval in zip(low, high, strict=True))
+        if across or down:  # clearly left, somewhere between top and bottom: "left"
+            across, down = across or 0, down or 0
+        if across == down == 0 and np.abs((boxes[:, :2] + boxes[:, 2:]) / 2 - 0.5).max() >= 0.2:
             return None  # the middle of the group is the center, but not every region lies there
-        return None if None in signs else PLACES[tuple(signs)]
+        return None if across is None or down is None else PLACES[across, down]
 
     def may_lie_at(self, r: int, place: str) -> bool:
         """Return whether region `r` reaches into a part of the image, so that someone might say so."""
@@ -222,7 +222,10 @@ def find_facts(row: dict, natural_colour: bool = True) -> Facts:
     quads = np.array(row.get("quads") or _to_quads(pixels), dtype=float).reshape(-1, 4, 2)
     sizes, possible_sizes = _compare_sizes(concepts, pixels, quads, extent)
     is_measured = has_colour and len(pixels) <= MOST_COMPARED
-    unknown = (dict.fromkeys(COLOURS, 1.0), {})  # no colour is clear, all are possible
+    unknown: tuple[dict[str, float], dict[str, float]] = (
+        dict.fromkeys(COLOURS, 1.0),
+        {},
+    )  # no colour is clear, all are possible
     shares = [measure_colours(image, pixels, r) if is_measured else unknown for r in range(len(pixels))]
     return Facts(
         concepts=concepts,
@@ -252,7 +255,7 @@ def _compare_sizes(
     sides = np.linalg.norm(quads - np.roll(quads, 1, axis=1), axis=-1).max(axis=1)
     is_whole = ((pixels[:, :2] > 1) & (pixels[:, 2:] < extent[2:] - 1)).all(axis=1)
     sizes: list[str | None] = [None] * len(concepts)
-    possible = [frozenset(SIZES)] * len(concepts)
+    possible: list[frozenset[str]] = [frozenset(SIZES)] * len(concepts)
     for concept in set(concepts):
         kind = [r for r, name in enumerate(concepts) if name == concept and is_whole[r]]
         if len(kind) < 3:
@@ -260,8 +263,8 @@ def _compare_sizes(
         median = np.median(sides[kind])
         for r in kind:
             ratio = sides[r] / median
-            sizes[r] = "large" if ratio >= LARGER else "small" if ratio <= 1 / LARGER else None
-            possible[r] = frozenset(filter(None, [sizes[r]]))
+            size = "large" if ratio >= LARGER else "small" if ratio <= 1 / LARGER else None
+            sizes[r], possible[r] = size, frozenset([size] if size else [])
     return sizes, possible
 
 
@@ -276,7 +279,7 @@ def _cluster(concepts: list[str], pixels: np.ndarray) -> np.ndarray:
         low, high = pixels[kind, :2], pixels[kind, 2:]
         apart = np.maximum(0, np.maximum(low[:, None] - high[None], low[None] - high[:, None]))
         is_close = np.hypot(apart[..., 0], apart[..., 1]) <= np.minimum.outer(longer[kind], longer[kind])
-        before = None
+        before = np.empty(0)
         while not np.array_equal(before, groups[kind]):  # the least number spreads through each cluster
             before = groups[kind]
             groups[kind] = np.where(is_close, before[None], len(groups)).min(axis=1)

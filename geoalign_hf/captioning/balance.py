@@ -1,4 +1,4 @@
-"""Balanced hard negatives, which cannot be told from right phrases without the image.
+"""Balanced hard negatives, which cannot be distinguished from right phrases without the image.
 
 A hard negative gives itself away if its words are wrong more often than right: where most ships are white,
 "a red ship" is probably wrong. In a balanced set, "a red ship" is the wrong phrase beside "a white ship" as

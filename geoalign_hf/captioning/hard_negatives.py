@@ -1,6 +1,6 @@
 """Hard negatives: phrases with exactly one thing changed, so that they are nearly right and yet wrong.
 
-None of them is true of the image as far as the boxes show. Where that is in doubt, none is made.
+None of them is true of the image as far as the boxes show. In cases of doubt, no hard negative is made.
 """
 
 import re
@@ -27,7 +27,7 @@ def add_negatives(
     """Make hard negatives for each phrase of a row.
 
     Args:
-        row: A row with phrases. Where a phrase has not the form of a rule, only its concept is exchanged.
+        row: A row with phrases. Of a phrase without the form of a rule, only the concept is exchanged.
         facts: Facts of the row.
         vocabulary: Concepts that are annotated wherever they occur. No others are put in.
         rng: Chooses among the possible negatives.

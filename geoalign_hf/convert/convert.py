@@ -64,7 +64,7 @@ def convert_clip(
             towers of this width have.
         text_heads: number of attention heads, for a file of weights. None takes one per 64 of the width.
         tokenizer: folder or repository, or OpenCLIP's file of merges (`.txt.gz`). None takes the tokenizer of
-            the source. If there is none, it takes the file of merges of an installed open_clip, or else
+            the source. If the source has none, it takes the file of merges of an installed open_clip, or else
             `openai/clip-vit-base-patch32`.
         text_length: number of positions to stretch the text tower to; see `stretch_positions`.
 
@@ -79,7 +79,7 @@ def convert_clip(
     options = {"activation": activation, "vision_heads": vision_heads, "text_heads": text_heads}
     found = find_open_clip(source)
     if found:
-        model, image_processor, tokenizer = _convert_open_clip(source, *found, dense_mode, tokenizer, options)
+        model, image_processor, texts = _convert_open_clip(source, *found, dense_mode, tokenizer, options)
     else:
         given = [f"--{name}" for name, value in options.items() if value is not None]
         if given:
@@ -87,12 +87,12 @@ def convert_clip(
                 f"{source} has a config.json, which sets what {', '.join(given)} would set. Leave these out."
             )
         model, image_processor = _convert_transformers(source, dense_mode)
-        tokenizer = load_tokenizer(tokenizer or source)
+        texts = load_tokenizer(tokenizer or source)
     if text_length is not None:
         stretch_text(model, text_length)
-    tokenizer.model_max_length = model.config.text_config.max_position_embeddings
+    texts.model_max_length = model.config.text_config.max_position_embeddings
     patch_size = model.config.vision_config.patch_size
-    return model, GeoAlignCLIPProcessor(image_processor, tokenizer, patch_size)
+    return model, GeoAlignCLIPProcessor(image_processor, texts, patch_size)
 
 
 def find_open_clip(source: str | Path) -> tuple[str, str | None] | None:
@@ -199,7 +199,7 @@ def refuse_problems(source: str | Path, problems: dict[str, list[str]]) -> None:
         )
 
 
-def size_images(config: CLIPConfig) -> dict:
+def size_images(config: GeoAlignCLIPConfig) -> dict:
     """Return the options of an image processor that resizes to a square and does not crop."""
     S = config.vision_config.image_size
     return {"size": {"height": S, "width": S}, "do_center_crop": False}
@@ -250,8 +250,8 @@ def check_parity(model: GeoAlignCLIPModel, clip: CLIPModel) -> None:
         ValueError: if an entry of a unit vector differs by more than 1e-5.
     """
     generator = torch.Generator().manual_seed(0)
-    vision, text = clip.config.vision_config, clip.config.text_config
-    pixel_values = torch.randn(2, 3, vision.image_size, vision.image_size, generator=generator)
+    side, text = model.config.vision_config.image_size, model.config.text_config
+    pixel_values = torch.randn(2, 3, side, side, generator=generator)
     input_ids = torch.randint(3, text.vocab_size - 3, (2, text.max_position_embeddings), generator=generator)
     input_ids[:, -1] = text.eos_token_id if isinstance(text.eos_token_id, int) else text.vocab_size - 1
     ours = model(input_ids=input_ids, pixel_values=pixel_values)

@@ -134,8 +134,8 @@ def measure_towers(
     patch_size = sizes["visual.conv1.weight"][-1]
     vocab_size, text_width = sizes["token_embedding.weight"]
     vision_heads, text_heads = options["vision_heads"], options["text_heads"]
-    vision_heads = width / HEAD_WIDTHS.get(width, 64) if vision_heads is None else vision_heads
-    text_heads = text_width / 64 if text_heads is None else text_heads
+    num_vision_heads = width / HEAD_WIDTHS.get(width, 64) if vision_heads is None else vision_heads
+    num_text_heads = text_width / 64 if text_heads is None else text_heads
     common = {
         "projection_dim": sizes["visual.proj"][-1],
         "hidden_act": options["activation"],
@@ -145,7 +145,7 @@ def measure_towers(
         "hidden_size": width,
         "intermediate_size": sizes["visual.transformer.resblocks.0.mlp.c_fc.weight"][0],
         "num_hidden_layers": _count_layers(weights, "visual.transformer"),
-        "num_attention_heads": _check_heads(source, "vision_heads", vision_heads, width),
+        "num_attention_heads": _check_heads(source, "vision_heads", num_vision_heads, width),
         "patch_size": patch_size,
         "image_size": side * patch_size,
     }
@@ -153,7 +153,7 @@ def measure_towers(
         "hidden_size": text_width,
         "intermediate_size": sizes["transformer.resblocks.0.mlp.c_fc.weight"][0],
         "num_hidden_layers": _count_layers(weights, "transformer"),
-        "num_attention_heads": _check_heads(source, "text_heads", text_heads, text_width),
+        "num_attention_heads": _check_heads(source, "text_heads", num_text_heads, text_width),
         "vocab_size": vocab_size,
         "max_position_embeddings": sizes["positional_embedding"][0],
     }

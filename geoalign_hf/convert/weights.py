@@ -106,8 +106,9 @@ def _unwrap(content: object, path: str | Path) -> Mapping:
 
 
 def _is_weights(value: object) -> bool:
-    is_named = isinstance(value, Mapping) and value and all(isinstance(key, str) for key in value)
-    return is_named and all(isinstance(tensor, torch.Tensor) for tensor in value.values())
+    if not isinstance(value, Mapping) or not value:
+        return False
+    return all(isinstance(key, str) and isinstance(entry, torch.Tensor) for key, entry in value.items())
 
 
 def fold_positions(weights: dict[str, torch.Tensor], source: str | Path) -> dict[str, torch.Tensor]:

@@ -49,7 +49,7 @@ class RowCollator:
         self.templates = tuple(templates)
         self.text_kinds = frozenset(text_kinds)
         names = filter(None, vocabulary or ()) if "concept" in self.text_kinds else ()
-        self.vocabulary = tuple(dict.fromkeys(names))
+        self.vocabulary: tuple[str, ...] = tuple(dict.fromkeys(names))
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         """Make one batch.
@@ -88,19 +88,19 @@ class RowCollator:
         def number(wordings: list[str]) -> list[int]:
             return [texts.setdefault(wording, len(texts)) for wording in wordings]
 
-        def place(name: str, position, words: str | None, wordings: list[str]):
+        def place(name: str, position, words: str | None, wordings: list[str] | None = None):
             if not words:
                 return
             ids[name][position] = hash_words(words)
             if name in self.text_kinds:
-                index[name][position] = torch.tensor(number(wordings))
+                index[name][position] = torch.tensor(number(wordings or [words]))
 
         for i, row in enumerate(rows):
             caption = next(iter(row.get("captions") or []), None)
-            place("caption", i, caption, [caption])
-            place("description", i, row.get("description"), [row.get("description")])
+            place("caption", i, caption)
+            place("description", i, row.get("description"))
             for r, (phrase, concept) in enumerate(zip(row["phrases"], row["concepts"], strict=True)):
-                place("phrase", (i, r), phrase, [phrase])
+                place("phrase", (i, r), phrase)
                 place("concept", (i, r), concept, self._word(concept))
                 broader["concept_broader"][i, r] = hash_broader(concept)
         if self.vocabulary:
@@ -131,7 +131,7 @@ class RowCollator:
     def _pack(self, texts: list[str], index: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Tokenize and pack the texts, and let the indices name them by their number in the rows."""
         tokenizer = self.processor.tokenizer
-        # Without any words a text of no meaning keeps the text tower, and its gradients, in step.
+        # A batch without words gets one meaningless text, so that every process runs the text tower.
         tokens = [[tokenizer.bos_token_id, tokenizer.eos_token_id]]
         if texts:
             tokens = self.processor(text=texts, truncation=True)["input_ids"]

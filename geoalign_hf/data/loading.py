@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
+from typing import TypeVar
 
 import PIL.Image
 from datasets import (
@@ -25,6 +26,7 @@ from ..storage import no_progress_bars
 from .schema import REGION_COLUMNS, build_rows, check_columns, list_concepts
 
 logger = getLogger(__name__)
+Rows = TypeVar("Rows", Dataset, IterableDataset)
 
 
 def from_coco(
@@ -103,10 +105,8 @@ def choose_split(source: str | Path, preferred: str, **arguments) -> str:
 
 
 def decode_images(
-    dataset: Dataset | IterableDataset,
-    on_bad_image: str = "stop",
-    image_options: ImageOptions = DEFAULT_OPTIONS,
-) -> Dataset | IterableDataset:
+    dataset: Rows, on_bad_image: str = "stop", image_options: ImageOptions = DEFAULT_OPTIONS
+) -> Rows:
     """Decode the images of a dataset when they are read, with errors that name the row.
 
     Args:
@@ -192,6 +192,8 @@ def read_rows(
 ) -> Dataset:
     """Read rows from a COCO .json file with its images, or from a folder or Hub repository of rows."""
     if source.endswith(".json"):
+        if images is None:
+            raise ValueError(f"{source} is a COCO file, and needs the folder of its images. Give --images.")
         return from_coco(source, images, image_options)
     return load_rows(source, split, default_split=default_split, image_options=image_options)
 
@@ -218,7 +220,9 @@ def remove_concepts(rows: Dataset, names: Sequence[str]) -> Dataset:
     mention = re.compile(rf"\b({spelled})\b", re.IGNORECASE)
     with no_progress_bars():
         words = rows.remove_columns("image").map(_remove_mentions, fn_kwargs={"mention": mention})
-    kept = [i for i, row in enumerate(words) if row["boxes"] or row["captions"] or row["description"]]
+    kept = [
+        i for i, row in enumerate(words.to_list()) if row["boxes"] or row["captions"] or row["description"]
+    ]
     if not kept:
         raise ValueError(f"no row has anything but {sorted(names)}. Remove fewer concepts.")
     with no_progress_bars():

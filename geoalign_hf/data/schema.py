@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import PIL.Image
 from datasets import Dataset, Features, Image, IterableDataset, List, Value
@@ -119,7 +120,7 @@ class _Fault(ValueError):
         self.value, self.path = value, []
 
 
-def _convert(value: object, feature: List | Value) -> object:
+def _convert(value: Any, feature: List | Value) -> Any:
     """Return a value as plain lists, texts and numbers of a feature.
 
     Raises:
@@ -157,7 +158,7 @@ def _is_encodable(text: str) -> bool:
     return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def _check_image(i: int, image: object) -> object:
+def _check_image(i: int, image: Any) -> Any:
     """Return an image as datasets takes it.
 
     Raises:

@@ -11,7 +11,7 @@ CONTEXTS = {"image": None, "window": 3.0, "crop": 1.5, "both": 1.5}
 
 
 def resolve_context(region_source: str, context: float | None) -> float | None:
-    """Give the context that goes with a source of regions: the one asked for, or the usual one.
+    """Return the context for a source of regions: the one that is given, or the default of the source.
 
     Raises:
         ValueError: if the source is unknown, or the context below 1.

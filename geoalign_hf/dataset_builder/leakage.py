@@ -26,7 +26,7 @@ from ..storage import write_text
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """Hashes of a set that must not be trained on.
+    """Hashes of an evaluation set, which must not be trained on.
 
     Args:
         name: Name of the set.

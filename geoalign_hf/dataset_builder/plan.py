@@ -16,7 +16,7 @@ MOST_IMAGE_BYTES = 2**31 - 1  # Arrow stores at most so many bytes in one value
 
 
 class Plan(NamedTuple):
-    """What a build consists of.
+    """The parts of a build.
 
     Args:
         num_rows: Number of source images.

@@ -257,7 +257,7 @@ def read_description(folder: Path) -> dict:
     """Read the `embeds.json` of a folder of shards.
 
     Raises:
-        ValueError: if there is none, or its entries are missing or do not fit together.
+        ValueError: if the folder has no such file, or its entries are missing or do not fit together.
     """
     path = folder / "embeds.json"
     if not path.exists():

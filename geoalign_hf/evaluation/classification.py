@@ -43,23 +43,23 @@ class RegionClassificationEvaluator(RegionEvaluator):
     def __post_init__(self):
         super().__post_init__()
         occurring = list_concepts(self.rows)
-        self.concepts = occurring if self.concepts is None else split_concepts(self.concepts)
+        self.choices = occurring if self.concepts is None else split_concepts(self.concepts)
         self.templates = resolve_templates(self.templates)
-        _check_known("the rows hold", occurring, self.concepts)
+        _check_known("the rows hold", occurring, self.choices)
 
     def _evaluate(self, embedder: Embedder) -> tuple[dict, dict]:
-        concept_embeds = embedder.embed_concepts(self.concepts, self.templates)
+        concept_embeds = embedder.embed_concepts(self.choices, self.templates)
         region_embeds = self._embed_regions(embedder)
         names = [name for of_row in self.rows["concepts"] for name in of_row]
-        references = np.array([self.concepts.index(name) for name in names], dtype=int)
+        references = np.array([self.choices.index(name) for name in names], dtype=int)
         boxes = [box for of_row in self.rows["boxes"] for box in of_row]
         areas = np.array([(x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in boxes])
         self._save(regions=region_embeds, concepts=concept_embeds, references=references, areas=areas)
         predictions = rank_concepts((region_embeds @ concept_embeds.T).numpy())
-        scores = score_regions(predictions, references, self.concepts, areas)
-        scores["confusion"] = count_confusions(predictions, references, len(self.concepts)).tolist()
+        scores = score_regions(predictions, references, self.choices, areas)
+        scores["confusion"] = count_confusions(predictions, references, len(self.choices)).tolist()
         protocol = self._describe_regions(embedder)
-        return scores, protocol | {"templates": list(self.templates), "concepts": list(self.concepts)}
+        return scores, protocol | {"templates": list(self.templates), "concepts": self.choices}
 
 
 @dataclass(eq=False, repr=False)
@@ -101,21 +101,21 @@ class SceneClassificationEvaluator(Evaluator):
             raise ValueError("Expected at least one image; found none.")
         check_texts(self.names, "names")
         occurring = sorted(set(self.names))
-        self.concepts = occurring if self.concepts is None else split_concepts(self.concepts)
+        self.choices = occurring if self.concepts is None else split_concepts(self.concepts)
         self.templates = resolve_templates(self.templates)
-        _check_known("the images have", occurring, self.concepts)
+        _check_known("the images have", occurring, self.choices)
 
     def _evaluate(self, embedder: Embedder) -> tuple[dict, dict]:
         renamed = self.renamed or {}
-        words = [renamed.get(name, spell_concept(name)) for name in self.concepts]
+        words = [renamed.get(name, spell_concept(name)) for name in self.choices]
         concept_embeds = embedder.embed_concepts(words, self.templates)
         image_embeds = embedder.embed_images(self.images, "scenes")
-        references = np.array([self.concepts.index(name) for name in self.names], dtype=int)
+        references = np.array([self.choices.index(name) for name in self.names], dtype=int)
         self._save(images=image_embeds, concepts=concept_embeds, references=references)
         predictions = rank_concepts((image_embeds @ concept_embeds.T).numpy())
         scores = score_concepts(predictions, references, words)
         scores["confusion"] = count_confusions(predictions, references, len(words)).tolist()
-        spelled = {name: word for name, word in zip(self.concepts, words, strict=True) if name != word}
+        spelled = {name: word for name, word in zip(self.choices, words, strict=True) if name != word}
         return scores, {"templates": list(self.templates), "concepts": words, "renamed": spelled}
 
 

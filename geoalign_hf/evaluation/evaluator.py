@@ -88,7 +88,7 @@ class Evaluator(ABC):
 
 @dataclass(eq=False, repr=False)
 class RegionEvaluator(Evaluator):
-    """Score what a model makes of the ground-truth boxes of rows.
+    """Score a model on the ground-truth boxes of rows.
 
     Args:
         rows: dataset of rows.

@@ -11,7 +11,7 @@ def save_arrays(path: str | Path, **arrays) -> None:
     """Write arrays or tensors to one `.npz` file; its folder is created."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as file:
-        np.savez(file, **{name: np.asarray(array) for name, array in arrays.items()})
+        np.savez(file, allow_pickle=False, **{name: np.asarray(array) for name, array in arrays.items()})
 
 
 def write_metrics(path: str | Path, metrics: dict[str, dict]) -> None:

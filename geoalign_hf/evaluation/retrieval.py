@@ -150,7 +150,7 @@ class PhraseRetrievalEvaluator(RegionEvaluator):
         arrays_path: see there.
 
     Source:
-        Variants of what others call Acc@1 without a definition; none is the one of RRSIS-HR.
+        Variants of what others call Acc@1 without a definition; none of them is that of RRSIS-HR.
     """
 
     name, primary_metric = "phrase_retrieval", "mean_recall"

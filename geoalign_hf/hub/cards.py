@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import DatasetCard, EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import EntryNotFoundError
@@ -105,7 +106,7 @@ def make_card(folder: Path, metrics: dict[str, dict], settings: dict | None = No
     )
 
 
-def hide_paths(value):
+def hide_paths(value: Any) -> Any:
     """Replace local paths in settings, also in nested ones, by the name of the file or folder.
 
     Example:
@@ -219,7 +220,8 @@ def describe_dataset(source: str) -> dict:
         `name`, `repo_id`, `license`, for local data the list of `concepts`, and `image_rule`, by which images
         of more than 8 bits were read. What is unknown is None.
     """
-    path, found = Path(source), {"image_rule": None}
+    path = Path(source)
+    found: dict[str, Any] = {"image_rule": None}
     if path.suffix == ".json":
         content = _read_json(path)
         licenses = [entry.get("name") or entry.get("url") for entry in content.get("licenses") or []]
@@ -234,7 +236,7 @@ def describe_dataset(source: str) -> dict:
     if path.exists() and not (path / "README.md").exists():
         return found | {"license": None}
     try:
-        data = DatasetCard.load(path / "README.md" if path.exists() else source).data
+        data: Any = DatasetCard.load(path / "README.md" if path.exists() else source).data
     except EntryNotFoundError:
         return found | {"license": None}
     found["image_rule"] = getattr(data, "image_rule", None)

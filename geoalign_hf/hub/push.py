@@ -241,7 +241,7 @@ def read_contents(folder: Path, kind: str, base_model: str | None = None) -> dic
         )
     paths = folder.rglob("*") if kind == "dataset" else folder.glob("*")
     names = {path.relative_to(folder).as_posix(): path for path in sorted(paths) if path.is_file()}
-    contents = {
+    contents: dict[str, Path | bytes] = {
         name: path
         for name, path in names.items()
         if not any(part.startswith(".") for part in name.split("/"))
@@ -264,12 +264,13 @@ def read_contents(folder: Path, kind: str, base_model: str | None = None) -> dic
         config["base_model_name_or_path"] = base
         contents["adapter_config.json"] = json.dumps(config, indent=2).encode()
         named = ModelCard(card.replace(UNNAMED_BASE, base))
-        named.data.base_model = base
+        named.data["base_model"] = base
         card = str(named)
-    return contents | {"README.md": card.encode()}
+    contents["README.md"] = card.encode()
+    return contents
 
 
-def is_repository(name: str | None) -> bool:
+def is_repository(name: str) -> bool:
     """Return whether a name can be that of a repository and is not that of a local folder."""
     try:
         validate_repo_id(name)
@@ -308,7 +309,7 @@ def explain_errors(repo_id: str, token: str | None, state: str = "the push faile
     try:
         yield
     except (HTTPError, OSError, RuntimeError) as error:  # hf_xet raises RuntimeError
-        status = getattr(getattr(error, "response", None), "status_code", None)
+        status = getattr(getattr(error, "response", None), "status_code", 0)
         advice = {
             401: "the token is not valid. Run `hf auth login`",
             403: "the token may not write there. Give a repository of your own, or a token with write access",
@@ -366,7 +367,7 @@ class BackgroundPush:
         """Wait for the push under way, then push the final folder.
 
         Raises:
-            RuntimeError: if that cannot be pushed; it is whole on the disk.
+            RuntimeError: if that cannot be pushed; it is complete on the disk.
         """
         self.executor.shutdown()
         return push(folder, self.repo_id, **self.options)
@@ -375,5 +376,5 @@ class BackgroundPush:
 def _link(path: Path, copy: Path) -> None:
     try:
         os.link(path, copy)
-    except OSError:  # a file system that knows no links
+    except OSError:  # a file system without hard links
         shutil.copy2(path, copy)

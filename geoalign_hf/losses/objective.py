@@ -144,7 +144,7 @@ def compute_losses(
         local = {name: term(inputs) for name, term in TERMS.items() if getattr(loss_weights, name)}
         # A process whose batch does not use some output still takes part in the gradient of all of them.
         tensors = (inputs.images, inputs.regions, inputs.texts, inputs.scale, inputs.region_scale)
-        zero = 0 * sum(tensor.sum() for tensor in tensors)
+        zero = 0 * torch.stack([tensor.sum() for tensor in tensors]).sum()
         zero = zero if inputs.crops is None else zero + 0 * inputs.crops.sum()
     if not local:
         return {"loss": zero}

@@ -1,1 +1,1 @@
-"""The room that ships: these files are copied beside the weights and need torch and transformers alone."""
+"""The code that ships with a model: it is copied beside the weights and needs only torch and transformers."""

@@ -6,7 +6,7 @@ class StrictAdapterMixin:
     """Refuses an adapter of which transformers cannot load every weight.
 
     `AutoModel.from_pretrained(adapter)` and `load_adapter` only report such weights in the log. DoRA loses
-    its magnitudes in this way, and the result is another model than the one that was trained.
+    its magnitudes in this way, and the result is a different model from the one that was trained.
     """
 
     def load_adapter(self, *args, **kwargs):

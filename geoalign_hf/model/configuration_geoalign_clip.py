@@ -4,13 +4,23 @@
 from .requirements_geoalign_clip import REQUIRED_TRANSFORMERS  # noqa: F401  # before what older ones lack
 
 # isort: split
+from typing import TYPE_CHECKING
+
 from huggingface_hub.dataclasses import strict
-from transformers import CLIPConfig, PreTrainedConfig
+from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig, PreTrainedConfig
 
 DENSE_MODES = ("last", "value")
 REGION_VIEWS = ("image", "window")
 STEMS = ("patch", "convolution")
 DEFAULT_TASK = "zero-shot-region-classification"
+
+if TYPE_CHECKING:
+
+    class SquareVisionConfig(CLIPVisionConfig):
+        """The configuration of CLIP's vision tower, whose images and patches are squares."""
+
+        image_size: int = 224
+        patch_size: int = 32
 
 
 @strict
@@ -49,6 +59,11 @@ class GeoAlignCLIPConfig(CLIPConfig):
     region_context: float = 1.6
     stem: str = "patch"
     initializer_range: float = 0.02
+
+    if TYPE_CHECKING:  # CLIPConfig also allows dictionaries and None, and replaces them by configurations
+        text_config: CLIPTextConfig = CLIPTextConfig()
+        vision_config: SquareVisionConfig = SquareVisionConfig()
+        logit_scale_init_value: float = 2.6592
 
     def __post_init__(self, **kwargs):
         if (pipelines := kwargs.get("custom_pipelines")) is not None:

@@ -5,7 +5,7 @@ import torch
 from transformers import Pipeline
 
 from .detection_geoalign_clip import build_vocabulary, choose_detections, list_windows, score_labels
-from .processing_geoalign_clip import load_images
+from .images_geoalign_clip import load_images
 from .views_geoalign_clip import cut_windows
 
 # The options of a call, by the step that takes them.

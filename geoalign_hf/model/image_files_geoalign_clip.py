@@ -1,7 +1,7 @@
 # Copyright 2026 The geoalign_hf authors. Licensed under the Apache License, Version 2.0.
-"""Image files: what their headers say about size, depth and bands, and opening them safely.
+"""Image files: reading size, depth and bands from their headers, and opening them safely.
 
-PIL reduces some files to 8 bits or to one band without a message. The header tells which.
+PIL reduces some files to 8 bits or to one band without a message. The header shows which files.
 """
 
 import io
@@ -24,7 +24,7 @@ TIFF_SAMPLES = _UNSIGNED | {(16, "int"), (32, "int"), (32, "float")}  # of one b
 
 @dataclass
 class Header:
-    """What the header of an image file says about its pixels.
+    """The properties of the pixels that the header of an image file states.
 
     Args:
         size: (width, height) in pixels, upright.
@@ -67,7 +67,7 @@ def open_file(source: str | Path | io.BytesIO, name: str, max_pixels: int | None
     Args:
         source: a path, or a file in memory.
         name: of the image in a message.
-        max_pixels: most pixels to allow; None means PIL's limit, twice `PIL.Image.MAX_IMAGE_PIXELS`.
+        max_pixels: largest number of pixels; None means PIL's limit, twice `PIL.Image.MAX_IMAGE_PIXELS`.
 
     Raises:
         ValueError: with the name, if PIL cannot read it or it is larger than allowed.
@@ -112,7 +112,7 @@ def _open_without_limit(source) -> Image.Image:
 
 
 def read_header(source: str | Path | io.BytesIO, name: str, max_pixels: int | None = None) -> Header:
-    """Read what the header of an image file says, without decoding its pixels.
+    """Read the header of an image file, without decoding its pixels.
 
     Raises:
         ValueError: with the name, if the file cannot be read as an image or is larger than allowed.
@@ -148,7 +148,7 @@ def describe_image(image: Image.Image, prefix: bytes, name: str) -> Header:
     if image.format == "PNG":
         header.bits = prefix[24]
         # PIL looks for EXIF data behind the pixels, and asking for it would decode the whole image.
-        header.is_turned = any("exif" in key.lower() or "xmp" in key.lower() for key in image.info)
+        header.is_turned = any("exif" in str(key).lower() or "xmp" in str(key).lower() for key in image.info)
         header.problem = _find_lost_depth(image, header.bits)
     elif image.format == "JPEG2000":
         header.bits, header.kind = _read_jpeg2000_depth(prefix)
@@ -159,7 +159,7 @@ def describe_image(image: Image.Image, prefix: bytes, name: str) -> Header:
         header.bits, header.problem = 16, "has 16 bits per band, of which PIL reads 8"
     try:
         if header.is_turned and image.getexif().get(ORIENTATION) in (5, 6, 7, 8):
-            header.size = image.size[::-1]
+            header.size = image.height, image.width
     except Exception as error:  # damaged EXIF data make PIL raise almost any exception
         raise ValueError(f"{name} has EXIF data that cannot be read ({error}). Remove them.") from error
     return header
@@ -195,11 +195,12 @@ def _read_tiff_header(file, name: str) -> Header:
 
 def describe_tags(tags) -> Header:
     """Describe one page of a TIFF."""
-    size, num_bands = (int(tags[WIDTH]), int(tags[HEIGHT])), int(tags.get(NUM_SAMPLES, 1))
+    width, height, num_bands = int(tags[WIDTH]), int(tags[HEIGHT]), int(tags.get(NUM_SAMPLES, 1))
     bits = max(tags.get(BITS, (1,)))
     kind = {1: "uint", 2: "int", 3: "float", 4: "uint"}.get(max(tags.get(SAMPLE_FORMAT, (1,))), "complex")
     photometric, extra = tags.get(PHOTOMETRIC, 0), tags.get(EXTRA_SAMPLES, ())
-    header = Header(size[::-1] if tags.get(ORIENTATION, 1) in (5, 6, 7, 8) else size, num_bands, bits, kind)
+    size = (height, width) if tags.get(ORIENTATION, 1) in (5, 6, 7, 8) else (width, height)
+    header = Header(size, num_bands, bits, kind)
     header.is_inverted = photometric == 0
     num_colours = TIFF_COLOURS.get(photometric, 0)
     has_alpha = len(extra) == 1 and extra[0] in (1, 2) and num_bands == num_colours + 1

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from huggingface_hub import get_session
 from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import TiffImageFile
 
 from .image_files_geoalign_clip import (
     WIDE_MODES,
@@ -50,7 +51,7 @@ def read_image(
     fallback: dict | None = None,
     draft_side: int | None = None,
 ) -> Image.Image:
-    """Give any image as 8-bit RGB.
+    """Return any image as 8-bit RGB.
 
     Args:
         image: a path, a URL, a `data:` URL, the bytes of a file, a PIL image, or an array or tensor (H, W),
@@ -59,10 +60,10 @@ def read_image(
         stretch: two percentiles of the picture, over all chosen bands together, that become 0 and 255.
         limits: two values that become 0 and 255. Neither option changes pictures of 8 bits.
         bands: numbers of the bands to use as red, green and blue, or of one band to use as grey, from 1.
-        max_pixels: most pixels that a file may have; None means PIL's limit, twice
+        max_pixels: largest number of pixels of a file; None means PIL's limit, twice
             `PIL.Image.MAX_IMAGE_PIXELS`.
         timeout: of a download, in seconds.
-        layout: `channels_first` or `channels_last`, for arrays whose shape does not tell.
+        layout: `channels_first` or `channels_last`, for arrays whose shape is ambiguous.
         fallback: `stretch`, `limits` and `bands` for an image that cannot be read without them. What is given
             directly replaces them.
         draft_side: a JPEG file is decoded at 1/2, 1/4 or 1/8 of its size where no side becomes shorter than
@@ -193,7 +194,7 @@ def _convert_image(image: Image.Image, name: str, stretch, limits, bands) -> Ima
         image.load()
     except Exception as error:  # a damaged file makes PIL raise almost any exception
         raise ValueError(f"{name} cannot be read as an image ({error}). Replace it.") from error
-    problem = describe_tags(image.tag_v2).problem if hasattr(image, "tag_v2") else None
+    problem = describe_tags(image.tag_v2).problem if isinstance(image, TiffImageFile) else None
     if is_deep and image.mode not in WIDE_MODES:
         problem = "has 16 bits per band, of which PIL reads 8"
     if problem:

@@ -2,8 +2,11 @@
 """The output of the model's `forward`, and the checks of its arguments."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.clip.modeling_clip import CLIPOutput
 from transformers.utils import TransformersKwargs
 
@@ -28,11 +31,18 @@ class GeoAlignCLIPOutput(CLIPOutput):
         pooler_output: (B, D), image features before normalisation, in calls without text.
     """
 
-    logits_per_region: torch.FloatTensor | None = None
-    region_embeds: torch.FloatTensor | None = None
-    logit_scale: torch.FloatTensor | None = None
-    region_logit_scale: torch.FloatTensor | None = None
-    pooler_output: torch.FloatTensor | None = None
+    text_model_output: BaseModelOutputWithPooling | None = None
+    vision_model_output: BaseModelOutputWithPooling | None = None
+    logits_per_region: torch.Tensor | None = None
+    region_embeds: torch.Tensor | None = None
+    logit_scale: torch.Tensor | None = None
+    region_logit_scale: torch.Tensor | None = None
+    pooler_output: torch.Tensor | None = None
+
+
+def normalize_features(output: Any) -> torch.Tensor:
+    """Return the pooled features of an output of a tower as unit vectors."""
+    return nn.functional.normalize(output.pooler_output, dim=-1)
 
 
 def check_arguments(unnamed, inputs_embeds, input_ids, pixel_values, has_regions, return_loss):

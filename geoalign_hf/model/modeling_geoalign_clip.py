@@ -5,6 +5,8 @@ It takes pixel values, regions in the frame of `pixel_values`, and token ids. It
 scaled cosines. The training objective is elsewhere: `forward(return_loss=True)` is CLIP's own loss.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import CLIPModel
@@ -16,7 +18,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .adapters_geoalign_clip import StrictAdapterMixin
 from .configuration_geoalign_clip import DENSE_MODES, GeoAlignCLIPConfig, Pipelines
-from .interface_geoalign_clip import GeoAlignCLIPOutput, check_arguments
+from .interface_geoalign_clip import GeoAlignCLIPOutput, check_arguments, normalize_features
 from .packing_geoalign_clip import convert_mask, locate_texts
 from .regions_geoalign_clip import pool_regions, weigh_regions
 from .scales_geoalign_clip import RegionScale, SceneScale, fold_scene_scale
@@ -48,9 +50,8 @@ class GeoAlignCLIPModel(StrictAdapterMixin, CLIPModel):
         self.text_cache: TextCache | None = None
         if config.stem == "convolution":
             vision = config.vision_config
-            self.vision_model.embeddings.patch_embedding = ConvolutionalStem(
-                vision.hidden_size, vision.patch_size
-            )
+            stem = ConvolutionalStem(vision.hidden_size, vision.patch_size)
+            self.vision_model.embeddings.add_module("patch_embedding", stem)
         self.post_init()
 
     @torch.no_grad()
@@ -65,8 +66,9 @@ class GeoAlignCLIPModel(StrictAdapterMixin, CLIPModel):
             init.zeros_(module.offset)
             module.offset.requires_grad_(False)  # loading on the meta device loses this flag
         elif isinstance(module, ConvolutionalStem):
-            for convolution in module[::3]:
-                init.normal_(convolution.weight, std=convolution.weight[0].numel() ** -0.5)
+            for layer in module:
+                if isinstance(layer, nn.Conv2d):
+                    init.normal_(layer.weight, std=layer.weight[0].numel() ** -0.5)
         elif module is self:
             init.constant_(self.logit_scale, self.config.logit_scale_init_value)
 
@@ -134,14 +136,15 @@ class GeoAlignCLIPModel(StrictAdapterMixin, CLIPModel):
         _, features = self._encode_pixels(pixel_values, dense_mode, interpolate_pos_encoding)
         return self.visual_projection(features).transpose(1, 2).unflatten(-1, self._grid(pixel_values))
 
-    def _encode_pixels(self, pixel_values, dense_mode=None, interpolate_pos_encoding=False, **kwargs):
+    def _encode_pixels(
+        self, pixel_values, dense_mode=None, interpolate_pos_encoding=False, **kwargs
+    ) -> tuple[BaseModelOutputWithPooling, torch.Tensor]:
         """Return the output of the vision tower and the patch features (B, h * w, hidden), in one pass."""
         dense_mode = dense_mode or self.config.dense_mode
         if dense_mode not in DENSE_MODES:
             raise ValueError(f"dense_mode is {dense_mode!r}; it must be one of {DENSE_MODES}.")
-        wants_hidden_states = kwargs.get(
-            "output_hidden_states", self.config.vision_config.output_hidden_states
-        )
+        config = self.config.vision_config
+        wants_hidden_states = kwargs.get("output_hidden_states", config.output_hidden_states)
         if dense_mode == "value":
             kwargs["output_hidden_states"] = True
         output = self.vision_model(
@@ -187,7 +190,7 @@ class GeoAlignCLIPModel(StrictAdapterMixin, CLIPModel):
             (B, D), unit vectors.
         """
         features = self.get_image_features(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
-        return nn.functional.normalize(features.pooler_output, dim=-1)
+        return normalize_features(features)
 
     @can_return_tuple
     def get_region_features(
@@ -241,8 +244,8 @@ class GeoAlignCLIPModel(StrictAdapterMixin, CLIPModel):
         Returns:
             (B, R, D), unit vectors; zeros for padding.
         """
-        features = self.get_region_features(pixel_values, region_boxes, return_dict=True, **kwargs)
-        return nn.functional.normalize(features.pooler_output, dim=-1)
+        options: dict[str, Any] = {**kwargs, "return_dict": True}
+        return normalize_features(self.get_region_features(pixel_values, region_boxes, **options))
 
     def _pool(self, features: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         # The projection is linear: projecting R pooled vectors equals pooling h * w projected vectors.
@@ -259,7 +262,7 @@ class GeoAlignCLIPModel(StrictAdapterMixin, CLIPModel):
             (N, D), unit vectors.
         """
         features = self.get_text_features(input_ids, attention_mask=attention_mask)
-        return nn.functional.normalize(features.pooler_output, dim=-1)
+        return normalize_features(features)
 
     def _encode_packed(self, input_ids: torch.Tensor, text_ids: torch.Tensor, **kwargs):
         """Run the text tower on texts that share rows. `pooler_output` has one row per text, (N, D)."""
@@ -311,7 +314,7 @@ class GeoAlignCLIPModel(StrictAdapterMixin, CLIPModel):
         return_loss: bool | None = None,
         return_logits: bool = True,
         interpolate_pos_encoding: bool = False,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Unpack[TransformersKwargs],  # pyright: ignore[reportGeneralTypeIssues]  # has position_ids
     ) -> GeoAlignCLIPOutput:
         """Embed images, their regions and texts, and compare them. Images or texts may be omitted.
 
@@ -342,42 +345,44 @@ class GeoAlignCLIPModel(StrictAdapterMixin, CLIPModel):
         regions = (region_boxes, region_quads, region_coverage)
         has_regions = any(form is not None for form in regions)
         check_arguments(kwargs, inputs_embeds, input_ids, pixel_values, has_regions, return_loss)
-        has_both = input_ids is not None and pixel_values is not None
-        # Only if needed: pipelines split every tensor of the output by image or text.
-        logit_scale = self.scene_scale(self.logit_scale) if has_both else None
-        region_logit_scale = self.region_scale() if has_both or has_regions else None
+        options: dict[str, Any] = {**kwargs, "return_dict": True}
         vision_output = text_output = image_embeds = region_embeds = text_embeds = None
         logits_per_image = logits_per_text = logits_per_region = pooler_output = loss = None
-        if has_regions:
-            weights = weigh_regions(pixel_values.shape[0], self._grid(pixel_values), *regions, region_mask)
-            vision_output, patch_features = self._encode_pixels(
-                pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
-            )
-            vision_output.pooler_output = self.visual_projection(vision_output.pooler_output)
-            region_embeds = nn.functional.normalize(self._pool(patch_features, weights), dim=-1)
-        elif pixel_values is not None:
-            vision_output = self.get_image_features(
-                pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, return_dict=True, **kwargs
-            )
+        logit_scale = region_logit_scale = None
         if pixel_values is not None:
-            image_embeds = nn.functional.normalize(vision_output.pooler_output, dim=-1)
+            if has_regions:
+                grid = self._grid(pixel_values)
+                weights = weigh_regions(pixel_values.shape[0], grid, *regions, region_mask)
+                vision_output, patch_features = self._encode_pixels(
+                    pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
+                )
+                vision_output.pooler_output = self.visual_projection(vision_output.pooler_output)
+                region_embeds = nn.functional.normalize(self._pool(patch_features, weights), dim=-1)
+            else:
+                vision_output = self.get_image_features(pixel_values, interpolate_pos_encoding, **options)
+            image_embeds = normalize_features(vision_output)
+            if input_ids is None:
+                pooler_output = vision_output.pooler_output
         if input_ids is not None:
             if text_ids is not None:
                 text_output = self._encode_packed(input_ids, text_ids, **kwargs)
             else:
                 encode = self.text_cache or self.get_text_features
-                text_output = encode(input_ids, attention_mask, position_ids, return_dict=True, **kwargs)
-            text_embeds = nn.functional.normalize(text_output.pooler_output, dim=-1)
-        else:
-            pooler_output = vision_output.pooler_output
-        if has_both and (return_logits or return_loss):
-            logits_per_text = text_embeds @ image_embeds.T * logit_scale
-            logits_per_image = logits_per_text.T
-            if has_regions:
-                logits_per_region = region_embeds @ text_embeds.T * region_logit_scale
-            if return_loss:
-                # The zero term gives every parameter a gradient, as DistributedDataParallel expects.
-                loss = image_text_contrastive_loss(logits_per_text) + 0.0 * region_logit_scale
+                text_output = encode(input_ids, attention_mask, position_ids, **options)
+            text_embeds = normalize_features(text_output)
+        # The scales are returned only if needed: pipelines split every tensor of the output by image or text.
+        if image_embeds is not None and text_embeds is not None:
+            logit_scale, region_logit_scale = self.scene_scale(self.logit_scale), self.region_scale()
+            if return_logits or return_loss:
+                logits_per_text = text_embeds @ image_embeds.T * logit_scale
+                logits_per_image = logits_per_text.T
+                if region_embeds is not None:
+                    logits_per_region = region_embeds @ text_embeds.T * region_logit_scale
+                if return_loss:
+                    # The zero term gives every parameter a gradient, as DistributedDataParallel expects.
+                    loss = image_text_contrastive_loss(logits_per_text) + 0.0 * region_logit_scale
+        elif region_embeds is not None:
+            region_logit_scale = self.region_scale()
 
         return GeoAlignCLIPOutput(
             loss=loss,

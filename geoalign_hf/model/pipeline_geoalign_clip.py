@@ -1,10 +1,13 @@
 # Copyright 2026 The geoalign_hf authors. Licensed under the Apache License, Version 2.0.
 """The pipeline for zero-shot classification of regions: it scores the regions of images against concepts."""
 
+from typing import Any
+
 import torch
 from transformers import Pipeline
 
 from .images_geoalign_clip import load_images
+from .processing_geoalign_clip import GeoAlignCLIPProcessor
 from .views_geoalign_clip import cut_windows
 
 FORMS = {"boxes": "box", "quads": "quad", "masks": "mask"}  # the argument, and the key of a result
@@ -20,6 +23,8 @@ class ZeroShotRegionClassificationPipeline(Pipeline):
         candidate_labels=["ship", "storage tank"])`
     """
 
+    model: Any  # a GeoAlignCLIPModel, which imports this file
+    processor: GeoAlignCLIPProcessor
     task_name = "zero-shot-region-classification"
 
     _load_processor = True
@@ -135,7 +140,7 @@ class ZeroShotRegionClassificationPipeline(Pipeline):
             {key: value for key, value in post.items() if value is not None},
         )
 
-    def preprocess(self, inputs, **options):
+    def preprocess(self, inputs, **image_options):
         """Read an image and bring its regions into the frame of `pixel_values`."""
         forms = [form for form in FORMS if form in inputs] if isinstance(inputs, dict) else []
         if len(forms) != 1 or "image" not in inputs:
@@ -145,13 +150,14 @@ class ZeroShotRegionClassificationPipeline(Pipeline):
                 'Pass boxes=..., or images as {"image": ..., "boxes": [...]}.'
             )
         (form,) = forms
-        (image,) = load_images([inputs["image"]], fallback=self.processor.image_rule, **options)
+        (image,) = load_images([inputs["image"]], fallback=self.processor.image_rule, **image_options)
         if self.model.config.region_view == "window":
             checked = self.processor.check_regions(form, inputs[form], image.size, form)
             regions = list(checked if form == "masks" else inputs[form])
             batch = {"views": self._prepare_windows(image, regions, form)}
         else:
-            batch = self.processor(images=[image], **{form: [inputs[form]]}, return_tensors="pt")
+            options: dict[str, Any] = {form: [inputs[form]], "return_tensors": "pt"}
+            batch = self.processor(images=[image], **options)
         regions = list(inputs[form])
         if form != "masks":
             regions = [torch.as_tensor(region, dtype=torch.float64).tolist() for region in regions]
@@ -167,7 +173,7 @@ class ZeroShotRegionClassificationPipeline(Pipeline):
             parts.append(dict(self.processor(images=windows[part], **options)))
         return {"parts": parts}
 
-    def _forward(self, model_inputs, labels=None, templates=None, bank_embeds=None):
+    def _forward(self, model_inputs, labels=(), templates=None, bank_embeds=None):
         form, regions = model_inputs.pop("form"), model_inputs.pop("regions")
         if bank_embeds is None:
             concept_embeds = self._embed_concepts(labels, templates)
@@ -190,7 +196,7 @@ class ZeroShotRegionClassificationPipeline(Pipeline):
         ]
         return torch.nn.utils.rnn.pad_sequence(embeds, batch_first=True)
 
-    def postprocess(self, model_outputs, labels=None, top_k=None):
+    def postprocess(self, model_outputs, labels=(), top_k=None):
         """Sort the concepts of every region by their score."""
         regions, key = model_outputs["regions"], FORMS[model_outputs["form"]]
         logits = model_outputs["logits"][0, : len(regions)].float()

@@ -299,7 +299,9 @@ def _check_text(text, name: str = "text") -> list[str]:
 def _check_frame(settings: dict) -> tuple[int, int]:
     """Return the (height, width) to which images are resized; refuse settings that move the frame."""
     size = settings["size"] or {}
-    moving = {name: True for name, value in settings.items() if name[:3] == "do_" and value}
+    moving: dict[str, object] = {
+        name: True for name, value in settings.items() if name[:3] == "do_" and value
+    }
     moving = {name: value for name, value in moving.items() if name not in KEEPS_FRAME}
     if not settings.get("do_resize"):
         moving["do_resize"] = False

@@ -10,9 +10,9 @@ TORCH_MODES = {PILImageResampling.BICUBIC: "bicubic", PILImageResampling.BILINEA
 
 
 def can_resize_fast(settings: dict) -> bool:
-    """Whether `resize_fast` gives the result of an image processor with these settings."""
+    """Return whether `resize_fast` gives the result of an image processor with these settings."""
     size = {name for name, value in (settings["size"] or {}).items() if value}
-    layout, mean = settings.get("data_format"), settings.get("image_mean")
+    layout, mean = settings.get("data_format"), settings.get("image_mean") or ()
     return bool(
         settings.get("do_resize")
         and size == {"height", "width"}
@@ -22,7 +22,7 @@ def can_resize_fast(settings: dict) -> bool:
         and settings.get("do_rescale")
         and settings.get("rescale_factor") == 1 / 255
         and settings.get("do_normalize")
-        and np.size(mean) == np.size(settings.get("image_std")) == 3
+        and np.size(mean) == np.size(settings.get("image_std") or ()) == 3
         and getattr(layout, "value", layout) in (None, "channels_first")
         and settings.get("device") in (None, "cpu")
     )

@@ -20,7 +20,7 @@ class ConvolutionalStem(nn.Sequential):
 
     def __init__(self, width: int, patch_size: int):
         channels = (3, width // 4, width // 2, width)
-        layers = []
+        layers: list[nn.Module] = []
         for before, after in zip(channels, channels[1:], strict=False):
             layers += [nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False)]
             layers += [nn.GroupNorm(8, after), nn.GELU()]

@@ -82,7 +82,7 @@ def make_row(
     for annotation in annotations:
         concept = spell_concept(annotation.name)
         if not is_concept(annotation.name):
-            message = f"{annotation.place} has the name {annotation.name!r}, which holds no words."
+            message = f"{annotation.place} has the name {annotation.name!r}, which has no letters or digits."
             report.refuse("unknown concept", f"{message} Name it, or remove the annotation.")
         elif allowed is not None and concept not in allowed:
             message = f"{annotation.place} is a {annotation.name!r}; allowed are {sorted(allowed)}."

@@ -88,7 +88,7 @@ def _list_entries(path: Path, report: SkipReport) -> list[tuple[str, dict]]:
             continue
         captions = [sentence.get("raw") if isinstance(sentence, dict) else sentence for sentence in sentences]
         if all(_is_text(caption) for caption in captions):
-            captions = [caption.strip() for caption in captions]
+            captions = [str(caption).strip() for caption in captions]
             found.append((place, {"filename": entry["filename"], "split": split, "captions": captions}))
         else:
             report.refuse("bad entry", f"{place} has a sentence without words. Give each its `raw` words.")

@@ -20,7 +20,7 @@ def read_coco(
 ) -> Iterator[dict | None]:
     """Read COCO detection files: boxes with categories.
 
-    Crowds, groups and ignored annotations are no single regions; their concepts become `unboxed`. See
+    Crowds, groups and ignored annotations are not single regions; their concepts become `unboxed`. See
     `coco_regions.parse_region` for boxes that are turned, relative or given by a segmentation.
 
     Args:

@@ -133,7 +133,7 @@ def _find_fault(key: str, entry: object) -> str | None:
         if field not in entry:
             continue
         value = entry[field]
-        if not isinstance(value, kinds) or isinstance(value, bool):  # to Python True is a number, too
+        if not isinstance(value, kinds) or isinstance(value, bool):  # Python takes True for a number
             found = f"has the {field} {value!r:.50}, a {type(value).__name__}."
             return f"{found} Ids are numbers or strings, sizes numbers, names strings."
     return None

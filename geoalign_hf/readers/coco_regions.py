@@ -62,7 +62,7 @@ def parse_region(annotation: dict, size: tuple[float, float]) -> list[float]:
     if not isinstance(bbox, list) or [type(n) in (int, float) for n in bbox] != [True] * 4:
         raise ValueError(f"has the bbox {bbox!r:.200}; a COCO box is four numbers, x, y, width and height.")
     mode = annotation.get("bbox_mode", 1)
-    name = BBOX_MODES.get(mode) if type(mode) is int else str(mode).rpartition(".")[2].upper()
+    name = BBOX_MODES.get(mode, "") if type(mode) is int else str(mode).rpartition(".")[2].upper()
     if name not in BBOX_MODES.values():
         raise ValueError(f"has the bbox_mode {mode!r}; known are {BBOX_MODES}.")
     x, y, right, bottom = map(to_float, bbox)
@@ -77,7 +77,7 @@ def parse_region(annotation: dict, size: tuple[float, float]) -> list[float]:
 
 
 def _find_angle(annotation: dict) -> float:
-    """Return the rotation that CVAT states, in degrees; 0 if there is none."""
+    """Return the rotation that CVAT states, in degrees; 0 without a rotation."""
     for key, value in _list_fields(annotation):
         number = parse_numbers([str(value)]) if key.lower() in ANGLES else None
         if number is None or number[0] == 0:
@@ -108,13 +108,13 @@ def _bound_segmentation(segmentation: object, size: tuple[float, float]) -> list
 
 def _bound_runs(mask: dict, size: tuple[float, float]) -> list[float]:
     """Return the box around a mask whose runs of 0 and 1 go down its columns."""
-    shape, counts = mask.get("size"), mask.get("counts")
+    shape, counts = mask.get("size"), mask.get("counts", [])
     if shape != [size[1], size[0]]:
         expected = [size[1], size[0]]
         raise ValueError(f"has a mask of size {shape!r:.50}; its image has {expected} (height, width).")
     counts = _unpack_counts(counts) if isinstance(counts, str) else counts
     is_list = isinstance(counts, list) and all(type(count) is int and count >= 0 for count in counts)
-    height, width = int(shape[0]), int(shape[1])
+    height, width = int(size[1]), int(size[0])
     if not is_list or sum(counts) != height * width:
         raise ValueError(f"has mask counts that do not add up to {height} x {width} pixels.")
     position, box = 0, [math.inf, math.inf, 0.0, 0.0]

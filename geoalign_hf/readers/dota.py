@@ -4,8 +4,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from .base import Annotation, check_rows, make_row
-from .files import list_files, pair_images, parse_numbers, try_read_lines
+from .base import Annotation, check_rows
+from .files import parse_numbers
+from .line_files import read_line_files
 from .skipped import SkipReport
 
 HEADER = re.compile(r"^\s*(imagesource|gsd|acquisition dates?)\s*:", re.IGNORECASE)
@@ -34,27 +35,20 @@ def read_dota(
         only: Names without suffix of the files to read; None reads all.
         report: Collects what is skipped, and decides whether an error stops the reading.
 
-    Yields:
+    Returns:
         One row per file, sorted by path, with `quads`, the boxes around them, and `difficult`.
 
     Raises:
         ValueError: If a line has another form, or an image is missing.
     """
-    report = report or SkipReport()
-    pairs, _ = pair_images(list_files(annotations, [".txt"], only), annotations, images, report)
-    for path, image in pairs.items():
-        lines, regions = try_read_lines(path, report), []
-        if lines is None:
-            continue
-        for place, line in lines:
-            if HEADER.match(line):
-                continue
-            fields = line.split()
-            numbers = parse_numbers(fields[:8])
-            if numbers is None or len(fields) not in (9, 10) or fields[9:] not in ([], ["0"], ["1"], ["2"]):
-                report.refuse("bad line", f"{place} is {line!r}, not {FORM}. Correct or remove it.")
-            else:
-                is_difficult = fields[9:] in (["1"], ["2"])
-                regions.append(Annotation(f"{place}: quad", fields[8], numbers, is_difficult))
-        source = image.relative_to(images).as_posix()
-        yield make_row(image, source, str(path), regions, report, None, (), concepts, drop_difficult)
+
+    def parse_line(place: str, line: str) -> Annotation | None:
+        if HEADER.match(line):
+            return None
+        fields = line.split()
+        numbers = parse_numbers(fields[:8])
+        if numbers is None or len(fields) not in (9, 10) or fields[9:] not in ([], ["0"], ["1"], ["2"]):
+            raise ValueError(FORM)
+        return Annotation(f"{place}: quad", fields[8], numbers, fields[9:] in (["1"], ["2"]))
+
+    return read_line_files(annotations, images, parse_line, only, report, concepts, drop_difficult)

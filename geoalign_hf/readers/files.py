@@ -43,7 +43,7 @@ def list_files(source: str | Path, suffixes: Iterable[str], only: set[str] | Non
         only: Names without suffix of the files to list; None lists all.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If there is no such file.
     """
     source, suffixes = Path(source), tuple(suffixes)
     found = _find_files(source, suffixes) if source.is_dir() else [source]
@@ -70,7 +70,7 @@ def list_images(folder: str | Path) -> list[Path]:
     """List the image files below a folder, sorted by path.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If there is no image.
     """
     return list_files(folder, IMAGE_SUFFIXES)
 
@@ -162,7 +162,7 @@ def normalize_name(name: str) -> str:
 class ImageFinder:
     """Finds images by the file names that annotations give.
 
-    A name that is not the path of a file is tried with Windows separators and URL escapes replaced, with
+    A name that is not the path of a file is looked up with Windows separators and URL escapes replaced, with
     composed accents and in lower case, and at last without its folder. Each is used only if it is unique.
 
     Args:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from .base import Annotation, bound_points, check_rows, make_row
 from .files import list_files, pair_images, parse_json, read_text
@@ -42,8 +43,8 @@ def read_soda(
         regions = []
         for i, entry in enumerate(entries):
             place = f"{path}: annotations[{i}]"
-            fields = entry if isinstance(entry, dict) else {}
-            numbers, kind = fields.get("poly"), str(fields.get("category_id"))
+            fields: dict[str, Any] = entry if isinstance(entry, dict) else {}
+            numbers, kind = fields.get("poly", []), str(fields.get("category_id"))
             is_polygon = isinstance(numbers, list) and len(numbers) >= 6 and len(numbers) % 2 == 0
             if not is_polygon or not all(type(number) in (int, float) for number in numbers):
                 message = f"{place} has the poly {numbers!r:.80}; expected x and y of three or more points."

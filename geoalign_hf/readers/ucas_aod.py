@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from .base import Annotation, check_rows, make_row
-from .files import list_files, pair_images, parse_numbers, try_read_lines
+from .base import Annotation, check_rows
+from .files import parse_numbers
+from .line_files import read_line_files
 from .skipped import SkipReport
 
 FORM = "`x1 y1 x2 y2 x3 y3 x4 y4 angle x y width height`"
@@ -27,20 +28,14 @@ def read_ucas_aod(
         only: Names without suffix of the files to read; None reads all.
         report: Collects what is skipped, and decides whether an error stops the reading.
 
-    Yields:
+    Returns:
         One row per file, sorted by path, with `quads`.
     """
-    report = report or SkipReport()
-    pairs, _ = pair_images(list_files(annotations, [".txt"], only), annotations, images, report)
-    for path, image in pairs.items():
-        lines, regions = try_read_lines(path, report), []
-        if lines is None:
-            continue
-        for place, line in lines:
-            numbers = parse_numbers(line.split())
-            if numbers is None or len(numbers) != 13:
-                report.refuse("bad line", f"{place} is {line!r}, not {FORM}. Correct or remove it.")
-            else:
-                regions.append(Annotation(f"{place}: quad", concept, numbers[:8]))
-        source = image.relative_to(images).as_posix()
-        yield make_row(image, source, str(path), regions, report)
+
+    def parse_line(place: str, line: str) -> Annotation:
+        numbers = parse_numbers(line.split())
+        if numbers is None or len(numbers) != 13:
+            raise ValueError(FORM)
+        return Annotation(f"{place}: quad", concept, numbers[:8])
+
+    return read_line_files(annotations, images, parse_line, only, report)

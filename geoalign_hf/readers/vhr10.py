@@ -4,8 +4,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from .base import Annotation, check_rows, make_row
-from .files import list_files, pair_images, parse_numbers, try_read_lines
+from .base import Annotation, check_rows
+from .files import parse_numbers
+from .line_files import read_line_files
 from .skipped import SkipReport
 
 LINE = re.compile(r"\(([^,]+),([^)]+)\),\(([^,]+),([^)]+)\),\s*(\S+)")
@@ -29,22 +30,15 @@ def read_vhr10(
         only: Names without suffix of the files to read; None reads all.
         report: Collects what is skipped, and decides whether an error stops the reading.
 
-    Yields:
+    Returns:
         One row per file, sorted by path.
     """
-    report = report or SkipReport()
-    pairs, _ = pair_images(list_files(annotations, [".txt"], only), annotations, images, report)
-    for path, image in pairs.items():
-        lines, regions = try_read_lines(path, report), []
-        if lines is None:
-            continue
-        for place, line in lines:
-            match = LINE.fullmatch(line.replace(" ", ""))
-            numbers = parse_numbers(list(match.groups()[:4])) if match else None
-            if match is None or numbers is None or match[5] not in classes:
-                message = f"{place} is {line!r}, not {FORM} with a class of {sorted(classes)}."
-                report.refuse("bad line", f"{message} Correct or remove it.")
-            else:
-                regions.append(Annotation(f"{place}: box", classes[match[5]], numbers))
-        source = image.relative_to(images).as_posix()
-        yield make_row(image, source, str(path), regions, report)
+
+    def parse_line(place: str, line: str) -> Annotation:
+        match = LINE.fullmatch(line.replace(" ", ""))
+        numbers = parse_numbers(list(match.groups()[:4])) if match else None
+        if match is None or numbers is None or match[5] not in classes:
+            raise ValueError(f"{FORM} with a class of {sorted(classes)}")
+        return Annotation(f"{place}: box", classes[match[5]], numbers)
+
+    return read_line_files(annotations, images, parse_line, only, report)

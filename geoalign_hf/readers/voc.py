@@ -20,7 +20,7 @@ HRSC_EDGES = tuple(f"box_{name}" for name in EDGES)
 HRSC_TURNED = ("mbox_cx", "mbox_cy", "mbox_w", "mbox_h", "mbox_ang")
 # Elements of the root that may have content in a file without objects.
 ROOT_FIELDS = {"source", "owner", "size", "object", "objects", "research", "annotator", "imagesize"}
-SHAPES = ("robndbox", "bndbox", "points", "polygon")  # an oriented box says more than the one around it
+SHAPES = ("robndbox", "bndbox", "points", "polygon")  # an oriented box is preferred to the box around it
 
 
 @check_rows
@@ -139,7 +139,7 @@ def _collect(root: ElementTree.Element, tag: str, parents: tuple[str, ...]) -> l
 
 
 def _find_text(node: ElementTree.Element, path: str) -> str | None:
-    """Return the text at a path, None if there is none.
+    """Return the text at a path, or None if the path does not occur.
 
     Raises:
         ValueError: If there are several.

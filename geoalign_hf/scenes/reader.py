@@ -18,7 +18,7 @@ from rasterio.windows import Window
 from shapely.affinity import affine_transform
 from shapely.geometry.base import BaseGeometry
 
-from ..model.images_geoalign_clip import check_options, merge_options
+from ..model.image_options_geoalign_clip import check_options, merge_options
 
 T, U = TypeVar("T"), TypeVar("U")
 OVERVIEW_SIDE = 1024  # the stretch is measured on the scene shrunk to this longer side

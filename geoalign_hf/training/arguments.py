@@ -1,4 +1,4 @@
-"""Training arguments: those of transformers' Trainer with our defaults, and the ones that only we have."""
+"""Training arguments: those of transformers' Trainer with our defaults, and our additional ones."""
 
 import math
 from dataclasses import MISSING, dataclass, fields
@@ -101,7 +101,7 @@ class GeoAlignTrainingArguments(TrainingArguments):
 
     _argument_group_name = "training"
 
-    output_dir: str | None = _option("outputs/train", "Folder for checkpoints and the trained model.")
+    output_dir: str = _option("outputs/train", "Folder for checkpoints and the trained model.")
     num_train_epochs: float = _option(10.0, "Number of passes over the rows.")
     per_device_train_batch_size: int = _option(
         32, "Number of rows per process and step; all of them are negatives of each other."

@@ -33,7 +33,7 @@ class WeightAverage:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Let the model have the averaged weights inside the block, and its own ones after it."""
+        """Give the model the averaged weights inside the block, and restore its own weights afterwards."""
         self._swap()
         try:
             yield

@@ -1,4 +1,4 @@
-"""Callbacks of every training run: weights that follow the model, and a clean stop on signals."""
+"""Callbacks of every run: updates of the averaged weights and the teacher, and a clean stop on signals."""
 
 import signal
 import threading

@@ -184,7 +184,7 @@ def check_writable(folder: str | Path) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder. It loses its name first, so that one that is half removed is never taken for whole."""
+    """Remove a folder. It is renamed first, so that a partly removed folder never looks complete."""
     hidden = name_partial(folder.with_name(f"{folder.name}.old"))
     shutil.rmtree(hidden, ignore_errors=True)
     folder.rename(hidden)

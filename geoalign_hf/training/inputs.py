@@ -1,10 +1,11 @@
-"""What a trainer makes of its arguments before the first step: data, and the metric of the best model."""
+"""Preparation of a run: data set and collator, terms without data, and the metric of the best model."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from datasets import Dataset, DatasetDict
 
+from ..data.augmentation import Augmentation
 from ..data.collator import RowCollator
 from ..data.schema import check_columns, list_concepts
 from ..data.training_dataset import TrainingDataset
@@ -30,7 +31,7 @@ def prepare_data(
     processor,
     args: GeoAlignTrainingArguments,
     loss_weights: LossWeights,
-    augmentation: Callable | None,
+    augmentation: Augmentation | None,
     templates: Sequence[str],
 ) -> tuple[TrainingDataset, RowCollator]:
     """Make the data set that training sees, and the collator of its batches."""

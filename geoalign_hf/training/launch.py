@@ -1,7 +1,8 @@
-"""What must be right before the first step: the number of processes, and the form of the weights."""
+"""Preparation of a distributed run: checks of the processes, and the form of the weights."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
@@ -100,7 +101,7 @@ def check_processes(num_processes: int, script: str = "examples/train.py") -> No
         )
 
 
-def prepare_model(model: torch.nn.Module, accelerator: Accelerator) -> None:
+def prepare_model(model: Any, accelerator: Accelerator) -> None:
     """Make the trained weights float32, and bring the model into the form that its wrappers need."""
     is_mixed = accelerator.mixed_precision != "no"
     for parameter in model.parameters():
@@ -116,7 +117,7 @@ def prepare_model(model: torch.nn.Module, accelerator: Accelerator) -> None:
 
 def prepare_for_fsdp(model: torch.nn.Module, accelerator: Accelerator) -> None:
     """Give CLIP's scale an axis, since FSDP shards no scalars. It is saved without the axis."""
-    clip = next(module for module in model.modules() if "logit_scale" in module._parameters)
+    clip: Any = next(module for module in model.modules() if "logit_scale" in module._parameters)
     scale = clip.logit_scale  # of the model that adapters may wrap
     clip.logit_scale = torch.nn.Parameter(scale.detach().reshape(1), scale.requires_grad)
     plugin = accelerator.state.fsdp_plugin
@@ -128,7 +129,7 @@ def prepare_for_fsdp(model: torch.nn.Module, accelerator: Accelerator) -> None:
 
 def call_on_main(accelerator: Accelerator, function: Callable, *arguments):
     """Call a function on the main process, and return its result or raise its error on every process."""
-    outcome = [None, None]
+    outcome: list[Any] = [None, None]
     if accelerator.is_main_process:
         try:
             outcome[0] = function(*arguments)
@@ -141,14 +142,14 @@ def call_on_main(accelerator: Accelerator, function: Callable, *arguments):
 
 
 def reshard(model: torch.nn.Module) -> None:
-    """Shard the parameters again that FSDP holds whole after a forward pass, as in an evaluation."""
+    """Shard parameters again. FSDP keeps some of them unsharded after a forward pass, as in an evaluation."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
 
 
 def copy_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
-    """Copy whole weights into the parameters of a model, which FSDP may have sharded.
+    """Copy unsharded weights into the parameters of a model, which FSDP may have sharded.
 
     Raises:
         ValueError: if a trained parameter is not among them.
@@ -167,8 +168,8 @@ def copy_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor]) -> No
             parameter.copy_(whole)
 
 
-def collect_weights(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Gather weights whole on the CPU. Under FSDP every process must call it."""
+def collect_weights(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Gather unsharded weights on the CPU. Under FSDP every process must call it."""
     gathered = {}
     for name, weight in weights.items():
         whole = weight.full_tensor() if isinstance(weight, DTensor) else weight

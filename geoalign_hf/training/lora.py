@@ -5,6 +5,7 @@ The prepared model is trained, evaluated and saved like any other.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -111,7 +112,7 @@ def adapt_model(model: torch.nn.Module, config: AdapterConfig) -> torch.nn.Modul
     return add_lora(model, config) if config.lora else model
 
 
-def add_lora(model: torch.nn.Module, config: AdapterConfig) -> PeftModel:
+def add_lora(model: Any, config: AdapterConfig) -> PeftModel:
     """Wrap a model with fresh LoRA adapters. Its outputs do not change until they are trained."""
     if config.train_projections and not model.visual_projection.weight.is_floating_point():
         raise ValueError(

@@ -1,6 +1,6 @@
 """A Trainer whose checkpoints are complete or absent, and whose resumed runs equal uninterrupted ones.
 
-A run leaves in its folder: `final/` and `best/`, models that load by `from_pretrained` and can be pushed as
+A run writes into its folder: `final/` and `best/`, models that load by `from_pretrained` and can be pushed as
 they are; `checkpoint-*/`, from which a run resumes; `args.json`, `metrics.json`, `trainer_state.json` and
 `curves.png`.
 """
@@ -8,8 +8,8 @@ they are; `checkpoint-*/`, from which a run resumes; `args.json`, `metrics.json`
 from contextlib import ExitStack, nullcontext
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
-import torch
 from huggingface_hub import CommitInfo
 from peft import PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file
@@ -22,6 +22,7 @@ from transformers.utils import logging
 from ..hub.cards import has_protocol, write_card
 from ..hub.push import BackgroundPush, HubConfig
 from ..storage import lock_folder, write_json
+from .arguments import GeoAlignTrainingArguments
 from .average import WeightAverage
 from .callbacks import FollowWeights, SaveFlow
 from .checkpoints import (
@@ -56,6 +57,9 @@ class ResumableTrainer(Trainer):
         average: moving average of the weights, or None.
     """
 
+    args: GeoAlignTrainingArguments
+    model: Any  # a GeoAlignCLIPModel, alone or in the wrappers of PEFT, DDP or FSDP
+    processing_class: Any  # a GeoAlignCLIPProcessor or the processor of another CLIP
     settings: dict
     teacher: Teacher
 
@@ -126,7 +130,7 @@ class ResumableTrainer(Trainer):
         return checkpoint
 
     def _finish(self, output_dir: Path) -> None:
-        """Leave the averaged or best weights in the model, and write `final/` and what is said of it."""
+        """Leave the averaged or best weights in the model, and write `final/` with its metrics and card."""
         if self.average is not None:
             copy_weights(self._unwrap(), collect_weights(self.average.weights))
             self.average = None
@@ -178,7 +182,7 @@ class ResumableTrainer(Trainer):
     def _write_model(self, folder: Path, *moments: str) -> None:
         with self._averaged():
             # Every process takes part in gathering weights that are sharded.
-            weights = self.accelerator.get_state_dict(self.model)
+            weights: dict[str, Any] = self.accelerator.get_state_dict(self.model)
             if self.accelerator.is_main_process:
                 if "logit_scale" in weights:
                     weights["logit_scale"] = weights["logit_scale"].reshape(())  # see `prepare_for_fsdp`
@@ -224,7 +228,7 @@ class ResumableTrainer(Trainer):
         set_random_state(load_tree(Path(checkpoint) / STATE / name))
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """Create the repository before the run starts, so that a wrong name or token shows early."""
+        """Create the repository before the run starts, so that a wrong name or token is reported early."""
         if self.accelerator.is_main_process:
             name = self.args.hub_model_id or Path(self.args.output_dir).resolve().name
             options = HubConfig(True, name, bool(self.args.hub_private_repo), self.args.hub_revision)
@@ -248,7 +252,7 @@ class ResumableTrainer(Trainer):
             return None
         return self._background.finish(Path(self.args.output_dir) / "final")
 
-    def _unwrap(self) -> torch.nn.Module:
+    def _unwrap(self) -> Any:
         return self.accelerator.unwrap_model(self.model)
 
     def _averaged(self):

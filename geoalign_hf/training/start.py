@@ -1,4 +1,4 @@
-"""What training starts from: a GeoAlignCLIP, or another CLIP that is converted on the way."""
+"""Loads the model that training starts from: a GeoAlignCLIP, or another CLIP, which is converted."""
 
 from transformers import AutoModel, AutoProcessor, PreTrainedConfig, ProcessorMixin
 

@@ -1,4 +1,4 @@
-"""What a resumed run needs beside the model: optimizer, schedule, random generators, averages and scores."""
+"""Saves and restores the state of a run beside the model: optimizer, schedule, averages and scores."""
 
 import json
 from pathlib import Path
@@ -41,7 +41,7 @@ def write_state(trainer, folder: Path) -> None:
         "scheduler": trainer.lr_scheduler.state_dict(),
         "teacher": trainer.teacher.state_dict(),
     }
-    if averaged is not None:
+    if average is not None and averaged is not None:
         trees["average"] = {"weights": averaged, "num_updates": average.num_updates}
     if trainer.accelerator.scaler is not None:
         trees["scaler"] = trainer.accelerator.scaler.state_dict()

@@ -3,6 +3,7 @@
 import copy
 
 import torch
+from torch.distributed.tensor import DTensor
 
 TEACHERS = ("self", "ema", "frozen")
 
@@ -52,13 +53,13 @@ class Teacher:
     @torch.no_grad()
     def follow(self, student: torch.nn.Module) -> None:
         """Move the moving average towards the model, after an optimizer step."""
-        if self.kind != "ema":
+        if self.kind != "ema" or self.copy is None:
             return
         for mean, parameter in zip(self.copy.parameters(), student.parameters(), strict=True):
             if not parameter.requires_grad:
                 continue
             # FSDP holds a shard of it here and must gather the others.
-            whole = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
+            whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
             mean.lerp_(whole.view_as(mean).to(mean.dtype), 1 - self.decay)
 
     def state_dict(self) -> dict:

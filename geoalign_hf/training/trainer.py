@@ -2,17 +2,21 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 from transformers.utils import logging
 
-from ..data.training_dataset import EpochSampler
+from ..data.augmentation import Augmentation
+from ..data.training_dataset import EpochSampler, TrainingDataset
 from ..embedding.embedder import Embedder
+from ..evaluation.evaluator import Evaluator
 from ..hub.cards import list_numbers
 from ..losses.distributed import gather
 from ..losses.objective import LossWeights
@@ -43,8 +47,8 @@ class GeoAlignTrainer(ResumableTrainer):
     """Train a GeoAlignCLIP on rows.
 
     Everything that `transformers.Trainer` does (callbacks, trackers, schedules, several processes) works as
-    there. What differs: the loss is our objective, evaluators take the place of an evaluation data set, and
-    checkpoints are complete or absent, resume bit for bit on one CPU process, and hold no pickles.
+    there. There are three differences. The loss is our objective. Evaluators take the place of an evaluation
+    data set. Checkpoints are complete or absent, resume bit for bit on one CPU process, and hold no pickles.
 
     Args:
         model: a `GeoAlignCLIPModel`, or a `PeftModel` around one. It is changed in place.
@@ -55,7 +59,7 @@ class GeoAlignTrainer(ResumableTrainer):
         evaluators: objects that score an `Embedder`, such as `RegionClassificationEvaluator`. Each number is
             logged as `eval_<name>_<score>`. The best model by `metric_for_best_model` is kept in `best/`; by
             default that is the primary metric of the first evaluator.
-        augmentation: changes a row, given a generator, see `Augmentation`. None trains on rows as they are.
+        augmentation: changes of the rows. None trains on the rows as they are.
         templates: sentences with one `{}` for a concept.
         card_settings: what else `args.json` and the model cards show, see `write_card`.
         callbacks: further callbacks, as for Trainer.
@@ -63,11 +67,13 @@ class GeoAlignTrainer(ResumableTrainer):
 
     Raises:
         ValueError: if the rows lack columns or are fewer than one batch, or an argument does not fit.
-        RuntimeError: if fewer processes came up than were launched.
+        RuntimeError: if fewer processes started than were launched.
 
     Example:
         `GeoAlignTrainer(model, args, train_dataset=rows, processing_class=processor).train()`
     """
+
+    train_dataset: TrainingDataset
 
     def __init__(
         self,
@@ -77,12 +83,12 @@ class GeoAlignTrainer(ResumableTrainer):
         train_dataset,
         processing_class,
         loss_weights: LossWeights | None = None,
-        evaluators: Sequence[Callable[[Embedder], dict]] = (),
-        augmentation: Callable | None = None,
+        evaluators: Sequence[Evaluator] = (),
+        augmentation: Augmentation | None = None,
         templates: Sequence[str] = CONCEPT_TEMPLATES,
         card_settings: dict | None = None,
         callbacks: list | None = None,
-        optimizers: tuple = (None, None),
+        optimizers: tuple[Any, Any] = (None, None),
     ):
         args = GeoAlignTrainingArguments() if args is None else args
         if not isinstance(args, GeoAlignTrainingArguments):
@@ -118,9 +124,7 @@ class GeoAlignTrainer(ResumableTrainer):
             "training": args.describe(),
             "loss_weights": asdict(self.loss_weights),
             "templates": list(templates),
-            "augmentation": asdict(augmentation)
-            if hasattr(augmentation, "__dataclass_fields__")
-            else repr(augmentation),
+            "augmentation": None if augmentation is None else asdict(augmentation),
             "num_rows": len(train_dataset),
             "num_cut_texts": cut,
             "num_processes": args.world_size,
@@ -169,7 +173,7 @@ class GeoAlignTrainer(ResumableTrainer):
         return self.args.seed if self.args.data_seed is None else self.args.data_seed
 
     def _run_epoch(self, **kwargs):
-        """Tell sampler and augmentation the epoch, which Trainer does not on resumed loaders."""
+        """Set the epoch of the sampler and of the views. Trainer does not do so for resumed loaders."""
         self._sampler.epoch = self.train_dataset.epoch = kwargs["epoch"]
         return super()._run_epoch(**kwargs)
 
@@ -228,7 +232,7 @@ class GeoAlignTrainer(ResumableTrainer):
     def _get_grad_norm(self, model, grad_norm=None):
         """Refuse a gradient that is not finite, before the optimizer takes a step."""
         grad_norm = super()._get_grad_norm(model, grad_norm)
-        grad_norm = grad_norm.full_tensor() if hasattr(grad_norm, "full_tensor") else grad_norm
+        grad_norm = grad_norm.full_tensor() if isinstance(grad_norm, DTensor) else grad_norm
         scaler = self.accelerator.scaler
         # With fp16 the scaler skips steps whose gradient overflows, and lowers its factor until none does.
         if scaler is None or scaler.get_scale() < 1:
@@ -264,11 +268,14 @@ class GeoAlignTrainer(ResumableTrainer):
         super().log(logs, start_time)
 
     def _forget_terms(self) -> None:
-        self._term_sums, self._term_names, self._num_steps, self._num_images = 0, [], 0, 0
+        self._term_sums, self._term_names, self._num_steps, self._num_images = torch.zeros(()), [], 0, 0
         self._start = time.perf_counter()
 
     def evaluate(
-        self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval"
+        self,
+        eval_dataset: Sequence[Evaluator] | None = None,
+        ignore_keys=None,
+        metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
         """Score the model with all evaluators, and log the scores.
 
@@ -291,7 +298,7 @@ class GeoAlignTrainer(ResumableTrainer):
         metrics, results = {}, {}
         with no_progress_bars(), self._averaged():
             for evaluator in evaluators:
-                # Scores that differ in the last digit between processes must not part their ways.
+                # All processes use the same scores, or rounding could make them choose different models.
                 found = broadcast_object_list([evaluator(embedder)])[0]
                 scores = check_scores(evaluator.name, found)
                 results[evaluator.name] = scores | {"step": self.state.global_step}

@@ -60,7 +60,7 @@ def test_a_line_of_another_form_is_refused(path, images, line):
 
 @pytest.mark.parametrize(
     ("line", "fact"),
-    [("1 1 5 5 5 1 1 5 ship 0", "sides that cross"), ("1 2 4 2 4 6 1 6 _ 0", "no words"),
+    [("1 1 5 5 5 1 1 5 ship 0", "sides that cross"), ("1 2 4 2 4 6 1 6 _ 0", "no letters"),
      ("1e200 2 4 2 4 6 1 6 ship 0", "beyond"), ("0 0 .5 0 .5 .5 0 .5 ship 0", "fractions")],
 )  # fmt: skip
 def test_a_line_that_is_not_a_region_is_refused(path, images, line, fact):

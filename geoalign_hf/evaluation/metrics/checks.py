@@ -1,6 +1,6 @@
 """Checks of what enters a metric, so that NaN, empty input and wrong shapes never become a score."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -86,7 +86,7 @@ def check_names(names: Sequence[str], name: str) -> None:
         raise ValueError(f"{name} holds {repeated} more than once. Name each once.")
 
 
-def check_lengths(**arguments: Sequence) -> None:
+def check_lengths(**arguments: Sized) -> None:
     """Check that arguments have one entry for each thing that is scored.
 
     Raises:

@@ -9,7 +9,9 @@ from .checks import TIE, check_lengths, check_numbers, mean
 
 
 def score_hard_negatives(
-    positives: ArrayLike, negatives: Sequence[ArrayLike], kinds: Sequence[Sequence[str]] | None = None
+    positives: ArrayLike,
+    negatives: Sequence[Sequence[float] | np.ndarray],
+    kinds: Sequence[Sequence[str]] | None = None,
 ) -> dict:
     """Score how often a phrase beats all of its hard negatives.
 

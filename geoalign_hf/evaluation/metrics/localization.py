@@ -91,15 +91,15 @@ def masks_to_truth(masks: ArrayLike) -> Truth:
         >>> masks_to_truth(np.arange(20).reshape(1, 4, 5) % 5 < 3).radii.tolist()
         [3.75]
     """
-    masks, centers, radii = check_numbers(masks, "masks", 3) != 0, [], []
-    for k, mask in enumerate(masks):
+    covered, centers, radii = check_numbers(masks, "masks", 3) != 0, [], []
+    for k, mask in enumerate(covered):
         if not mask.any():
             raise ValueError(f"masks[{k}] covers nothing. Leave it out.")
         rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
         width, height = columns[-1] + 1 - columns[0], rows[-1] + 1 - rows[0]
         centers.append((columns[0] + width / 2, rows[0] + height / 2))
         radii.append(RADIUS * np.hypot(width, height) / 2)
-    return _check_truth(Truth(masks.any(axis=0), np.array(centers), np.array(radii)))
+    return _check_truth(Truth(covered.any(axis=0), np.array(centers), np.array(radii)))
 
 
 def _check_truth(truth: Truth) -> Truth:

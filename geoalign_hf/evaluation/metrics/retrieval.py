@@ -1,6 +1,6 @@
 """Ranks and recalls of retrieval."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -75,7 +75,7 @@ def score_ranks(ranks: ArrayLike, recall_at: Sequence[int] = RECALL_AT) -> dict[
     return scores | {"mean_recall": mean((ranks <= k).mean() for k in RECALL_AT)}
 
 
-def score_retrieval(ranks: dict[str, ArrayLike], recall_at: Sequence[int] = RECALL_AT) -> dict[str, float]:
+def score_retrieval(ranks: Mapping[str, ArrayLike], recall_at: Sequence[int] = RECALL_AT) -> dict[str, float]:
     """Score several directions of retrieval.
 
     Args:
