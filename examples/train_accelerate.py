@@ -61,7 +61,8 @@ def main() -> None:
     processor = AutoProcessor.from_pretrained(options.model)
     weights, max_regions = LossWeights(), max(1, max(map(len, rows["boxes"])))
     size = processor.image_processor.size["height"]
-    dataset = TrainingDataset(rows, Augmentation(), max_regions, options.seed, 10, 2, size)
+    max_crops = 2 if weights.reads_crops else None
+    dataset = TrainingDataset(rows, Augmentation(), max_regions, options.seed, 10, max_crops, size)
     sampler = EpochSampler(len(dataset), options.seed)
     kinds, concepts = weights.text_kinds, list_concepts(rows)
     collator = RowCollator(processor, max_regions, text_kinds=kinds, vocabulary=concepts)

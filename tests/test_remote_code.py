@@ -32,11 +32,12 @@ classify = pipeline("zero-shot-region-classification", model=folder, trust_remot
 found["answers"] = classify(
     given["call"]["images"][0], boxes=given["call"]["boxes"][0], candidate_concepts=["ship", "road"]
 )
-windows = AutoModel.from_pretrained(folder, trust_remote_code=True, region_view="window", region_context=2.0)
-classify_windows = pipeline("zero-shot-region-classification", model=windows, processor=processor)
-found["windows"] = classify_windows(
+view = classify.model.config.region_view, classify.model.config.region_context
+classify.model.config.region_view, classify.model.config.region_context = "window", 2.0
+found["windows"] = classify(
     given["call"]["images"][0], boxes=given["call"]["boxes"][0], candidate_concepts=["ship", "road"]
 )
+classify.model.config.region_view, classify.model.config.region_context = view
 inferred = pipeline(model=folder, trust_remote_code=True)
 found["inferred"] = inferred.task
 scene = pipeline("zero-shot-image-classification", model=folder, trust_remote_code=True)

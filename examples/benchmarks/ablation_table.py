@@ -78,6 +78,6 @@ def make_tables(cells: list[dict], figure_path: Path) -> str:
             panel.plot(values, [row] * len(values), ".", color="black", markersize=4)
         panel.set_title(f"boxes: {arm}")
         panel.set_xlabel("region top-1, micro, percent")
-        panel.invert_yaxis() if panel is figure.axes[0] else None
+    figure.axes[0].invert_yaxis()  # which all panels share
     figure.savefig(figure_path, dpi=100)
     return "\n".join(lines).rstrip()

@@ -47,6 +47,7 @@ def test_the_accelerate_script_gives_the_losses_of_the_trainer_and_resumes(
     trainer = build_trainer(
         AutoModel.from_pretrained(folder), processor, from_coco(coco_folder / "rows.json", coco_folder),
         tmp_path / "trainer", learning_rate=1e-3, augmentation=Augmentation(), max_negatives=10,
+        loss_weights=LossWeights(),
     )  # fmt: skip
     trainer.train()
     losses = [float(loss) for loss in re.findall(r"loss (\d+\.\d+)", printed)]
