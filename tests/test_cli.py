@@ -123,7 +123,7 @@ def test_debug_shows_the_traceback():
 
 
 def test_an_error_of_the_program_keeps_its_traceback(monkeypatch):
-    monkeypatch.setattr("geoalign_hf.hub.push.push", lambda *words, **options: {}["missing"])
+    monkeypatch.setattr("geoalign_hf.commands.push.push_folder", lambda *words, **options: {}["missing"])
     with pytest.raises(KeyError):
         main(["push", "folder", "you/name"])
 
@@ -153,7 +153,7 @@ def test_ctrl_c_ends_a_verb_with_code_130(monkeypatch, capsys):
     def interrupt(*words, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("geoalign_hf.hub.push.push", interrupt)
+    monkeypatch.setattr("geoalign_hf.commands.push.push_folder", interrupt)
     assert main(["push", "folder", "you/name"]) == 130
     assert capsys.readouterr().err == "geoalign-hf push: interrupted\n"
 

@@ -111,7 +111,8 @@ def test_zero_shot_names_an_image_and_its_boxes(toy_rows, folder, built, tmp_pat
     with torch.no_grad():
         expected = built[0](**batch).logits_per_image[0].softmax(-1).tolist()
     found = {answer["label"]: answer["score"] for answer in answers["image"]}
-    assert [found["ship"], found["storage tank"]] == pytest.approx(expected, abs=1e-5)
+    # The stock pipeline resizes by PIL, our processor by torch: pixels differ by up to 1 of 255.
+    assert [found["ship"], found["storage tank"]] == pytest.approx(expected, abs=1e-4)
     assert [best["box"] for best, _ in answers["regions"]] == row["boxes"]
     best = answers["regions"][0][0]
     assert f"box {best['box']}: {best['label']} {best['score']:.4f}" in printed

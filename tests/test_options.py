@@ -47,7 +47,7 @@ def test_words_become_what_the_parser_of_transformers_makes_of_them(tmp_path):
         "none",
         "--learning_rate",
         "1e-3",
-        "--gradient_checkpointing",
+        "--activation_checkpointing",
         "--x",
     ]
     settings = {"conflict_handler": "resolve", "allow_abbrev": False}
@@ -57,4 +57,6 @@ def test_words_become_what_the_parser_of_transformers_makes_of_them(tmp_path):
     )
     assert rest == other_rest == ["--x"]
     for one, other in zip(ours, theirs, strict=True):
-        assert {k: v for k, v in vars(one).items() if k != "logging_dir"} == vars(other)
+        differ = {"logging_dir", "distributed_state"}  # a default by the time, and an object of the process
+        found, expected = ({k: v for k, v in vars(x).items() if k not in differ} for x in (one, other))
+        assert found == expected

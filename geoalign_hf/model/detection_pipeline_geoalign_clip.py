@@ -1,11 +1,14 @@
 # Copyright 2026 The geoalign_hf authors. Licensed under the Apache License, Version 2.0.
 """The pipeline for zero-shot object detection: it names proposals, or the windows of a grid."""
 
+from typing import Any
+
 import torch
 from transformers import Pipeline
 
 from .detection_geoalign_clip import build_vocabulary, choose_detections, list_windows, score_labels
 from .images_geoalign_clip import load_images
+from .processing_geoalign_clip import GeoAlignCLIPProcessor
 from .views_geoalign_clip import cut_windows
 
 # The options of a call, by the step that takes them.
@@ -25,6 +28,8 @@ class GeoAlignCLIPDetectionPipeline(Pipeline):
         `pipeline("zero-shot-object-detection", model=...)("harbor.png", candidate_labels=["ship", "car"])`
     """
 
+    model: Any  # a GeoAlignCLIPModel, which imports this file
+    processor: GeoAlignCLIPProcessor
     task_name = "zero-shot-object-detection"
 
     _load_processor = True

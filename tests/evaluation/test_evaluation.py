@@ -194,6 +194,8 @@ def test_the_protocol_says_how_the_scores_were_made(model, processor, rows, regi
         "text_length": 77,
         "num_cut_texts": 0,
         "seed": None,
+        "image_options": None,
+        "image_rule": None,
         "templates": list(CONCEPT_TEMPLATES),
         "concepts": ["airplane", "road", "ship", "storage tank", "tennis court"],
         "num_images": 8,

@@ -381,5 +381,5 @@ def test_a_checkpoint_of_a_run_with_other_settings_is_refused(start, change):
 def test_an_image_that_cannot_be_read_is_named(start, coco_folder):
     path = coco_folder / "0.png"
     path.write_bytes(path.read_bytes()[:200])
-    with refuses("0.png", "cannot be decoded"):
+    with refuses("0.png", "cannot be read as an image"):
         start(train_rows=from_coco(coco_folder / "rows.json", coco_folder)).train()
