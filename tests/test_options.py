@@ -52,7 +52,7 @@ def test_words_become_what_the_parser_of_transformers_makes_of_them(tmp_path):
     ]
     settings = {"conflict_handler": "resolve", "allow_abbrev": False}
     ours, rest = DataclassParser(types, **settings).parse_dataclasses(words)
-    *theirs, _, other_rest = HfArgumentParser(types, **settings).parse_args_into_dataclasses(
+    *theirs, other_rest = HfArgumentParser(types, **settings).parse_args_into_dataclasses(
         words, return_remaining_strings=True, look_for_args_file=False
     )
     assert rest == other_rest == ["--x"]
