@@ -53,7 +53,9 @@ def main() -> None:
     texts += [template.format(concept) for template in CONCEPT_TEMPLATES for concept in CONCEPTS]
     torch.manual_seed(arguments.seed)
     torch.set_num_threads(1)  # one core trains, the other prepares windows
-    model, processor = build_model(texts, image_size=64, patch_size=8, width=128, depth=3, stem="convolution")
+    model, processor = build_model(
+        texts, image_size=96, patch_size=16, width=128, depth=3, stem="convolution"
+    )
 
     # 3. Training. The evaluators run before and after it; the model card shows their results.
     evaluators = [kind(test_rows) for kind in (RegionClassificationEvaluator, HardNegativeEvaluator)]
@@ -61,7 +63,7 @@ def main() -> None:
         output_dir=str(folder),
         overwrite_output_dir=True,
         max_steps=arguments.max_steps,
-        per_device_train_batch_size=24,
+        per_device_train_batch_size=32,
         learning_rate=1e-3,
         ema_decay=0.99,
         max_negatives=2,
@@ -79,7 +81,9 @@ def main() -> None:
         processing_class=processor,
         loss_weights=LossWeights(scene=0.3, region=0.5, hard_negative=0.5, image_consistency=0.02),
         evaluators=[*evaluators, PhraseRetrievalEvaluator(test_rows)],
-        augmentation=Augmentation(whole_share=0.1, light=0.15, min_visible=0.9, views_per_row=80),
+        augmentation=Augmentation(
+            whole_share=0.1, min_context=1.1, max_context=2.0, light=0.15, min_visible=0.9, views_per_row=80
+        ),
         card_settings={"data": {"name": "scenes of examples/toy_rows.py", "repo_id": None, "license": None}},
     )
     trainer.train()
