@@ -115,7 +115,7 @@ def main() -> None:
     for name, fraction in results.items():
         print(f"{name:>50}: {100 * fraction:5.1f} %")
     scenes = draw_rows(60, seed=2)
-    scenes[0]["image"].save(folder / "scene.png")
+    scenes[7]["image"].save(folder / "scene.png")
     right = draw_picture(folder, classify, Embedder(model, processor), scenes)
     write_json(folder / "quickstart.json", {"results": results, "picture": right})
     print(f"See {folder / 'quickstart.png'}. The model is in {folder / 'final'}.")

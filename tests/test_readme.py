@@ -31,7 +31,7 @@ def test_the_python_blocks_run_in_order(folder, toy_rows, tmp_path, monkeypatch)
 def make_quickstart(folder: Path, toy_rows: list[dict]) -> None:
     """Make what the quickstart leaves, with the tiny model of the tests."""
     shutil.copytree(folder, "outputs/quickstart/final")
-    toy_rows[0]["image"].resize((225, 218)).save("outputs/quickstart/scene.png")
+    toy_rows[0]["image"].resize((207, 237)).save("outputs/quickstart/scene.png")
 
 
 def test_the_python_blocks_of_each_guide_run(folder, coco_folder, hub, toy_rows, tmp_path, monkeypatch):

@@ -220,7 +220,8 @@ class GeoAlignCLIPProcessor(ProcessorMixin):
                 f"the processor does not know the options {sorted(unknown)}. Regions are boxes, quads or "
                 "masks; the others are options of the image processor and the tokenizer."
             )
-        init_kwargs = self.tokenizer.init_kwargs if self.tokenizer is not None else {}
+        init_kwargs = dict(self.tokenizer.init_kwargs if self.tokenizer is not None else {})
+        init_kwargs.pop("max_length", None)  # saved by a tokenizer that was trained with truncation
         try:
             merged = self._merge_kwargs(ProcessingKwargs, tokenizer_init_kwargs=init_kwargs, **kwargs)
         except StrictDataclassError as error:  # it is no ValueError
