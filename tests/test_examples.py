@@ -182,7 +182,7 @@ def test_a_built_dataset_is_trained_on_with_every_term(coco_folder, geoalign, tm
         4,
     ]
     weights = ["--description", 1, "--crop_consistency", 0.1, "--image_consistency", 0.1]
-    weights += ["--text_consistency", 0.1, "--logging_steps", 1]
+    weights += ["--text_consistency", 0.1, "--logging_steps", 1, "--whole_share", 0.5]
     run("train.py", "--dataset", "rows", "--output_dir", "out", *small, *weights, cwd=tmp_path)
     history = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
     for term in ("description", "hard_negative", "crop_consistency", "image_consistency", "text_consistency"):

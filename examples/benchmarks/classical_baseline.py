@@ -171,6 +171,7 @@ def main() -> None:
         print(f"{row:26}{scores['micro_top_1']:12.3f}{scores['macro_top_1']:12.3f}{len(test):8}")
     for concept, accuracy in metrics["rows"]["... + eight turned copies"]["per_concept"].items():
         print(f"  {concept:24}{accuracy:12.3f}{sum(region.concept == concept for region in test):20}")
+    args.output_dir.mkdir(parents=True, exist_ok=True)
     write_json(args.output_dir / "metrics.json", metrics)
 
 

@@ -226,6 +226,9 @@ class GeoAlignCLIPProcessor(ProcessorMixin):
             merged = self._merge_kwargs(ProcessingKwargs, tokenizer_init_kwargs=init_kwargs, **kwargs)
         except StrictDataclassError as error:  # it is no ValueError
             raise ValueError(f"an option has a wrong type. {error}") from error
+        form = merged["images_kwargs"].get("return_tensors")
+        if getattr(form, "value", form) not in ("pt", "np", None):
+            raise ValueError(f"return_tensors is {form!r}; expected 'pt', 'np' or None.")
         if isinstance(size := merged["images_kwargs"].get("size"), int):
             merged["images_kwargs"]["size"] = {"height": size, "width": size}
         return merged["images_kwargs"], merged["text_kwargs"]

@@ -28,6 +28,7 @@ import torch
 from accelerate import Accelerator, state
 from accelerate.utils import DistributedType
 from toy_rows import CONCEPTS, draw_rows
+from geoalign_hf.losses.objective import LossWeights
 from geoalign_hf.training.lora import AdapterConfig, adapt_model
 from geoalign_hf.data.augmentation import Augmentation
 from geoalign_hf.evaluation.classification import RegionClassificationEvaluator
@@ -75,6 +76,9 @@ args = GeoAlignTrainingArguments(
 )
 GeoAlignTrainer(
     model, args, train_dataset=rows, processing_class=processor, augmentation=Augmentation(),
+    loss_weights=LossWeights(  # every term that has data, and a teacher
+        scene=1, description=1, region=0.1, concept=0.5, hard_negative=0.5, crop_consistency=0.1
+    ),
     evaluators=[RegionClassificationEvaluator(rows)],
 ).train()
 """
