@@ -198,7 +198,7 @@ def step(num: int, device: str) -> Pair:
     """Compute the gradients of a step of the preset fg_clip. The peer encodes as FG-CLIP does.
 
     It calls the text tower for captions, descriptions, phrases and negatives, each padded to all positions,
-    samples regions by points, and compares everything by full matrices. Embeddings must be equal.
+    and compares everything by full matrices. Regions are pooled in the same way. Embeddings must be equal.
     """
     rows, model, processor, batch = build_step(num, device)
     accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no")

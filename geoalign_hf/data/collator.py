@@ -63,7 +63,7 @@ class RowCollator:
             What the losses take beside its output: `caption_index`, `description_index` (B,), `phrase_index`
             (B, R), `concept_index` (B, R, T) and `negative_index` (B, R, K), numbers of texts, -100 where
             there is no negative; `caption_ids`, `description_ids` (B,), `phrase_ids`, `concept_ids` (B, R), a
-            stable hash of the words, -100 where there is none; `concept_broader` (B, R, K), the ids of the
+            stable hash of the words, -100 for a missing text; `concept_broader` (B, R, K), the ids of the
             broader concepts (`captioning/vocabulary.yaml`), -100 for padding; `row_ids` (B,).
             With a vocabulary: `vocabulary_index` (C, T), numbers of texts, `vocabulary_ids` (C,) and
             `vocabulary_broader` (C, K).

@@ -95,7 +95,7 @@ class Detector:
         synonyms: further words for some of the labels.
 
     Raises:
-        ValueError: if the labels cannot be told apart, see `build_vocabulary`.
+        ValueError: if the labels are empty or repeated, see `build_vocabulary`.
 
     Example:
         `Detector(embedder, ["ship", "car"])(image)` gives the detections of an image.

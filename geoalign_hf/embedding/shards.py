@@ -286,7 +286,15 @@ def check_model(folder: Path, model: torch.nn.Module) -> None:
     Raises:
         ValueError: if the shards were computed with other weights.
     """
-    description = read_description(folder)
+    check_weights(read_description(folder), folder, model)
+
+
+def check_weights(description: dict, folder: str | Path, model: torch.nn.Module) -> None:
+    """Compare the weights that a description names with those of a model.
+
+    Raises:
+        ValueError: if they differ.
+    """
     if fingerprint_model(model) != description["weights"]:
         raise ValueError(
             f"The embeddings in {folder} are those of {description['model']}, whose weights differ from "

@@ -1,24 +1,20 @@
 # Copyright 2026 The geoalign_hf authors. Licensed under the Apache License, Version 2.0.
 """The pipeline for zero-shot object detection: it names proposals, or the windows of a grid."""
 
-from typing import Any
-
 import torch
-from transformers import Pipeline
 
 from .detection_geoalign_clip import build_vocabulary, choose_detections, list_windows, score_labels
 from .images_geoalign_clip import load_images
-from .processing_geoalign_clip import GeoAlignCLIPProcessor
+from .pipeline_geoalign_clip import WINDOWS_PER_PASS, GeoAlignCLIPPipeline
 from .views_geoalign_clip import cut_windows
 
 # The options of a call, by the step that takes them.
 IMAGE_OPTIONS = {"timeout", "stretch", "limits", "bands", "max_pixels", "sides", "overlap"}
 LABEL_OPTIONS = {"synonyms", "background_labels", "templates", "temperature", "background_bias"}
 CHOICE_OPTIONS = {"threshold", "top_k", "max_iou"}
-WINDOWS_PER_PASS = 64
 
 
-class GeoAlignCLIPDetectionPipeline(Pipeline):
+class GeoAlignCLIPDetectionPipeline(GeoAlignCLIPPipeline):
     """Find objects in images, and name them with labels given in words.
 
     The answer has the form of transformers' `zero-shot-object-detection`, so that code for OWL-ViT works.
@@ -28,18 +24,7 @@ class GeoAlignCLIPDetectionPipeline(Pipeline):
         `pipeline("zero-shot-object-detection", model=...)("harbor.png", candidate_labels=["ship", "car"])`
     """
 
-    model: Any  # a GeoAlignCLIPModel, which imports this file
-    processor: GeoAlignCLIPProcessor
     task_name = "zero-shot-object-detection"
-
-    _load_processor = True
-    _load_image_processor = False
-    _load_feature_extractor = False
-    _load_tokenizer = False
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self._word_embeds = {}
 
     def __call__(
         self, image=None, candidate_labels=None, *, images=None, boxes=None, objectness=None, **kwargs
@@ -96,11 +81,6 @@ class GeoAlignCLIPDetectionPipeline(Pipeline):
         elif of_images:
             images = {"image": images} | of_images
         return super().__call__(images, candidate_labels=candidate_labels, **kwargs)
-
-    def save_pretrained(self, save_directory, **kwargs):
-        """Save the model, its processor and their code, so that the folder loads without geoalign_hf."""
-        self.model.save_pretrained(save_directory, **kwargs)
-        self.processor.save_pretrained(save_directory, **kwargs)
 
     def _sanitize_parameters(self, candidate_labels=None, hypothesis_template=None, **kwargs):
         if hypothesis_template is not None:
@@ -167,7 +147,7 @@ class GeoAlignCLIPDetectionPipeline(Pipeline):
         if isinstance(labels, str):
             labels = [label.strip() for label in labels.split(",") if label.strip()]
         vocabulary = build_vocabulary(labels or [], synonyms, background_labels)
-        word_embeds = self._embed_words(vocabulary.words, templates)
+        word_embeds = self._embed_concepts(vocabulary.words, templates)
         embeds = [self._embed_boxes(image, part) for part in self._split(boxes)]
         if not embeds:
             return torch.zeros(0, len(vocabulary.labels)), vocabulary.labels
@@ -197,15 +177,6 @@ class GeoAlignCLIPDetectionPipeline(Pipeline):
     def _move(self, batch):
         batch = batch.to(self.device)
         return batch | {"pixel_values": batch["pixel_values"].to(self.model.dtype)}
-
-    def _embed_words(self, words: list[str], templates) -> torch.Tensor:
-        """Embed words. The result is kept for further calls with the same words."""
-        key = (tuple(words), None if templates is None else tuple(templates))
-        if key not in self._word_embeds:
-            options = {} if templates is None else {"templates": templates}
-            tokens = self.processor.tokenize_concepts(words, **options).to(self.device)
-            self._word_embeds = {key: self.model.embed_concepts(**tokens)}
-        return self._word_embeds[key]
 
     def postprocess(self, model_outputs, threshold=0.1, top_k=None, max_iou=0.5):
         """Choose the detections of one image."""

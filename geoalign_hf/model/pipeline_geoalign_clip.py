@@ -15,17 +15,11 @@ IMAGE_OPTIONS = {"timeout", "stretch", "limits", "bands", "max_pixels"}
 WINDOWS_PER_PASS = 64
 
 
-class ZeroShotRegionClassificationPipeline(Pipeline):
-    """Classify the regions of images with concepts given in words.
-
-    Example:
-        `pipeline("zero-shot-region-classification", model=...)("harbor.png", boxes=[[40, 12, 310, 96]],
-        candidate_labels=["ship", "storage tank"])`
-    """
+class GeoAlignCLIPPipeline(Pipeline):
+    """What the pipelines of the model share: loading, saving, and the embeddings of concepts."""
 
     model: Any  # a GeoAlignCLIPModel, which imports this file
     processor: GeoAlignCLIPProcessor
-    task_name = "zero-shot-region-classification"
 
     _load_processor = True
     _load_image_processor = False
@@ -35,6 +29,34 @@ class ZeroShotRegionClassificationPipeline(Pipeline):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self._concept_embeds = {}
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """Save the model, its processor and their code, so that the folder loads without geoalign_hf."""
+        self.model.save_pretrained(save_directory, **kwargs)
+        self.processor.save_pretrained(save_directory, **kwargs)
+
+    def _embed_concepts(self, labels, templates) -> torch.Tensor:
+        """Embed concepts. The result is kept for further calls with the same words."""
+        if not labels:
+            raise ValueError("no candidate_labels are given. Pass a list of at least one concept.")
+        key = (tuple(labels), None if templates is None else tuple(templates))
+        if key not in self._concept_embeds:
+            options = {} if templates is None else {"templates": templates}
+            tokens = self.processor.tokenize_concepts(list(labels), **options).to(self.device)
+            # Only the last set of words is kept: a service with ever new concepts must not grow for ever.
+            self._concept_embeds = {key: self.model.embed_concepts(**tokens)}
+        return self._concept_embeds[key]
+
+
+class ZeroShotRegionClassificationPipeline(GeoAlignCLIPPipeline):
+    """Classify the regions of images with concepts given in words.
+
+    Example:
+        `pipeline("zero-shot-region-classification", model=...)("harbor.png", boxes=[[40, 12, 310, 96]],
+        candidate_labels=["ship", "storage tank"])`
+    """
+
+    task_name = "zero-shot-region-classification"
 
     def __call__(
         self,
@@ -94,11 +116,6 @@ class ZeroShotRegionClassificationPipeline(Pipeline):
             )
         pairs = [{"image": image, form: part} for image, part in zip(images, regions, strict=True)]
         return super().__call__(pairs, **kwargs)
-
-    def save_pretrained(self, save_directory, **kwargs):
-        """Save the model, its processor and their code, so that the folder loads without geoalign_hf."""
-        self.model.save_pretrained(save_directory, **kwargs)
-        self.processor.save_pretrained(save_directory, **kwargs)
 
     def _sanitize_parameters(
         self,
@@ -225,15 +242,3 @@ class ZeroShotRegionClassificationPipeline(Pipeline):
                 f"{width} numbers. Build the bank with this model."
             )
         return embeds.to(self.device, self.model.dtype)
-
-    def _embed_concepts(self, labels, templates) -> torch.Tensor:
-        """Embed concepts. The result is kept for further calls with the same words."""
-        if not labels:
-            raise ValueError("no candidate_labels are given. Pass a list of at least one concept.")
-        key = (tuple(labels), None if templates is None else tuple(templates))
-        if key not in self._concept_embeds:
-            options = {} if templates is None else {"templates": templates}
-            tokens = self.processor.tokenize_concepts(list(labels), **options).to(self.device)
-            # Only the last set of words is kept: a service with ever new concepts must not grow for ever.
-            self._concept_embeds = {key: self.model.embed_concepts(**tokens)}
-        return self._concept_embeds[key]

@@ -8,7 +8,7 @@ import pandas
 import torch
 from pyarrow import parquet
 
-from ..embedding.shards import fingerprint_model
+from ..embedding.shards import check_weights
 from ..storage import read_json
 from .archive import DESCRIPTION
 
@@ -17,7 +17,7 @@ def read_description(archive: str | Path) -> dict:
     """Read the `scenes.json` of an archive.
 
     Raises:
-        ValueError: if there is none, or parts that it lists do not exist yet.
+        ValueError: if the archive has no such file, or parts that it lists do not exist yet.
     """
     path = Path(archive) / DESCRIPTION
     if not path.exists():
@@ -38,12 +38,7 @@ def check_model(archive: str | Path, model: torch.nn.Module) -> None:
     Raises:
         ValueError: if the archive was made with other weights.
     """
-    description = read_description(archive)
-    if fingerprint_model(model) != description["weights"]:
-        raise ValueError(
-            f"The archive {archive} was made by {description['model']}, whose weights differ from those of "
-            "this model, so that cosines would be meaningless. Give that model, or embed the scenes again."
-        )
+    check_weights(read_description(archive), archive, model)
 
 
 def search_archive(
