@@ -123,7 +123,8 @@ def main() -> None:
     for way in WAYS:
         # With small batches the peak is that of the optimizer, which does not grow with the batch.
         per_row, fixed = np.polyfit(batch_sizes[-2:], np.array(found[way]["peaks"][-2:]) / 2**30, 1)
-        fits = [max(0, int((gpu - RESERVED - fixed) / per_row)) for gpu in GPUS]
+        # Without growth between the two batches, the line says nothing about larger ones.
+        fits = [max(0, int((gpu - RESERVED - fixed) / per_row)) if per_row > 0 else "-" for gpu in GPUS]
         print(f"| {way} | {fixed:.2f} | {per_row:.4f} | {' | '.join(map(str, fits))} |")
 
 
