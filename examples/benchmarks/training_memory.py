@@ -4,7 +4,7 @@
     python examples/benchmarks/training_memory.py --bf16     # as with --bf16 of geoalign-hf train
 
 The model is a ViT-B/16 CLIP of OpenAI's size with random weights, converted by `convert_clip` as
-`--model openai/clip-vit-base-patch16` is. Each row has up to 4 regions and 2 crops, and the objective is the
+`--model openai/clip-vit-base-patch16` is. Each row has up to 4 regions, and the objective is the
 default one. For each way of training, a step with AdamW runs for several batch sizes, and the bytes of all
 tensors are counted (see accounting.py). It needs about 4 GB and no GPU, and every run gives the same numbers.
 A line through the peaks of the two largest batches gives the fixed bytes and the bytes per row, and these the
