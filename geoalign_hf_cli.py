@@ -26,6 +26,7 @@ VERBS = {
     "search": "Search embedded images by text or by example.",
     "scene score": "Map how similar the places of a georeferenced scene are to texts.",
     "scene classify": "Name the regions of a vector file in a georeferenced scene.",
+    "scene detect": "Detect objects in a georeferenced scene, from proposals or by a grid.",
     "scene embed": "Embed the tiles and regions of georeferenced scenes into an archive.",
     "scene search": "Search an archive of scenes for places, by text or by example.",
     "detect": "Detect objects: name proposals, or the windows of a grid.",

@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "dataset_builder": {"captioning", "data", "hub", "images", "model", "options", "readers", "storage"},
     "detection": {"data", "embedding", "images", "model", "readers", "storage"},
     "evaluation": {"captioning", "data", "detection", "embedding", "images", "model", "storage"},
-    "scenes": {"captioning", "data", "embedding", "images", "model", "readers", "storage"},
+    "scenes": {"captioning", "data", "detection", "embedding", "images", "model", "readers", "storage"},
     "training": {
         "captioning", "convert", "data", "embedding", "evaluation", "hub", "images", "losses", "model",
         "storage"

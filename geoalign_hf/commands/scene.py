@@ -13,9 +13,11 @@ from transformers import AutoProcessor
 from transformers.hf_argparser import HfArg
 from transformers.utils import logging
 
+from ..detection.detector import DetectionOptions, Detector
 from ..embedding.embedder import Embedder
 from ..embedding.templates import resolve_templates
 from ..scenes.archive import SceneJob, list_scenes
+from ..scenes.detect import detect_in_scene
 from ..scenes.reader import Scene
 from ..scenes.regions import check_suffix, classify_scene_regions, read_regions, write_regions
 from ..scenes.score import (
@@ -27,6 +29,7 @@ from ..scenes.score import (
     write_score_maps,
 )
 from ..scenes.search import check_model, read_description, search_archive
+from ..storage import read_json
 from ..training.launch import check_processes
 from .inputs import MODEL, ModelOptions, check_model_exists, load_model
 
@@ -157,6 +160,65 @@ def scene_classify(
         print(f"{concept}: {count}")
     if num_empty := int((named["valid_ground"] == 0).sum()):
         print(f"{num_empty} of {len(named)} regions have no valid ground in the scene, and so no concept")
+    return Path(options.output)
+
+
+@dataclass(frozen=True)
+class SceneDetectionOptions(DetectionOptions):
+    """How proposals are scored and chosen; a scene holds more objects than an image."""
+
+    top_k: int = HfArg(default=10_000, help="Largest number of detections in the scene.")
+
+
+@dataclass
+class SceneDetectOptions:
+    """The scene, its proposals and the labels."""
+
+    _positional = ("scene",)
+
+    scene: str = HfArg(help="Raster file with coordinates, such as a GeoTIFF.")
+    labels: list[str] = HfArg(default_factory=list, help="Names of what is detected.")
+    proposals: str | None = HfArg(
+        default=None,
+        help="Vector file of regions that may be objects (GeoJSON, GeoPackage), perhaps with a column "
+        "objectness from 0 to 1. Without it the windows of a grid are named, whose sides --sides gives.",
+    )
+    buffer: float | None = HfArg(
+        default=None, help="Radius in metres of the disc that a point or a line becomes."
+    )
+    context: float | None = HfArg(
+        default=None,
+        help="Side of the window around a region, in multiples of the longer side of its box; by default "
+        "the one that the model was trained for.",
+    )
+    synonyms: str | None = HfArg(
+        default=None, help='JSON file with further words for some labels, such as {"ship": ["vessel"]}.'
+    )
+    output: str = HfArg(
+        default="outputs/scene_detect.geojson",
+        help="File of the detections: .geojson (WGS 84) or .gpkg (reference system of the scene).",
+    )
+
+
+def scene_detect(
+    options: SceneDetectOptions,
+    detection: SceneDetectionOptions,
+    pixel_options: PixelOptions,
+    model_options: ModelOptions,
+) -> Path:
+    """Detect objects in a georeferenced scene: name proposals, or the windows of a grid."""
+    if not options.labels:
+        raise ValueError("there is nothing to detect. Give names with --labels.")
+    check_suffix(options.output)
+    synonyms = read_json(options.synonyms) if options.synonyms else None
+    scene = pixel_options.open(options.scene, model_options.model)
+    proposals = read_regions(options.proposals, scene, options.buffer) if options.proposals else None
+    detector = Detector(model_options.load(), options.labels, detection, synonyms)
+    found = detect_in_scene(detector, scene, proposals, options.context)
+    write_regions(found, options.output)
+    counts = Counter(found["label"])
+    for label in options.labels:
+        print(f"{counts[label]:6} {label}")
     return Path(options.output)
 
 

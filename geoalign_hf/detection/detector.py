@@ -120,9 +120,7 @@ class Detector:
         """
         options = self.options
         proposals = self.propose(image) if proposals is None else proposals
-        logits = self.compare(image, proposals)
-        scores = score_labels(logits, self.vocabulary, options.temperature, options.background_bias)
-        scores = proposals.objectness[:, None] ** options.objectness_weight * scores
+        scores = self.score(self.compare(image, proposals), proposals.objectness)
         is_oriented = proposals.quads is not None
         found, labels = choose_detections(
             proposals.quads if is_oriented else proposals.boxes,
@@ -154,6 +152,12 @@ class Detector:
         form = "boxes" if proposals.quads is None else "quads"
         source = None if hasattr(self.embedder.model, "embed_regions") else "crop"
         return self.embedder.embed_regions([row], source, form=form) @ self.word_embeds.T * self.scale
+
+    def score(self, logits: torch.Tensor, objectness: torch.Tensor) -> torch.Tensor:
+        """Compute the scores of labels, (R, C), from logits, (R, W), and objectness, (R,)."""
+        options = self.options
+        scores = score_labels(logits, self.vocabulary, options.temperature, options.background_bias)
+        return objectness[:, None] ** options.objectness_weight * scores
 
 
 def find_region_scale(model) -> float:

@@ -1,9 +1,7 @@
-"""Overlaps of oriented boxes."""
+"""Overlaps of oriented boxes and polygons."""
 
 import numpy as np
 import torch
-
-from ..model.regions_geoalign_clip import quads_to_xyxy
 
 
 def measure_quad_ious(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
@@ -24,12 +22,18 @@ def measure_quad_ious(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor
     """
     import shapely  # optional, of the extra [detect]
 
-    around = [quads_to_xyxy(quads) for quads in (first, second)]
-    low = torch.maximum(around[0][:, None, :2], around[1][None, :, :2])
-    high = torch.minimum(around[0][:, None, 2:], around[1][None, :, 2:])
-    rows, columns = ((high - low) > 0).all(dim=-1).nonzero().T.numpy()  # only these can overlap
-    polygons = [shapely.polygons(np.asarray(quads, dtype=np.float64)) for quads in (first, second)]
-    pairs = polygons[0][rows], polygons[1][columns]
+    return measure_polygon_ious(*(shapely.polygons(np.asarray(quads, float)) for quads in (first, second)))
+
+
+def measure_polygon_ious(first: np.ndarray, second: np.ndarray) -> torch.Tensor:
+    """Compute the intersection over union of shapely polygons: (N,) and (M,) give (N, M), float64."""
+    import shapely
+
+    bounds = [shapely.bounds(polygons) for polygons in (first, second)]
+    low = np.maximum(bounds[0][:, None, :2], bounds[1][None, :, :2])
+    high = np.minimum(bounds[0][:, None, 2:], bounds[1][None, :, 2:])
+    rows, columns = (high > low).all(axis=-1).nonzero()  # only these can overlap
+    pairs = first[rows], second[columns]
     shared = shapely.area(shapely.intersection(*pairs))
     ious = torch.zeros(len(first), len(second), dtype=torch.float64)
     ious[rows, columns] = torch.from_numpy(

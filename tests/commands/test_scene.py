@@ -228,6 +228,8 @@ BANDS = ["--bands", "1,2,3"]
             ["classify", "scene.tif", "far.gpkg", "--concepts", "ship", *BANDS, "--output", "a.csv"],
             ["a.csv ends in '.csv'", ".gpkg"],
         ),
+        (["detect", "scene.tif", *BANDS], ["nothing to detect", "--labels"]),
+        (["detect", "scene.tif", "--labels", "ship", *BANDS], ["sides is None", "--sides 30 60"]),
         (["embed", "empty"], ["empty holds no files", ".tif"]),
         (["embed", "none.tif"], ["none.tif does not exist"]),
         (["search", "a ship"], ["outputs/archive has no scenes.json", "scene embed"]),
@@ -254,6 +256,18 @@ def test_points_are_discs_and_background_texts_make_probabilities(places, folder
         scores = file.read(1)
         assert file.tags()["scores"] == "probability"
     assert np.isfinite(scores).all() and scores.min() > 0 and scores.max() < 1 and scores.std() > 1e-3
+
+
+def test_detections_of_a_grid_and_of_proposals_are_features_in_wgs84(places, folder, geoalign):
+    options = ["--labels", "ship", "bridge", "--threshold", 0, "--max_iou", 1, "--model", folder, *BANDS]
+    printed = geoalign("scene", "detect", "scene.tif", "--sides", 64, *options)
+    assert " ship\n" in printed and printed.endswith("wrote outputs/scene_detect.geojson\n")
+    found = geopandas.read_file(places / "outputs" / "scene_detect.geojson")
+    assert found.crs == "EPSG:4326" and set(found["label"]) == {"ship", "bridge"}
+    assert found.to_crs(UTM).area.max() == pytest.approx(32**2, rel=1e-3)  # 64 pixels of half a metre
+    proposals = ["--proposals", "points.geojson", "--buffer", 5, "--output", "found.gpkg"]
+    geoalign("scene", "detect", "scene.tif", *proposals, *options)
+    assert len(geopandas.read_file(places / "found.gpkg")) == 2  # one disc, with each label
 
 
 @pytest.mark.slow
