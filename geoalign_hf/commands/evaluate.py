@@ -23,7 +23,7 @@ from ..evaluation.localization import LocalizationEvaluator
 from ..evaluation.metrics.localization import normalize_map
 from ..evaluation.results import write_metrics
 from ..evaluation.retrieval import CAPTION_PREFIXES, CaptionRetrievalEvaluator, PhraseRetrievalEvaluator
-from ..hub.cards import list_numbers, list_tables
+from ..hub.cards import list_numbers, list_tables, name_dataset
 from ..images import ImageOptions
 from ..readers.captions import list_captions, read_captions
 from ..readers.files import list_images, parse_json, read_text
@@ -97,7 +97,7 @@ def evaluate_regions(
         scores = metrics[f"concepts, {source}"]
         path = output_dir / f"confusion_{source}.png"
         draw_confusion(scores["confusion"], scores["protocol"]["concepts"], path)
-    return finish(metrics, output_dir)
+    return finish(metrics, output_dir, row_options.describe(rows))
 
 
 @dataclass
@@ -140,7 +140,8 @@ def evaluate_scenes(
         scores = metrics[f"scenes, {templates}"] = evaluator(embedder)
         path = output_dir / f"confusion_{templates}.png"
         draw_confusion(scores["confusion"], scores["protocol"]["concepts"], path)
-    return finish(metrics, output_dir)
+    data = {"dataset": name_dataset(str(options.folder or options.dataset))}
+    return finish(metrics, output_dir, data | ({"split": options.split} if options.dataset else {}))
 
 
 def load_scenes(options: SceneTaskOptions) -> tuple[list, list[str]]:
@@ -205,13 +206,15 @@ def evaluate_retrieval(
         split = row_options.split or ("test" if has_splits else None)
         rows = build_rows(read_captions(options.captions, row_options.images, split))
         rows = decode_images(rows, image_options=embedder.image_options)
+        data = {"dataset": name_dataset(options.captions), "split": split}
     else:
         rows = row_options.load(embedder.image_options)
+        data = row_options.describe(rows)
     for protocol in options.protocols:
         path = output_dir / f"captions_{protocol}.npz" if options.save_embeds else None
         evaluator = CaptionRetrievalEvaluator(rows, protocol, prefix=options.prefix, arrays_path=path)
         metrics[f"retrieval, {protocol}"] = evaluator(embedder)
-    return finish(metrics, output_dir)
+    return finish(metrics, output_dir, data)
 
 
 @dataclass
@@ -250,7 +253,8 @@ def evaluate_choice(
     output_dir = Path(options.output_dir)
     path = output_dir / "choice.npz" if options.save_embeds else None
     scores = StatementChoiceEvaluator(questions, arrays_path=path)(model_options.load(image_options))
-    return finish({"choice": scores}, output_dir)
+    names = [name_dataset(path) for path in options.questions]
+    return finish({"choice": scores}, output_dir, {"dataset": ", ".join(names)})
 
 
 @dataclass
@@ -328,7 +332,9 @@ def evaluate_localization(
                 embedder.read_image(query["image"]), values, query["phrase"], path, query.get("polygons")
             )
             print(f"{path}: {query['phrase']}")
-    return finish(metrics, output_dir) if metrics else output_dir
+    if not options.queries:
+        return output_dir
+    return finish(metrics, output_dir, {"dataset": name_dataset(options.queries)})
 
 
 def evaluate_detection(
@@ -346,7 +352,8 @@ def evaluate_detection(
         fitted = evaluator.calibrate(embedder)
         print(" ".join(f"--{name} {value:.4f}" for name, value in fitted.items()))
         return None
-    return finish({"detection": evaluator(embedder)}, Path(options.output_dir))
+    metrics = {"detection": evaluator(embedder)}
+    return finish(metrics, Path(options.output_dir), row_options.describe(evaluator.rows))
 
 
 def read_entries(path: Path, keys: tuple[str, ...]) -> list[dict]:
@@ -365,9 +372,11 @@ def read_entries(path: Path, keys: tuple[str, ...]) -> list[dict]:
     return entries
 
 
-def finish(metrics: dict[str, dict], output_dir: Path) -> Path:
-    """Write all scores to `metrics.json`, and print them."""
+def finish(metrics: dict[str, dict], output_dir: Path, data: dict[str, str | None]) -> Path:
+    """Write all scores to `metrics.json`, each with the data set and its split, and print them."""
     path = output_dir / "metrics.json"
+    for scores in metrics.values():
+        scores["protocol"] = data | scores["protocol"]
     write_metrics(path, metrics)
     for title, scores in metrics.items():
         counts = {name: value for name, value in scores.items() if isinstance(value, int)}

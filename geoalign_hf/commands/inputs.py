@@ -14,6 +14,7 @@ from transformers.hf_argparser import HfArg
 
 from ..data.loading import read_rows
 from ..embedding.embedder import Embedder
+from ..hub.cards import name_dataset
 from ..images import DEFAULT_OPTIONS, ImageOptions
 
 MODEL = "outputs/train/final"
@@ -61,6 +62,10 @@ class RowOptions:
     def load(self, image_options: ImageOptions) -> Dataset:
         """Load the rows."""
         return load_rows(self.dataset, self.images, self.split, "test", image_options)
+
+    def describe(self, rows: Dataset) -> dict[str, str | None]:
+        """Name the loaded rows for a protocol."""
+        return {"dataset": name_dataset(self.dataset), "split": str(rows.split) if rows.split else None}
 
 
 def check_model_exists(name: str) -> None:

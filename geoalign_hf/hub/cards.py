@@ -230,8 +230,7 @@ def describe_dataset(source: str) -> dict:
         return found | {
             "name": path.name, "repo_id": None, "license": license, "concepts": concepts or None
         }  # fmt: skip
-    found |= {"name": path.resolve().name if path.exists() else source}
-    found["repo_id"] = None if path.exists() else source
+    found |= {"name": name_dataset(source), "repo_id": None if path.exists() else source}
     found["concepts"] = sorted(_read_json(path / "statistics.json").get("concepts", {})) or None
     if path.exists() and not (path / "README.md").exists():
         return found | {"license": None}
@@ -240,8 +239,17 @@ def describe_dataset(source: str) -> dict:
     except EntryNotFoundError:
         return found | {"license": None}
     found["image_rule"] = getattr(data, "image_rule", None)
-    name = data.pretty_name if path.exists() and data.pretty_name else found["name"]
-    return found | {"name": name, "license": getattr(data, "license_name", None) or data.license}
+    return found | {"license": getattr(data, "license_name", None) or data.license}
+
+
+def name_dataset(source: str | Path) -> str:
+    """Return the title on the card of a local dataset, or else the name of the file, folder or repository."""
+    path = Path(source)
+    if not path.exists():
+        return str(source)
+    card = path / "README.md"
+    title = DatasetCard.load(card).data.pretty_name if card.exists() else None
+    return title or path.resolve().name
 
 
 def _name_folder(folder: Path) -> str:

@@ -56,15 +56,15 @@ def check_rows(rows) -> None:
     """Refuse rows that cannot be trained on.
 
     Raises:
-        TypeError: if they are not a `datasets.Dataset`, for example because they are streamed.
-        ValueError: if columns are missing.
+        ValueError: if they are not a `datasets.Dataset`, for example because they are streamed, or columns
+            are missing.
     """
     if isinstance(rows, DatasetDict):
-        raise TypeError(
+        raise ValueError(
             f"train_dataset has the splits {list(rows)}. Give one of them, such as rows['train']."
         )
     if not isinstance(rows, Dataset):
-        raise TypeError(
+        raise ValueError(
             f"train_dataset is a {type(rows).__name__}, but training draws rows in a new order in every "
             "epoch, and so needs a datasets.Dataset. Load the rows without streaming=True, or build them "
             "with geoalign_hf.build_rows. This also holds with max_steps."

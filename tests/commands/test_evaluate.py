@@ -7,6 +7,15 @@ import pytest
 from PIL import Image
 
 
+def remove_data(output_dir, dataset, split):
+    """Read the scores of a folder without the data set and split that their protocols must name."""
+    metrics = json.loads((output_dir / "metrics.json").read_text())
+    for scores in metrics.values():
+        protocol = scores["protocol"]
+        assert (protocol.pop("dataset"), protocol.pop("split", None)) == (dataset, split)
+    return metrics
+
+
 def test_evaluate_regions_by_every_source_on_a_dataset_of_rows(rows, folder, tmp_path, geoalign):
     (tmp_path / "rows").mkdir()
     rows.to_parquet(tmp_path / "rows" / "test.parquet")
@@ -19,6 +28,9 @@ def test_evaluate_regions_by_every_source_on_a_dataset_of_rows(rows, folder, tmp
     tasks = ("concepts", "phrases", "hard negatives")
     assert list(metrics) == [f"{task}, {source}" for source in sources for task in tasks] + ["drift"]
     assert metrics["drift"]["image_cosine_to_start"] == pytest.approx(1)
+    assert {(s["protocol"]["dataset"], s["protocol"]["split"]) for s in metrics.values()} == {
+        ("rows", "test")
+    }
     for source in sources:
         assert len(metrics[f"concepts, {source}"]["protocol"]["templates"]) == 2
         assert Image.open(tmp_path / "out" / f"confusion_{source}.png").width > 300
@@ -44,7 +56,7 @@ def test_evaluate_scenes_on_folders_and_on_a_dataset(toy_rows, folder, tmp_path,
 
     dataset = ["--dataset", "scenes", "--split", "train"]  # as datasets calls folders without a split
     geoalign("evaluate", "scenes", "--model", folder, *dataset, *sets, "b")
-    assert json.loads((tmp_path / "b" / "metrics.json").read_text()) == metrics
+    assert remove_data(tmp_path / "b", "scenes", "train") == remove_data(tmp_path / "a", "scenes", None)
 
 
 def test_evaluate_retrieval_on_a_caption_file_and_on_a_dataset(toy_rows, rows, folder, tmp_path, geoalign):
@@ -65,8 +77,11 @@ def test_evaluate_retrieval_on_a_caption_file_and_on_a_dataset(toy_rows, rows, f
 
     (tmp_path / "rows").mkdir()
     rows.to_parquet(tmp_path / "rows" / "test.parquet")
+    (tmp_path / "rows" / "README.md").write_text("---\npretty_name: Harbors\n---\n")
     geoalign("evaluate", "retrieval", "--model", folder, "--dataset", "rows", *both, "b")
-    assert json.loads((tmp_path / "b" / "metrics.json").read_text()) == metrics
+    assert remove_data(tmp_path / "b", "Harbors", "test") == remove_data(
+        tmp_path / "a", "captions.json", "test"
+    )
 
 
 def test_evaluate_choice_on_files_of_questions(toy_rows, folder, tmp_path, geoalign):
@@ -80,6 +95,7 @@ def test_evaluate_choice_on_files_of_questions(toy_rows, folder, tmp_path, geoal
     printed = geoalign("evaluate", "choice", "--model", folder, "--questions", "caption.json", "scene.json")
     scores = json.loads((tmp_path / "outputs" / "evaluate_choice" / "metrics.json").read_text())["choice"]
     assert scores["num_per_subject"] == {"caption": 3, "scene": 5} and scores["chance"] == 0.5
+    assert scores["protocol"]["dataset"] == "caption.json, scene.json"
     assert f"{scores['accuracy']:.4f}" in printed and "0.5000" in printed
 
 
@@ -101,4 +117,5 @@ def test_localize_maps_phrases_and_scores_maps_against_a_truth(toy_rows, folder,
     metrics = json.loads((tmp_path / "b" / "metrics.json").read_text())
     assert list(metrics) == ["localization, tile", "localization, dense"]
     for scores in metrics.values():
+        assert scores["protocol"]["dataset"] == "queries.json"
         assert scores["num_queries"] == 1 and f"{scores['rmi']:.4f}" in printed

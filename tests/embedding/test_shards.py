@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import load_dataset
+from PIL import Image
 from refusals import refuses
 
 from geoalign_hf.embedding.embedder import Embedder
@@ -83,6 +84,20 @@ def test_shards_hold_every_image_and_region_with_the_embedding_of_each(tiles, tm
         assert row["box"] == (None if box is None else pytest.approx(box))
         assert (row["width"], row["height"]) == toy_rows[int(path[-5])]["image"].size
         assert row["embed"] == pytest.approx(embed.tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize("suffix", [".jp2", ".J2K", ".TIF", ".bmp", ".webp"])
+def test_images_of_every_suffix_that_is_read_are_embedded_and_found_by_coco(tmp_path, suffix):
+    (tmp_path / "images").mkdir()
+    for name in ("a.jpg", f"b{suffix}"):
+        Image.new("RGB", (40, 30)).save(tmp_path / "images" / name)
+    entry = {"id": 1, "file_name": f"b{suffix}", "width": 40, "height": 30}
+    box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [5, 5, 20, 20]}
+    content = {"images": [entry], "annotations": [box], "categories": [{"id": 1, "name": "ship"}]}
+    (tmp_path / "coco.json").write_text(json.dumps(content))
+    job = EmbeddingJob(tmp_path / "images", tmp_path / "out", coco=tmp_path / "coco.json")
+    found = {row["image"].name: row["concepts"] for row in job.rows}
+    assert found == {"a.jpg": [], f"b{suffix}": ["ship"]}
 
 
 @pytest.mark.parametrize("num_processes", [2, 3, 5])

@@ -261,9 +261,9 @@ def test_rows_with_no_data_for_any_term_and_streamed_rows_are_refused(start, toy
     with refuses("captions", "description"):
         start(train_rows=build_rows(nothing), loss_weights=PRESETS["clip"])
     for streamed in (rows.to_iterable_dataset(), iter(toy_rows), IterableRows()):
-        with refuses(type(streamed).__name__, "datasets.Dataset", "streaming", "max_steps", kind=TypeError):
+        with refuses(type(streamed).__name__, "datasets.Dataset", "streaming", "max_steps"):
             start(train_rows=streamed, max_steps=2)
-    with refuses("['train', 'test']", kind=TypeError):
+    with refuses("['train', 'test']"):
         start(train_rows=DatasetDict(train=rows, test=rows))
 
 
