@@ -8,6 +8,10 @@ writes them. The model is trained on everything but the test images. Settings ar
 validation`, which trains on `train.json` alone and scores `validation.json`. Beside the model it scores
 histograms of gradients and colour with a linear SVM (`classical_baseline.py`) on the same boxes.
 
+`--objective full` trains with the default weights of the whole objective on the same images. Texts and hard
+negatives then come from `geoalign_hf.dataset_builder`. Both objectives are also scored on hard negatives
+(accuracy in balanced pairs, chance 50 %) and retrieval (mean recall) of the test images.
+
 Prints micro and macro top-1 as mean and standard deviation over the seeds, and writes `seed_*.json`,
 `baseline.json`, `table.md`, and one model folder per seed. Seeds that are complete are not trained again, and
 an interrupted one continues. A seed takes about 12 minutes on two cores, the baseline 3 to 7.
@@ -21,6 +25,7 @@ from statistics import mean, stdev
 from typing import Literal
 
 import torch
+from ablation import make_rows
 from classical_baseline import read_regions, score_baselines
 from datasets import Dataset, concatenate_datasets
 from transformers import AutoModel, AutoProcessor, HfArgumentParser
@@ -28,8 +33,10 @@ from transformers.hf_argparser import HfArg
 
 from geoalign_hf import (
     Augmentation,
+    CaptionRetrievalEvaluator,
     GeoAlignTrainer,
     GeoAlignTrainingArguments,
+    HardNegativeEvaluator,
     LossWeights,
     RegionClassificationEvaluator,
 )
@@ -39,7 +46,10 @@ from geoalign_hf.data.schema import list_concepts
 from geoalign_hf.model.processing_geoalign_clip import CONCEPT_TEMPLATES
 from geoalign_hf.storage import read_json, write_json, write_text
 
-CONCEPT_ALONE = dict.fromkeys(asdict(LossWeights()), 0.0) | {"concept": 1.0}
+OBJECTIVES = {
+    "concept": LossWeights(**dict.fromkeys(asdict(LossWeights()), 0.0) | {"concept": 1.0}),
+    "full": LossWeights(),
+}
 # Options that no result of a seed depends on, and paths.
 UNDECISIVE = ("root", "images", "output_dir", "seeds", "baseline")
 
@@ -53,6 +63,9 @@ class Options:
     output_dir: Path = HfArg(default=Path("outputs/nwpu_vhr10"), help="Folder of models and results.")
     seeds: list[int] = HfArg(default_factory=lambda: [0, 1, 2], help="Seeds, each a training of its own.")
     split: Literal["test", "validation"] = HfArg(default="test", help="Split that is scored.")
+    objective: Literal["concept", "full"] = HfArg(
+        default="concept", help="Terms of the objective: the concept term alone, or all with default weights."
+    )
     baseline: bool = HfArg(default=True, help="Score of the classical baseline beside the model's.")
     max_steps: int = HfArg(default=900, help="Number of training steps.")
     batch_size: int = HfArg(default=96, help="Number of windows of a step.")
@@ -76,9 +89,19 @@ def read_splits(options: Options) -> tuple[list[Path], Path]:
     return [path for path in files if path.exists()], options.root / f"{options.split}.json"
 
 
+def read_rows(options: Options) -> Dataset:
+    """Read the rows to train on; with the whole objective they have texts and hard negatives."""
+    files, images = read_splits(options)[0], options.images or options.root
+    if options.objective == "full":
+        return concatenate_datasets([make_rows(options, file.stem) for file in files])
+    return concatenate_datasets([from_coco(file, images) for file in files])
+
+
 def train(rows: Dataset, seed: int, folder: Path, options: Options) -> None:
     """Train a model from fresh weights into `folder/final`, or continue its training."""
-    texts = [template.format(concept) for concept in list_concepts(rows) for template in CONCEPT_TEMPLATES]
+    words = rows.remove_columns("image")
+    texts = [template.format(concept) for concept in list_concepts(words) for template in CONCEPT_TEMPLATES]
+    texts += [text for row in words for text in [*row["captions"], *row["phrases"]]]
     torch.manual_seed(seed)
     model, processor = build_model(
         texts, options.image_size, options.patch_size, options.width, options.depth, stem="convolution"
@@ -91,6 +114,7 @@ def train(rows: Dataset, seed: int, folder: Path, options: Options) -> None:
         label_smoothing_factor=options.label_smoothing,
         ema_decay=0.995,
         max_regions=1,
+        max_negatives=2,
         eval_strategy="no",
         save_strategy="steps",
         save_steps=min(200, options.max_steps),
@@ -105,9 +129,12 @@ def train(rows: Dataset, seed: int, folder: Path, options: Options) -> None:
         args,
         train_dataset=rows,
         processing_class=processor,
-        loss_weights=LossWeights(**CONCEPT_ALONE),
+        loss_weights=OBJECTIVES[options.objective],
         augmentation=Augmentation(
-            whole_share=0, min_context=options.min_context, max_context=options.max_context, views_per_row=50
+            whole_share=0 if options.objective == "concept" else 0.15,
+            min_context=options.min_context,
+            max_context=options.max_context,
+            views_per_row=50,
         ),
     )
     trainer.train()
@@ -123,17 +150,19 @@ def run_seed(seed: int, options: Options) -> dict:
         if result["settings"] != settings:
             raise ValueError(f"{path} was made with {result['settings']}. Give another --output_dir.")
         return result
-    images, (files, scored) = options.images or options.root, read_splits(options)
-    rows, start = concatenate_datasets([from_coco(file, images) for file in files]), time.perf_counter()
+    rows, start = read_rows(options), time.perf_counter()
     train(rows, seed, folder, options)
     minutes = (time.perf_counter() - start) / 60
     model = AutoModel.from_pretrained(folder / "final")
     processor = AutoProcessor.from_pretrained(folder / "final")
-    test_rows = from_coco(scored, images)
+    test_rows = from_coco(read_splits(options)[1], options.images or options.root)
     scores = {
         name: RegionClassificationEvaluator(test_rows, views=views)(model, processor)
         for name, views in (("one view", None), ("averaged views", options.views))
     }
+    worded_rows = make_rows(options, options.split)
+    scores["hard negatives"] = HardNegativeEvaluator(worded_rows)(model, processor)
+    scores["retrieval"] = CaptionRetrievalEvaluator(worded_rows)(model, processor)
     result = {"seed": seed, "num_images": len(rows), "minutes": minutes, "settings": settings}
     write_json(path, result | {"scores": scores})
     return result | {"scores": scores}
@@ -154,12 +183,19 @@ def make_table(runs: list[dict], baseline: dict) -> str:
     lines = ["| method | micro top-1 | macro top-1 |", "| --- | --- | --- |"]
     for method, scores in baseline.get("rows", {}).items():
         lines.append(f"| {method} | {100 * scores['micro_top_1']:.1f} | {100 * scores['macro_top_1']:.1f} |")
-    for view in runs[0]["scores"]:
-        numbers = [[100 * run["scores"][view][f"top1_{kind}"] for run in runs] for kind in ("micro", "macro")]
-        spread = [f" ± {stdev(values):.1f}" if len(runs) > 1 else "" for values in numbers]
-        cells = [f"{mean(values):.1f}{part}" for values, part in zip(numbers, spread, strict=True)]
+    for view in ("one view", "averaged views"):
+        cells = [average(runs, view, f"top1_{kind}") for kind in ("micro", "macro")]
         lines.append(f"| GeoAlignCLIP, {view} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    negatives, retrieval = (
+        average(runs, "hard negatives", "pair_accuracy"), average(runs, "retrieval", "mean_recall")
+    )  # fmt: skip
+    return "\n".join(lines) + f"\n\nHard negatives {negatives}, retrieval {retrieval}"
+
+
+def average(runs: list[dict], task: str, name: str) -> str:
+    """Write the mean and the standard deviation of a score over the seeds, in percent."""
+    values = [100 * run["scores"][task][name] for run in runs]
+    return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
 
 
 def main() -> None:

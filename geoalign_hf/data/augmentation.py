@@ -38,6 +38,9 @@ class Augmentation:
         balance: exponent b of the balance of concepts. A region is drawn with a probability proportional to
             n ** -b, where n is the number of regions of its concept: 0 draws all alike.
         min_visible: smallest share of another region's area inside the window with which the region is kept.
+        min_region_side: smallest longer side with which a region is kept in a view, as a share of the view's
+            side. A smaller region covers too few patches to be learned there, and has windows of its own.
+            Without windows (`whole_share` 1) all regions are kept, and the region of a window always is.
         views_per_row: number of views of an epoch, divided by the number of rows.
 
     Raises:
@@ -55,10 +58,11 @@ class Augmentation:
     light: float = _option(0.3, "Largest change of brightness, contrast and saturation as a share.")
     balance: float = _option(0.5, "Exponent that draws regions of rare concepts more often, 0: all alike.")
     min_visible: float = _option(0.5, "Smallest visible share of a region that is kept in a window.")
+    min_region_side: float = _option(0.3, "Smallest longer side of a kept region as a share of its view.")
     views_per_row: int = _option(1, "Views drawn in an epoch for each row of the data set.")
 
     def __post_init__(self):
-        for name in ("whole_share", "shift", "stretch_sides", "light", "min_visible"):
+        for name in ("whole_share", "shift", "stretch_sides", "light", "min_visible", "min_region_side"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must lie between 0 and 1.")
         if not 1 <= self.min_context <= self.max_context:

@@ -99,9 +99,9 @@ class TrainingDataset(Dataset):
         """Draw one caption, and up to their numbers the regions after the fixed ones, negatives and crops."""
         if row.get("captions"):
             row["captions"] = _draw(row["captions"], 1, generator)
-        if len(row["boxes"]) > self.max_regions:
-            others = range(num_fixed, len(row["boxes"]))
-            kept = [*range(num_fixed), *_draw(others, self.max_regions - num_fixed, generator)]
+        others = [r for r in self._list_large_regions(row) if r >= num_fixed]
+        kept = [*range(num_fixed), *_draw(others, self.max_regions - num_fixed, generator)]
+        if len(kept) < len(row["boxes"]):
             row |= {name: [row[name][r] for r in kept] for name in REGION_COLUMNS if row.get(name)}
         if self.max_negatives is not None and row.get("hard_negatives"):
             row["hard_negatives"] = [
@@ -110,6 +110,14 @@ class TrainingDataset(Dataset):
         if self.max_crops is not None:
             row["crops"] = _draw(range(len(row["boxes"])), self.max_crops, generator)
         return row
+
+    def _list_large_regions(self, view: dict) -> list[int]:
+        """List the regions that are large enough in this view to be learned from it."""
+        if self.augment is None or self.augment.whole_share == 1:
+            return list(range(len(view["boxes"])))
+        corners = np.reshape(view["boxes"], (-1, 2, 2))
+        shares = (np.ptp(corners, axis=1) / view["image"].size).max(axis=1)
+        return np.flatnonzero(shares >= self.augment.min_region_side).tolist()
 
 
 def _weigh_regions(rows, balance: float) -> tuple[np.ndarray, np.ndarray]:

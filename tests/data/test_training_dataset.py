@@ -104,6 +104,34 @@ def test_the_region_of_a_window_is_never_thinned_out(rows):
         assert 32 / max(box[2] - box[0], box[3] - box[1]) < 12
 
 
+def test_regions_too_small_to_be_learned_from_a_view_are_left_to_their_own_windows(rows):
+    for min_side in (0.0, 0.2, 0.5):
+        options = {"min_visible": 0.0, "min_region_side": min_side, "turn": False, "stretch_sides": 0.0}
+        for whole_share, num_fixed in ((0.999999, 0), (0.0, 1)):
+            views = TrainingDataset(rows, Augmentation(whole_share, **options), 9, seed=0, image_size=64)
+            every = TrainingDataset(
+                rows,
+                Augmentation(whole_share, **options | {"min_region_side": 0.0}),
+                9,
+                seed=0,
+                image_size=64,
+            )
+            for i in range(len(rows)):
+                view, whole = views[i], every[i]
+                sides = [
+                    max((x1 - x0) / whole["image"].width, (y1 - y0) / whole["image"].height)
+                    for x0, y0, x1, y1 in whole["boxes"]
+                ]
+                kept = [r for r, side in enumerate(sides) if r < num_fixed or side >= min_side]
+                for name in ("boxes", "phrases", "concepts", "quads"):
+                    assert view[name] == [whole[name][r] for r in kept]
+                assert view["captions"] == whole["captions"]
+        whole_images = TrainingDataset(rows, Augmentation(1.0, **options), 9, seed=0)
+        assert [len(whole_images[i]["boxes"]) for i in range(len(rows))] == [
+            len(row["boxes"]) for row in rows
+        ]
+
+
 def test_a_cached_image_gives_the_view_that_a_fresh_one_gives(rows, monkeypatch):
     cached = TrainingDataset(rows, Augmentation(), max_regions=9, seed=0)
     first = [cached[i]["image"].tobytes() for i in range(8)]
