@@ -8,6 +8,7 @@ from transformers.hf_argparser import HfArg
 
 from ..convert.convert import convert_clip
 from ..storage import atomic_folder
+from .inputs import ViewOptions
 
 
 @dataclass
@@ -42,13 +43,14 @@ class ConvertOptions:
     )
 
 
-def convert(options: ConvertOptions) -> Path:
+def convert(options: ConvertOptions, view: ViewOptions) -> Path:
     """Convert a CLIP checkpoint into a GeoAlignCLIP, and compare the embeddings of both."""
     arguments = dict(vars(options))
     output_dir = Path(arguments.pop("output_dir"))
     if output_dir.is_file() or output_dir.is_dir() and any(output_dir.iterdir()):
         raise ValueError(f"{output_dir} exists and is not empty. Give another folder, or remove it.")
     model, processor = convert_clip(**arguments)
+    view.apply(model.config)
     with atomic_folder(output_dir) as folder:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)

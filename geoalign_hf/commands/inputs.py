@@ -5,6 +5,7 @@ Their defaults are what `geoalign-hf train` and `geoalign-hf build` write by def
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from accelerate import PartialState
@@ -16,6 +17,7 @@ from ..data.loading import read_rows
 from ..embedding.embedder import Embedder
 from ..hub.cards import name_dataset
 from ..images import DEFAULT_OPTIONS, ImageOptions
+from ..model.configuration_geoalign_clip import GeoAlignCLIPConfig
 
 MODEL = "outputs/train/final"
 ROWS, VALIDATION_ROWS, TEST_ROWS = "outputs/rows", "outputs/rows_validation", "outputs/rows_test"
@@ -39,6 +41,44 @@ class ModelOptions:
         """Load the model and its processor."""
         model, processor = load_model(self.model)
         return Embedder(model, processor, self.image_size, self.batch_size, image_options)
+
+
+@dataclass
+class ViewOptions:
+    """The view in which the model looks at a region. It is stored in the config of the model."""
+
+    _argument_group_name = "view of a region"
+
+    region_view: Literal["image", "window"] | None = HfArg(
+        default=None,
+        help="View in which the model looks at a region: the whole image, or a window around the region. By "
+        "default that of the model: the window for a new model, the image for a converted one.",
+    )
+    region_context: float | None = HfArg(
+        default=None,
+        help="Side of that window in longer sides of the region's box, at least 1. By default that of the "
+        "model: 1.6 for new and converted models.",
+    )
+
+    def list_given(self) -> list[str]:
+        """List the options that were given."""
+        return [f"--{name}" for name, value in vars(self).items() if value is not None]
+
+    def apply(self, config: GeoAlignCLIPConfig) -> None:
+        """Set the view in the config of a model.
+
+        Raises:
+            ValueError: If a context is given for the view `image`, or is below 1.
+        """
+        config.region_view = self.region_view or config.region_view
+        if self.region_context is not None:
+            if config.region_view == "image":
+                raise ValueError(
+                    "--region_context is the size of a window, but the model looks at the whole image. Add "
+                    "--region_view window, or omit it."
+                )
+            config.region_context = self.region_context
+        config.validate_region_view()
 
 
 @dataclass

@@ -19,12 +19,13 @@ from ..evaluation.classification import RegionClassificationEvaluator
 from ..hub.cards import describe_dataset
 from ..images import ImageOptions
 from ..losses.objective import PRESETS, LossWeights
+from ..model.modeling_geoalign_clip import GeoAlignCLIPModel
 from ..model.processing_geoalign_clip import CONCEPT_TEMPLATES
 from ..training.arguments import GeoAlignTrainingArguments
 from ..training.lora import AdapterConfig, adapt_model, describe_trained
 from ..training.start import FINE_TUNING, load_start
 from ..training.trainer import GeoAlignTrainer
-from .inputs import ROWS, VALIDATION_ROWS, load_rows
+from .inputs import ROWS, VALIDATION_ROWS, ViewOptions, load_rows
 
 FRESH = ("image_size", "patch_size", "width", "depth")  # options of a new model
 
@@ -85,6 +86,7 @@ class TrainOptions:
 
 def train(
     options: TrainOptions,
+    view: ViewOptions,
     loss_weights: LossWeights,
     arguments: GeoAlignTrainingArguments,
     augmentation: Augmentation,
@@ -105,10 +107,13 @@ def train(
         )
     data = describe_dataset(options.dataset)
     start = load_given_model(options) if options.model else None
+    if adapters.lora and start:
+        check_base(str(options.model), start[0], view)
     rule = data["image_rule"] or (start[1].image_rule if start else None)
     image_options = image_options.with_fallback(rule)
     rows, eval_rows = load_training_rows(options, image_options, arguments.seed)
     model, processor = start or build_new_model(options, rows, arguments.seed)
+    view.apply(model.config)
     processor.image_rule = image_options.make_rule()
     model = adapt_model(model, adapters)
     if os.environ.get("RANK", "0") == "0":
@@ -122,7 +127,7 @@ def train(
         evaluators=[RegionClassificationEvaluator(eval_rows)] if eval_rows else [],
         augmentation=augmentation,
         card_settings={
-            "script": asdict(options),
+            "script": asdict(options) | asdict(view),
             "adapters": asdict(adapters),
             "license": options.license,
             "base_model": options.model,
@@ -195,6 +200,24 @@ def load_given_model(options: TrainOptions) -> tuple:
     if given := [f"--{name}" for name in FRESH if getattr(options, name) != defaults[name]]:
         raise ValueError(f"{given} are for a new model, but --model is {options.model}. Omit them.")
     return load_start(str(options.model))
+
+
+def check_base(source: str, model: GeoAlignCLIPModel, view: ViewOptions) -> None:
+    """Check that an adapter of a model can be loaded again: its base is loaded from where it is stored.
+
+    Raises:
+        ValueError: If the base differs from what is stored.
+    """
+    if not model.name_or_path:
+        raise ValueError(
+            f"--lora stores an adapter beside its base, but --model {source} is another CLIP, which is "
+            f"converted only in memory. Run `geoalign-hf convert {source} FOLDER`, and give --model FOLDER."
+        )
+    if given := view.list_given():
+        raise ValueError(
+            f"{given} belong to the config of the base, which --lora does not store. Omit them, and set "
+            f"region_view and region_context in the config.json of {source}."
+        )
 
 
 def build_new_model(options: TrainOptions, rows: Dataset, seed: int) -> tuple:

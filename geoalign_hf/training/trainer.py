@@ -343,4 +343,6 @@ class GeoAlignTrainer(ResumableTrainer):
             "loss_weights": self.settings["loss_weights"],
             "templates": self.settings["templates"],
             "augmentation": self.settings["augmentation"],
+            # It decides which model is the best.
+            "region_view": [self._unwrap().config.region_view, self._unwrap().config.region_context],
         }
