@@ -4,9 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from transformers.hf_argparser import HfArg
-
 from ..convert.convert import convert_clip
+from ..options import option
 from ..storage import atomic_folder
 from .inputs import ViewOptions
 
@@ -17,28 +16,29 @@ class ConvertOptions:
 
     _positional = ("source", "output_dir")
 
-    source: str = HfArg(
+    source: str = option(
         help="Folder or Hub repository of a transformers or OpenCLIP model, or a file of weights in "
         "OpenCLIP's layout (on the Hub REPOSITORY/FILE)."
     )
-    output_dir: str = HfArg(help="Folder to write. It must not exist, or be empty.")
-    dense_mode: Literal["last", "value"] = HfArg(
+    output_dir: str = option(help="Folder of the converted model. It must be new or empty.")
+    dense_mode: Literal["last", "value"] = option(
         default="last", help="Patch features that regions are pooled from."
     )
-    activation: Literal["quick_gelu", "gelu"] | None = HfArg(
-        default=None, help="Activation function of the towers. Needed for a file of weights, and only there."
+    activation: Literal["quick_gelu", "gelu"] | None = option(
+        default=None,
+        help="Activation function of the towers. A file of weights requires it; other sources refuse it.",
     )
-    vision_heads: int | None = HfArg(
+    vision_heads: int | None = option(
         default=None, help="Number of attention heads of the vision tower, for a file of unusual width."
     )
-    text_heads: int | None = HfArg(
-        default=None, help="Number of attention heads of the text tower; by default one per 64 of its width."
+    text_heads: int | None = option(
+        default=None, help="Number of attention heads of the text tower. By default, one per 64 of its width."
     )
-    tokenizer: str | None = HfArg(
+    tokenizer: str | None = option(
         default=None,
         help="Folder or repository of the tokenizer, or OpenCLIP's file of merges, if it is not CLIP's.",
     )
-    text_length: int | None = HfArg(
+    text_length: int | None = option(
         default=None, help="Number of positions that the text tower is stretched to, such as 248."
     )
 

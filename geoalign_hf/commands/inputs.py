@@ -11,13 +11,13 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset
 from transformers import AutoModel, AutoProcessor, ProcessorMixin
-from transformers.hf_argparser import HfArg
 
 from ..data.loading import read_rows
 from ..embedding.embedder import Embedder
 from ..hub.cards import name_dataset
 from ..images import DEFAULT_OPTIONS, ImageOptions
 from ..model.configuration_geoalign_clip import GeoAlignCLIPConfig
+from ..options import option
 
 MODEL = "outputs/train/final"
 ROWS, VALIDATION_ROWS, TEST_ROWS = "outputs/rows", "outputs/rows_validation", "outputs/rows_test"
@@ -29,13 +29,13 @@ class ModelOptions:
 
     _argument_group_name = "model"
 
-    model: str = HfArg(
+    model: str = option(
         default=MODEL, help="Folder or Hub repository of a GeoAlignCLIP, a stock CLIP or an adapter."
     )
-    image_size: int | None = HfArg(
-        default=None, help="Side in pixels that images are resized to; by default the model's own."
+    image_size: int | None = option(
+        default=None, help="Side that images are resized to, in pixels. By default, that of the model."
     )
-    batch_size: int = HfArg(default=16, help="Number of images per forward pass.")
+    batch_size: int = option(default=16, help="Number of images per forward pass.")
 
     def load(self, image_options: ImageOptions = DEFAULT_OPTIONS) -> Embedder:
         """Load the model and its processor."""
@@ -49,12 +49,12 @@ class ViewOptions:
 
     _argument_group_name = "view of a region"
 
-    region_view: Literal["image", "window"] | None = HfArg(
+    region_view: Literal["image", "window"] | None = option(
         default=None,
         help="View in which the model looks at a region: the whole image, or a window around the region. By "
         "default that of the model: the window for a new model, the image for a converted one.",
     )
-    region_context: float | None = HfArg(
+    region_context: float | None = option(
         default=None,
         help="Side of that window in longer sides of the region's box, at least 1. By default that of the "
         "model: 1.6 for new and converted models.",
@@ -87,13 +87,13 @@ class RowOptions:
 
     _argument_group_name = "rows"
 
-    dataset: str = HfArg(
+    dataset: str = option(
         default=TEST_ROWS, help="Folder or Hub repository of rows, or a COCO .json file (with --images)."
     )
-    split: str | None = HfArg(
-        default=None, help="Split of a folder or repository; by default test, or the only split."
+    split: str | None = option(
+        default=None, help="Split of a folder or repository. By default, test or the only split."
     )
-    images: str | None = HfArg(default=None, help="Folder of the images of a COCO file.")
+    images: str | None = option(default=None, help="Folder of the images of a COCO file.")
 
     def check(self) -> None:
         """Refuse rows that do not exist, before a model is loaded."""
