@@ -378,13 +378,6 @@ def test_a_checkpoint_of_a_run_with_other_settings_is_refused(start, change):
         start(**{"num_train_epochs": 1} | change, resume_from_checkpoint="last").train()
 
 
-def test_a_checkpoint_with_another_view_of_regions_is_refused(start, model):
-    start(num_train_epochs=1).train()
-    model.config.region_view = "window"
-    with refuses("other settings", "region_view", "'image'", "'window'"):
-        start(model=model, num_train_epochs=1, resume_from_checkpoint="last").train()
-
-
 def test_an_image_that_cannot_be_read_is_named(start, coco_folder):
     path = coco_folder / "0.png"
     path.write_bytes(path.read_bytes()[:200])
