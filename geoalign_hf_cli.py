@@ -22,25 +22,25 @@ VERBS = {
     "evaluate choice": "Score multiple-choice questions.",
     "evaluate localization": "Draw and score maps of where phrases are true in large images.",
     "evaluate detection": "Score detections from proposals or from a grid.",
-    "embed": "Embed a folder of images, and boxes in them.",
+    "embed": "Embed a folder of images and the boxes in them.",
     "search": "Search embedded images by text or by example.",
     "scene score": "Map how similar the places of a georeferenced scene are to texts.",
     "scene classify": "Name the regions of a vector file in a georeferenced scene.",
     "scene detect": "Detect objects in a georeferenced scene, from proposals or by a grid.",
     "scene embed": "Embed the tiles and regions of georeferenced scenes into an archive.",
     "scene search": "Search an archive of scenes for places, by text or by example.",
-    "detect": "Detect objects: name proposals, or the windows of a grid.",
+    "detect": "Detect objects: name proposals, or windows of a grid, with labels.",
     "adapt": "Adapt a model to new concepts from a few boxes of each.",
     "export": "Export a model to ONNX.",
     "push": "Push a model, an adapter or a dataset to the Hub.",
 }
 USAGE = """usage: geoalign-hf VERB [OPTIONS]
-       geoalign-hf VERB --help      options of a verb
-       geoalign-hf --version        versions of geoalign_hf and of what it runs on
+       geoalign-hf VERB --help      show the options of a verb
+       geoalign-hf --version        show the versions of geoalign_hf, torch, transformers and Python
 
 {verbs}
 
-An error of the input is one line and exit code 2; --debug shows its traceback.
+A mistake in the input prints one line and ends with exit code 2. --debug shows the traceback.
 """
 
 

@@ -79,11 +79,8 @@ def main() -> None:
     schedule = get_cosine_schedule_with_warmup(optimizer.optimizer, -(-num_steps // 20), num_steps)
 
     # 3. The newest checkpoint. It is read without unpickling anything.
-    output_dir, first_epoch, whole = (
-        Path(options.output_dir),
-        0,
-        states.StateDictOptions(full_state_dict=True),
-    )
+    output_dir, first_epoch = Path(options.output_dir), 0
+    whole = states.StateDictOptions(full_state_dict=True)
     if options.resume and (newest := find_newest_checkpoint(output_dir)):
         state = load_tree(newest / "state" / "loop.safetensors")
         accelerator.unwrap_model(model).load_state_dict(state["model"])

@@ -42,8 +42,12 @@ class HelpFormatter(ArgumentDefaultsHelpFormatter):
         )
 
     def _get_help_string(self, action: Action) -> str | None:
-        has_default = action.default not in (None, False, SUPPRESS, "", []) and action.nargs != 0
-        return super()._get_help_string(action) if has_default else action.help
+        default = action.default
+        if action.nargs == 0 or isinstance(default, bool) or default in (None, SUPPRESS, "", []):
+            return action.help if default is not True else f"{action.help} (default: on)"
+        if isinstance(default, list):
+            return f"{action.help} (default: {' '.join(default)})"
+        return super()._get_help_string(action)
 
 
 class OptionParser(DataclassParser):
@@ -53,7 +57,7 @@ class OptionParser(DataclassParser):
 
     - `_positional`: fields that can be given in this order, without their names.
     - `_defaults`: a function of what is parsed that returns defaults of other options.
-    - `_also_shown`: inherited options of a library's dataclass that the help shows. It hides all others.
+    - `_also_shown`: help texts of inherited options of a library's dataclass. All others are hidden.
 
     Args:
         verb: Verb that the options belong to.
@@ -79,27 +83,32 @@ class OptionParser(DataclassParser):
         help_text = "Traceback of an error, instead of one line."
         self.add_argument("--debug", action="store_true", dest="traceback", help=help_text)
         self.set_defaults(debug="")
-        for action in self._actions:
-            name = action.option_strings[0].removeprefix("--no_")
-            if action.option_strings[0] != f"--{name}" and action.nargs == 0 and action.dest == name:
-                action.help = f"Opposite of --{name}: turns it off."
         self._negative_number_matcher = NEGATIVE_NUMBERS
         for action in self._actions:
             if get_origin(action.type) is tuple:
                 action.type = partial(parse_numbers, kind=get_args(action.type)[0])
-        self._hide_inherited(dataclasses)
+        self._describe_inherited(dataclasses)
+        self._describe_opposites()
         self.set_defaults(**self.list_defaults(Namespace(**{a.dest: a.default for a in self._actions})))
 
-    def _hide_inherited(self, dataclasses: list[type]) -> None:
-        shown = {"help", "traceback", *getattr(dataclasses[0], "_also_shown", ())}
+    def _describe_inherited(self, dataclasses: list[type]) -> None:
+        shown, texts = {"help", "traceback"}, getattr(dataclasses[0], "_also_shown", {})
         bases = [base for dataclass in dataclasses for base in dataclass.__mro__]
         for base in bases:
             if base.__module__.startswith(f"{__package__}."):
                 shown.update(base.__dict__.get("__annotations__", {}))
         for action in self._actions:
-            if action.dest not in shown:
-                action.help = SUPPRESS
-                self.epilog = "All other options of transformers.TrainingArguments are accepted, too."
+            action.help = texts.get(action.dest, action.help if action.dest in shown else None) or SUPPRESS
+            if action.help == SUPPRESS:
+                self.epilog = "All other options of transformers.TrainingArguments are accepted as well."
+
+    def _describe_opposites(self) -> None:
+        """Describe each `--no_x` as the absence of what `--x` does."""
+        for action in self._actions:
+            name = action.option_strings[0].removeprefix("--no_")
+            if action.option_strings[0] != f"--{name}" and action.dest == name and action.help != SUPPRESS:
+                what = str(action.help).split(". ")[0].rstrip(".")
+                action.help = f"No {what[0].lower()}{what[1:]}."
 
     def parse(self, words: list[str]) -> list:
         """Parse the words of a command line into one object per dataclass.

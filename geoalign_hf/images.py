@@ -59,7 +59,7 @@ class ImageOptions:
 
     stretch: tuple[float, float] | None = option(
         default=None,
-        help="Percentiles of each picture that become black and white, such as 2,98, for more than 8 bits.",
+        help="Percentiles of each image that become black and white, such as 2,98. For more than 8 bits.",
     )
     limits: tuple[float, float] | None = option(
         default=None,
@@ -70,7 +70,8 @@ class ImageOptions:
         help="Numbers of the bands for red, green and blue, such as 3,2,1, or of one band for grey.",
     )
     max_pixels: int | None = option(
-        default=None, help="Maximum number of pixels of an image file. The default is Pillow's, 179 million."
+        default=None,
+        help="Maximum number of pixels of an image file. By default, Pillow's limit of 179 million.",
     )
 
     # The rule of a model, for images that cannot be read without one, where no option is given.

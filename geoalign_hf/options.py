@@ -5,6 +5,7 @@ The parser takes the same words as `transformers.HfArgumentParser`, whose import
 
 import dataclasses
 from argparse import ArgumentParser, ArgumentTypeError, _ArgumentGroup
+from collections.abc import Iterable
 from enum import Enum
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -15,9 +16,12 @@ WORDS = dict.fromkeys(("yes", "true", "t", "y", "1"), True) | dict.fromkeys(
 )
 
 
-def option(*, help: str, default: Any = MISSING, default_factory: Any = MISSING) -> Any:
-    """Make a field of a dataclass with the help text of its option."""
-    return dataclasses.field(default=default, default_factory=default_factory, metadata={"help": help})
+def option(
+    *, help: str, default: Any = MISSING, default_factory: Any = MISSING, choices: Iterable[str] | None = None
+) -> Any:
+    """Make a field of a dataclass with the help text of its option and, if they are limited, its values."""
+    metadata = {"help": help} | ({"choices": list(choices)} if choices else {})
+    return dataclasses.field(default=default, default_factory=default_factory, metadata=metadata)
 
 
 class DataclassParser(ArgumentParser):

@@ -17,20 +17,20 @@ MAY_IMPORT = {
     "options": set(),
     "model": set(),
     "images": {"model", "options", "storage"},
-    "losses": set(),
+    "losses": {"options"},
     "captioning": {"model", "storage"},
     "convert": {"model", "storage"},
-    "hub": {"model", "storage"},
+    "hub": {"model", "options", "storage"},
     "readers": {"captioning", "images", "model", "storage"},
     "data": {"captioning", "images", "model", "options", "readers", "storage"},
     "embedding": {"captioning", "data", "hub", "images", "model", "readers", "storage"},
     "dataset_builder": {"captioning", "data", "hub", "images", "model", "options", "readers", "storage"},
-    "detection": {"data", "embedding", "images", "model", "readers", "storage"},
+    "detection": {"data", "embedding", "images", "model", "options", "readers", "storage"},
     "evaluation": {"captioning", "data", "detection", "embedding", "images", "model", "storage"},
     "scenes": {"captioning", "data", "detection", "embedding", "images", "model", "readers", "storage"},
     "training": {
         "captioning", "convert", "data", "embedding", "evaluation", "hub", "images", "losses", "model",
-        "storage"
+        "options", "storage",
     },
 }  # fmt: skip
 TOP = {"__init__", "__main__", "cli", "commands", "registration"}  # these may import everything

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+from argparse import SUPPRESS
 from pathlib import Path
 from typing import get_type_hints
 
@@ -15,21 +16,16 @@ from geoalign_hf_cli import VERBS, main
 
 # Words that a help text would begin with if its noun were missing.
 NOT_NOUNS = {
-    "a", "also", "an", "as", "at", "by", "default", "do", "for", "give", "how", "if", "in", "likewise",
-    "make", "of", "on", "one", "only", "push", "say", "the", "this", "to", "use", "what", "when", "where",
-    "whether", "which", "who", "with", "write",
+    "a", "also", "an", "as", "at", "by", "default", "deprecated", "do", "enable", "for", "give", "how", "if",
+    "in", "likewise", "make", "of", "on", "one", "only", "overrides", "push", "say", "the", "this", "to",
+    "use", "what", "when", "where", "whether", "which", "who", "with", "write",
 }  # fmt: skip
 
 
 def list_options(verb: str) -> list:
-    """The options of a verb that are declared in this package, not in the classes of others."""
-    function = find_function(verb)
-    owned = {"traceback"}
-    for options in get_type_hints(function).values():
-        if dataclasses.is_dataclass(options):
-            ours = [base for base in options.__mro__ if base.__module__.startswith("geoalign_hf")]
-            owned.update(name for base in ours for name in base.__dict__.get("__annotations__", {}))
-    return [action for action in OptionParser(verb, function)._actions if action.dest in owned]
+    """The options that the help of a verb shows."""
+    actions = OptionParser(verb, find_function(verb))._actions
+    return [action for action in actions if action.help != SUPPRESS and action.dest != "help"]
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -38,13 +34,46 @@ def test_every_option_of_every_verb_has_a_help_text_that_begins_with_a_noun(verb
     for action in list_options(verb):
         name = action.option_strings[0]
         assert action.help, name
-        first = action.help.split()[0].strip(",.:;").lower()
-        assert first not in NOT_NOUNS, f"{name}: {action.help}"
+        words = action.help.split()[1:] if name.startswith("--no_") else action.help.split()
+        assert words[0].strip(",.:;").lower() not in NOT_NOUNS, f"{name}: {action.help}"
         assert action.help[0].isupper() and action.help.endswith("."), f"{name}: {action.help}"
         assert action.help not in texts, f"{name} and {texts[action.help]} have the same help"
         texts[action.help] = name
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_an_option_that_switches_off_says_what_is_not_done(verb):
+    actions = list_options(verb)
+    texts = {action.option_strings[0]: action.help for action in actions}
+    for action in actions:
+        name = action.option_strings[0]
         if name.startswith("--no_"):
-            assert name.removeprefix("--no_") in action.help and "off" in action.help
+            what = texts[f"--{name.removeprefix('--no_')}"].split(". ")[0].rstrip(".")
+            assert texts[name] == f"No {what[0].lower()}{what[1:]}."
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_help_shows_every_default(verb):
+    parser = OptionParser(verb, find_function(verb))
+    formatter = parser._get_formatter()
+    for action in list_options(verb):
+        shown = formatter._expand_help(action)
+        has_default = isinstance(action.default, (int, float, list)) and action.default is not False
+        if has_default and action.default != []:
+            assert "(default: " in shown, shown
+        assert "['" not in shown, shown  # no list as Python writes it
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_option_of_this_package_is_shown_or_has_no_help(verb):
+    shown = {action.dest for action in list_options(verb)}
+    for options in get_type_hints(find_function(verb)).values():
+        for field in dataclasses.fields(options) if dataclasses.is_dataclass(options) else ():
+            owner = next(
+                base for base in options.__mro__ if field.name in base.__dict__.get("__annotations__", {})
+            )
+            if owner.__module__.startswith("geoalign_hf") and field.init:
+                assert (field.name in shown) == ("help" in field.metadata), field.name
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -11,7 +11,6 @@ import numpy as np
 from accelerate import PartialState
 from datasets import Dataset, concatenate_datasets
 from transformers import AutoModel, AutoProcessor, ProcessorMixin
-from transformers.hf_argparser import HfArg
 
 from ..data.schema import list_concepts
 from ..embedding.embedder import Embedder
@@ -19,6 +18,7 @@ from ..evaluation.results import write_metrics
 from ..hub.cards import describe_dataset, write_card
 from ..images import ImageOptions
 from ..model.processing_geoalign_clip import CONCEPT_TEMPLATES
+from ..options import option
 from ..training.few_shot import (
     FewShotConfig,
     adapt_by_lora,
@@ -40,25 +40,25 @@ from .inputs import MODEL, ROWS, check_model_exists, load_rows
 class AdaptOptions:
     """The base model and the data."""
 
-    model: str = HfArg(default=MODEL, help="Folder or Hub repository of the base model.")
-    dataset: str = HfArg(
+    model: str = option(default=MODEL, help="Folder or Hub repository of the base model.")
+    dataset: str = option(
         default=ROWS,
         help="Folder or Hub repository of rows with boxes of the new concepts, or a COCO .json file "
         "(with --images).",
     )
-    test_dataset: str | None = HfArg(
+    test_dataset: str | None = option(
         default=None,
-        help="Rows or COCO file of the test boxes. The default is a random quarter of --dataset.",
+        help="Rows or COCO file of the test boxes. By default, a random quarter of --dataset.",
     )
-    images: str | None = HfArg(default=None, help="Folder of the images of COCO files.")
-    concepts: list[str] | None = HfArg(
-        default=None, help="Names of the new concepts. The default is all of --dataset that are not old."
+    images: str | None = option(default=None, help="Folder of the images of COCO files.")
+    concepts: list[str] | None = option(
+        default=None, help="Names of the new concepts. By default, all of --dataset that are not old."
     )
-    old_concepts: list[str] | None = HfArg(
-        default=None, help="Names of the old concepts. The default is all of --dataset that are not new."
+    old_concepts: list[str] | None = option(
+        default=None, help="Names of the old concepts. By default, all of --dataset that are not new."
     )
-    output_dir: str = HfArg(
-        default="outputs/adapt", help="Folder of metrics.json and the adapter, in final/."
+    output_dir: str = option(
+        default="outputs/adapt", help="Folder of metrics.json and, in final/, of the adapter."
     )
 
     @staticmethod
@@ -131,7 +131,7 @@ class FewShotStudy:
     Args:
         model: Folder or Hub repository of the base model.
         processor: Its processor.
-        test_rows: Rows with the test boxes. Boxes of other concepts are left out.
+        test_rows: Rows with the test boxes. Boxes of other concepts are not used.
         new: Names of the new concepts.
         old: Names of the old concepts.
     """

@@ -4,7 +4,6 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers.hf_argparser import HfArg
 from transformers.utils import logging
 
 from ..detection.detector import DetectionOptions, Detector
@@ -12,6 +11,7 @@ from ..detection.proposals import read_proposals
 from ..detection.sources import list_results, list_sources, number_labels, write_results
 from ..evaluation.detection import DetectionEvaluator
 from ..images import ImageOptions
+from ..options import option
 from ..storage import read_json
 from .inputs import ModelOptions, RowOptions
 
@@ -22,26 +22,26 @@ class DetectOptions:
 
     _positional = ("images",)
 
-    images: str = HfArg(help="Image, or folder of images. Images in its subfolders are included.")
-    labels: list[str] = HfArg(default_factory=list, help="Names of what is detected.")
-    coco: str | None = HfArg(
+    images: str = option(help="Image, or folder of images. Images in its subfolders are included.")
+    labels: list[str] = option(default_factory=list, help="Names of the objects to detect.")
+    coco: str | None = option(
         default=None,
-        help="COCO file that lists the images, with file names that are relative to the folder of images. "
-        "Its ids are used in the results.",
+        help="COCO file that lists the images, with file names relative to the folder of images. "
+        "The results use its ids.",
     )
-    proposals: str | None = HfArg(
+    proposals: str | None = option(
         default=None,
         help="JSON file of proposals in COCO's format of results: image_id, bbox and score. An image_id is "
-        "that of --coco or, without it, the name of a file. Without proposals --proposer makes them.",
+        "that of --coco or, without it, the name of a file. By default, --proposer makes proposals.",
     )
-    oriented: bool = HfArg(
+    oriented: bool = option(
         default=False,
-        help="Oriented boxes: read from the segmentation of each proposal, and suppressed as such.",
+        help="Detection of oriented boxes, which are read from the segmentation of each proposal.",
     )
-    synonyms: str | None = HfArg(
-        default=None, help='JSON file with further words for some labels, such as {"ship": ["vessel"]}.'
+    synonyms: str | None = option(
+        default=None, help='JSON file of further words for some labels, such as {"ship": ["vessel"]}.'
     )
-    output: str = HfArg(default="outputs/detect/detections.json", help="File of the detections.")
+    output: str = option(default="outputs/detect/detections.json", help="File of the detections.")
 
 
 def detect(
@@ -52,8 +52,8 @@ def detect(
 ) -> Path:
     """Detect objects: name proposals with labels given in words.
 
-    Writes a JSON list in COCO's format of results, which pycocotools reads. Without proposals a grid of
-    windows is named.
+    Writes a JSON list in COCO's format of results, which pycocotools reads. Without proposals, the
+    windows of a grid are named.
     """
     if not options.labels:
         raise ValueError("there is nothing to detect. Give names with --labels.")
@@ -81,24 +81,24 @@ def detect(
 class DetectionTaskOptions:
     """The proposals, and what is scored."""
 
-    proposals: str | None = HfArg(
+    proposals: str | None = option(
         default=None,
         help="JSON file of proposals in COCO's format of results. An image_id is that of a COCO file in "
-        "--dataset, or else the source of a row. Without proposals --proposer makes them.",
+        "--dataset, or else the source of a row. By default, --proposer makes proposals.",
     )
-    oriented: bool = HfArg(
-        default=False, help="Oriented boxes: compared by the overlap of the quads of rows and proposals."
+    oriented: bool = option(
+        default=False, help="Scores of oriented boxes, by the overlap of the quads of rows and proposals."
     )
-    novel: list[str] = HfArg(
-        default_factory=list, help="Concepts that training has not seen, which are scored apart."
+    novel: list[str] = option(
+        default_factory=list, help="Concepts that training has not seen. They are also scored by themselves."
     )
-    calibrate: bool = HfArg(
+    calibrate: bool = option(
         default=False,
-        help="Calibration on these rows instead of a score: prints --temperature and --background_bias.",
+        help="Calibration on these rows, without scores. It prints --temperature and --background_bias.",
     )
-    output_dir: str = HfArg(default="outputs/evaluate_detection", help="Folder of metrics.json.")
-    save_boxes: bool = HfArg(
-        default=False, help="Detections behind the scores: also written, as an .npz file."
+    output_dir: str = option(default="outputs/evaluate_detection", help="Folder of metrics.json.")
+    save_boxes: bool = option(
+        default=False, help="Storage of the detections behind the scores, in an .npz file."
     )
 
     def build(

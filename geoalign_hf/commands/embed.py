@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Literal
 
 from accelerate import Accelerator, InitProcessGroupKwargs
-from transformers.hf_argparser import HfArg
 from transformers.utils import logging
 
 from ..embedding.shards import EmbeddingJob, run_job
 from ..images import ImageOptions
+from ..options import option
 from ..training.launch import check_processes
 from .inputs import ModelOptions
 
@@ -23,32 +23,32 @@ class EmbedOptions:
 
     _positional = ("images",)
 
-    images: str = HfArg(help="Folder of images. Images in its subfolders are included.")
-    coco: str | None = HfArg(
-        default=None, help="COCO file of boxes, with file names that are relative to the folder of images."
+    images: str = option(help="Folder of images. Images in its subfolders are included.")
+    coco: str | None = option(
+        default=None, help="COCO file of boxes, with file names relative to the folder of images."
     )
-    region_source: Literal["image", "window", "crop", "both"] | None = HfArg(
+    region_source: Literal["image", "window", "crop", "both"] | None = option(
         default=None,
-        help="Source of the embedding of a box: the whole image, or a window or crop around the box; by "
-        "default the one that the model was trained for.",
+        help="Source of the embedding of a box: the whole image, a window or crop around the box, or both. "
+        "By default, the one that the model was trained for.",
     )
-    shard_size: int = HfArg(
+    shard_size: int = option(
         default=256,
-        help="Number of images per shard. Processes share the shards, so make at least one for each.",
+        help="Number of images per shard. Every process needs at least one shard to have work.",
     )
-    dtype: Literal["float32", "float16"] = HfArg(default="float32", help="Type of the stored embeddings.")
-    on_error: Literal["stop", "skip"] = HfArg(
+    dtype: Literal["float32", "float16"] = option(default="float32", help="Type of the stored embeddings.")
+    on_error: Literal["stop", "skip"] = option(
         default="stop",
-        help="Reaction to an image or box that cannot be read. Skipped ones are listed in a file.",
+        help="Reaction to an image or box that cannot be read. What is skipped is listed in a file.",
     )
-    output_dir: str = HfArg(default=EMBEDS, help="Folder of the shards.")
+    output_dir: str = option(default=EMBEDS, help="Folder of the shards.")
 
 
 def embed(options: EmbedOptions, model_options: ModelOptions, image_options: ImageOptions) -> Path | None:
     """Embed a folder of images, and boxes in them, as Parquet shards.
 
-    Start it by accelerate launch to use several GPUs. A run that was interrupted continues when the same
-    command is given again.
+    Start it with `accelerate launch -m geoalign_hf embed ...` to use several GPUs. A run that was interrupted
+    continues when the same command is given again.
     """
     # A process that has ended waits for the others, which may take hours.
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=30))])

@@ -6,7 +6,6 @@ from typing import Literal
 
 import numpy as np
 from datasets import Dataset, load_dataset
-from transformers.hf_argparser import HfArg
 
 from ..data.loading import decode_images
 from ..data.schema import build_rows
@@ -25,43 +24,40 @@ from ..evaluation.results import write_metrics
 from ..evaluation.retrieval import CAPTION_PREFIXES, CaptionRetrievalEvaluator, PhraseRetrievalEvaluator
 from ..hub.cards import list_numbers, list_tables, name_dataset
 from ..images import ImageOptions
+from ..options import option
 from ..readers.captions import list_captions, read_captions
 from ..readers.files import list_images, parse_json, read_text
 from ..storage import read_json
 from .detect import DetectionTaskOptions
 from .inputs import ModelOptions, RowOptions, load_model
 
-SAVE_HELP = "Embeddings behind the scores: also written, as .npz files."
-
-
-def _choices(default: list[str] | None, help: str, choices) -> list[str]:
-    return HfArg(default_factory=lambda: default, help=help, metadata={"choices": list(choices)})
+SAVE_HELP = "Storage of the embeddings behind the scores, in .npz files."
 
 
 @dataclass
 class RegionTaskOptions:
     """What is measured on ground-truth boxes."""
 
-    region_sources: list[str] | None = _choices(
-        None,
-        "Sources of the embedding of a box: the whole image, or a window or crop around the box; by default "
-        "the one that the model was trained for.",
-        REGION_SOURCES,
+    region_sources: list[str] | None = option(
+        default=None,
+        help="Sources of the embedding of a box: the whole image, a window or crop around the box, or both. "
+        "By default, the one that the model was trained for.",
+        choices=REGION_SOURCES,
     )
-    context: float | None = HfArg(
+    context: float | None = option(
         default=None, help="Side of windows and crops, in multiples of the longer side of the box."
     )
-    templates: Literal["geoalign", "clip", "skyscript", "overhead"] = HfArg(
+    templates: Literal["geoalign", "clip", "skyscript", "overhead"] = option(
         default="geoalign", help="Template set that concepts are put into."
     )
-    start: str | None = HfArg(
+    start: str | None = option(
         default=None,
-        help="Model that training started from. With it the drift of the embeddings is measured.",
+        help="Model that training started from. With it, the drift of the embeddings is measured.",
     )
-    output_dir: str = HfArg(
+    output_dir: str = option(
         default="outputs/evaluate_regions", help="Folder of metrics.json and a confusion matrix per source."
     )
-    save_embeds: bool = HfArg(default=False, help=SAVE_HELP)
+    save_embeds: bool = option(default=False, help=SAVE_HELP)
 
 
 def evaluate_regions(
@@ -104,22 +100,26 @@ def evaluate_regions(
 class SceneTaskOptions:
     """The images and the names of their scenes."""
 
-    folder: str | None = HfArg(default=None, help="Folder with one subfolder of images per concept.")
-    dataset: str | None = HfArg(
+    folder: str | None = option(default=None, help="Folder with one subfolder of images per concept.")
+    dataset: str | None = option(
         default=None, help="Folder or Hub repository of an image dataset, instead of --folder."
     )
-    split: str = HfArg(default="test", help="Split of --dataset.")
-    image_column: str = HfArg(default="image", help="Column of --dataset with the images.")
-    label_column: str = HfArg(default="label", help="Column of --dataset with the names or class labels.")
-    renamed: str | None = HfArg(
-        default=None, help='JSON file with other words for some names, such as {"Parking": "parking lot"}.'
+    split: str = option(default="test", help="Split of --dataset.")
+    image_column: str = option(default="image", help="Column of --dataset with the images.")
+    label_column: str = option(default="label", help="Column of --dataset with the names or class labels.")
+    renamed: str | None = option(
+        default=None, help='JSON file of other words for some names, such as {"Parking": "parking lot"}.'
     )
-    templates: list[str] = _choices(["geoalign"], "Template sets that concepts are put into.", TEMPLATE_SETS)
-    output_dir: str = HfArg(
+    templates: list[str] = option(
+        default_factory=lambda: ["geoalign"],
+        help="Template sets that concepts are put into.",
+        choices=TEMPLATE_SETS,
+    )
+    output_dir: str = option(
         default="outputs/evaluate_scenes",
         help="Folder of metrics.json and a confusion matrix per template set.",
     )
-    save_embeds: bool = HfArg(default=False, help=SAVE_HELP)
+    save_embeds: bool = option(default=False, help=SAVE_HELP)
 
 
 def evaluate_scenes(
@@ -173,20 +173,21 @@ def load_scenes(options: SceneTaskOptions) -> tuple[list, list[str]]:
 class RetrievalTaskOptions:
     """The protocol of retrieval, and its captions where they are not in the rows."""
 
-    captions: str | None = HfArg(
+    captions: str | None = option(
         default=None,
         help="Caption file in the format of RSICD (with --images), instead of --dataset.",
     )
-    protocols: list[str] = _choices(
-        ["all"],
-        "Treatment of equal captions: all keeps every caption; unique counts equal captions and images once.",
-        CAPTION_PREFIXES,
+    protocols: list[str] = option(
+        default_factory=lambda: ["all"],
+        help="Treatment of equal captions: all keeps every caption; unique counts equal captions and images "
+        "once.",
+        choices=CAPTION_PREFIXES,
     )
-    prefix: str | None = HfArg(
-        default=None, help="Words before every caption; by default those of the protocol."
+    prefix: str | None = option(
+        default=None, help="Words before every caption. By default, those of the protocol."
     )
-    output_dir: str = HfArg(default="outputs/evaluate_retrieval", help="Folder of metrics.json.")
-    save_embeds: bool = HfArg(default=False, help=SAVE_HELP)
+    output_dir: str = option(default="outputs/evaluate_retrieval", help="Folder of metrics.json.")
+    save_embeds: bool = option(default=False, help=SAVE_HELP)
 
 
 def evaluate_retrieval(
@@ -221,12 +222,12 @@ def evaluate_retrieval(
 class ChoiceTaskOptions:
     """The questions."""
 
-    questions: list[str] = HfArg(
-        help="JSON files of questions, one per subject: lists of file_name (relative to the file), options "
-        "by letter, and answer. The options must be complete statements."
+    questions: list[str] = option(
+        help="JSON files of questions, one per subject. A file is a list of objects with file_name (relative "
+        "to the file), options (by letter) and answer. The options must be complete statements."
     )
-    output_dir: str = HfArg(default="outputs/evaluate_choice", help="Folder of metrics.json.")
-    save_embeds: bool = HfArg(default=False, help=SAVE_HELP)
+    output_dir: str = option(default="outputs/evaluate_choice", help="Folder of metrics.json.")
+    save_embeds: bool = option(default=False, help=SAVE_HELP)
 
 
 def evaluate_choice(
@@ -261,25 +262,25 @@ def evaluate_choice(
 class LocalizationTaskOptions:
     """The images and phrases, and how maps are made."""
 
-    image: str | None = HfArg(default=None, help="Large image whose maps are drawn (with --phrases).")
-    phrases: list[str] = HfArg(default_factory=list, help="Phrases that are looked for in --image.")
-    queries: str | None = HfArg(
+    image: str | None = option(default=None, help="Large image whose maps are drawn (with --phrases).")
+    phrases: list[str] = option(default_factory=list, help="Phrases to look for in --image.")
+    queries: str | None = option(
         default=None,
         help="JSON file of phrases with their polygons, in the format of AIR-SLT (with --images). Its maps "
         "are also scored.",
     )
-    images: str | None = HfArg(default=None, help="Folder of the images of --queries.")
-    map_sources: list[str] = _choices(
-        ["tile"],
-        "Sources of a map: tile embeds tiles as images; dense reads the patches of a GeoAlignCLIP.",
-        TILE_SIDES,
+    images: str | None = option(default=None, help="Folder of the images of --queries.")
+    map_sources: list[str] = option(
+        default_factory=lambda: ["tile"],
+        help="Sources of a map: tile embeds tiles as images; dense reads the patches of a GeoAlignCLIP.",
+        choices=TILE_SIDES,
     )
-    stride: int = HfArg(default=4, help="Side in pixels of a cell of the map.")
-    through_jpeg: bool = HfArg(
+    stride: int = option(default=4, help="Side of a cell of the map, in pixels.")
+    through_jpeg: bool = option(
         default=False,
         help="JPEG compression of the maps before they are scored, as in the published protocol.",
     )
-    output_dir: str = HfArg(
+    output_dir: str = option(
         default="outputs/evaluate_localization", help="Folder of the maps and metrics.json."
     )
 

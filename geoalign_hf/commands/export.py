@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch.export import Dim
 from transformers import AutoModel, AutoProcessor, PreTrainedModel
-from transformers.hf_argparser import HfArg
 
+from ..options import option
 from ..storage import write_json
 from .inputs import MODEL, check_model_exists
 
@@ -25,15 +25,16 @@ SINGLE_FILE = 2**31 - 2**24  # bytes of weights; a protobuf with its graph canno
 class ExportOptions:
     """What is exported, and where to."""
 
-    model: str = HfArg(default=MODEL, help="Folder or Hub repository of a GeoAlignCLIP.")
-    region_form: Literal["boxes", "quads"] = HfArg(
+    model: str = option(default=MODEL, help="Folder or Hub repository of a GeoAlignCLIP.")
+    region_form: Literal["boxes", "quads"] = option(
         default="boxes", help="Form of the regions: boxes, or oriented boxes."
     )
-    quantize: Literal["none", "int8"] = HfArg(
+    quantize: Literal["none", "int8"] = option(
         default="none",
-        help="Type of the weights of a second set of files: none, or int8 for faster towers on CPUs.",
+        help="Type of the weights of a second set of files: int8 is smaller and faster on CPUs; none writes "
+        "no second set.",
     )
-    output_dir: str = HfArg(
+    output_dir: str = option(
         default="outputs/onnx", help="Folder of image.onnx, text.onnx, region.onnx and the processor."
     )
 

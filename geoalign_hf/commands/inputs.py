@@ -5,17 +5,19 @@ Their defaults are what `geoalign-hf train` and `geoalign-hf build` write by def
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from accelerate import PartialState
 from datasets import Dataset
 from transformers import AutoModel, AutoProcessor, ProcessorMixin
-from transformers.hf_argparser import HfArg
 
 from ..data.loading import read_rows
 from ..embedding.embedder import Embedder
 from ..hub.cards import name_dataset
 from ..images import DEFAULT_OPTIONS, ImageOptions
+from ..model.configuration_geoalign_clip import GeoAlignCLIPConfig
+from ..options import option
 
 MODEL = "outputs/train/final"
 ROWS, VALIDATION_ROWS, TEST_ROWS = "outputs/rows", "outputs/rows_validation", "outputs/rows_test"
@@ -27,13 +29,13 @@ class ModelOptions:
 
     _argument_group_name = "model"
 
-    model: str = HfArg(
+    model: str = option(
         default=MODEL, help="Folder or Hub repository of a GeoAlignCLIP, a stock CLIP or an adapter."
     )
-    image_size: int | None = HfArg(
-        default=None, help="Side in pixels that images are resized to; by default the model's own."
+    image_size: int | None = option(
+        default=None, help="Side that images are resized to, in pixels. By default, that of the model."
     )
-    batch_size: int = HfArg(default=16, help="Number of images per forward pass.")
+    batch_size: int = option(default=16, help="Number of images per forward pass.")
 
     def load(self, image_options: ImageOptions = DEFAULT_OPTIONS) -> Embedder:
         """Load the model and its processor."""
@@ -42,18 +44,56 @@ class ModelOptions:
 
 
 @dataclass
+class ViewOptions:
+    """The view in which the model looks at a region. It is stored in the config of the model."""
+
+    _argument_group_name = "view of a region"
+
+    region_view: Literal["image", "window"] | None = option(
+        default=None,
+        help="View in which the model looks at a region: the whole image, or a window around the region. By "
+        "default that of the model: the window for a new model, the image for a converted one.",
+    )
+    region_context: float | None = option(
+        default=None,
+        help="Side of that window in longer sides of the region's box, at least 1. By default that of the "
+        "model: 1.6 for new and converted models.",
+    )
+
+    def list_given(self) -> list[str]:
+        """List the options that were given."""
+        return [f"--{name}" for name, value in vars(self).items() if value is not None]
+
+    def apply(self, config: GeoAlignCLIPConfig) -> None:
+        """Set the view in the config of a model.
+
+        Raises:
+            ValueError: If a context is given for the view `image`, or is below 1.
+        """
+        config.region_view = self.region_view or config.region_view
+        if self.region_context is not None:
+            if config.region_view == "image":
+                raise ValueError(
+                    "--region_context is the size of a window, but the model looks at the whole image. Add "
+                    "--region_view window, or omit it."
+                )
+            config.region_context = self.region_context
+        config.validate_region_view()
+
+
+@dataclass
 class RowOptions:
     """The rows that are evaluated."""
 
     _argument_group_name = "rows"
 
-    dataset: str = HfArg(
+    dataset: str = option(
         default=TEST_ROWS, help="Folder or Hub repository of rows, or a COCO .json file (with --images)."
     )
-    split: str | None = HfArg(
-        default=None, help="Split of a folder or repository; by default test, or the only split."
+    split: str | None = option(
+        default=None, help="Split of a folder or repository. By default, test or the only split."
     )
-    images: str | None = HfArg(default=None, help="Folder of the images of a COCO file.")
+    images: str | None = option(default=None, help="Folder of the images of a COCO file.")
 
     def check(self) -> None:
         """Refuse rows that do not exist, before a model is loaded."""

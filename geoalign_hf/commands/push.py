@@ -9,7 +9,7 @@ from ..hub.spaces import push_space
 
 
 def push(config: PushConfig) -> None:
-    """Push a model, an adapter or a dataset to the Hub, in one commit. --space adds a page to try it."""
+    """Push a model, an adapter or a dataset to the Hub in one commit. With --space, also push a demo page."""
     private = config.private or None
     options: dict[str, Any] = asdict(config) | {"private": private}
     folder, repo_id, space = (options.pop(name) for name in ("folder", "repo_id", "space"))

@@ -10,12 +10,12 @@ from typing import Literal
 import pandas
 from accelerate import Accelerator, InitProcessGroupKwargs
 from transformers import AutoProcessor
-from transformers.hf_argparser import HfArg
 from transformers.utils import logging
 
 from ..detection.detector import DetectionOptions, Detector
 from ..embedding.embedder import Embedder
 from ..embedding.templates import resolve_templates
+from ..options import option
 from ..scenes.archive import SceneJob, list_scenes
 from ..scenes.detect import detect_in_scene
 from ..scenes.reader import Scene
@@ -42,17 +42,17 @@ class PixelOptions:
 
     _argument_group_name = "pixels"
 
-    bands: tuple[int, ...] | None = HfArg(
+    bands: tuple[int, ...] | None = option(
         default=None,
-        help="Numbers of the bands that are red, green and blue, such as 3,2,1, or of one band; by default "
-        "those that the file declares.",
+        help="Numbers of the bands for red, green and blue, such as 3,2,1, or of one band for grey. By "
+        "default, those that the file declares.",
     )
-    stretch: tuple[float, float] | None = HfArg(
+    stretch: tuple[float, float] | None = option(
         default=None,
-        help="Percentiles of the whole scene that become black and white, such as 2,98; by default 8-bit "
-        "pixels are kept, and all others are stretched by the rule of the model, or by 2,98.",
+        help="Percentiles of the whole scene that become black and white, such as 2,98. By default, 8-bit "
+        "pixels are kept, and others are scaled by the rule of the model, or by 2,98.",
     )
-    limits: tuple[float, float] | None = HfArg(
+    limits: tuple[float, float] | None = option(
         default=None, help="Values that become black and white, such as 0,3000, instead of --stretch."
     )
 
@@ -73,24 +73,24 @@ class SceneScoreOptions:
 
     _positional = ("scene", "queries")
 
-    scene: str = HfArg(help="Raster file with coordinates, such as a GeoTIFF.")
-    queries: list[str] = HfArg(help="Texts that get a score map each.")
-    background: list[str] = HfArg(
+    scene: str = option(help="Raster file with coordinates, such as a GeoTIFF.")
+    queries: list[str] = option(help="Texts to map. Each has a map of its own.")
+    background: list[str] = option(
         default_factory=list,
-        help="Texts that describe everything else. With them a score is the probability of a query among "
+        help="Texts that describe everything else. With them, a score is the probability of a query among "
         "itself and these texts, instead of a cosine.",
     )
-    scale: float = HfArg(
+    scale: float = option(
         default=1.0,
-        help="Pixels of the scene per pixel of the model's input. Above 1 the scene is shrunk.",
+        help="Pixels of the scene per pixel of the model's input. Above 1, the scene is shrunk.",
     )
-    overlap: float = HfArg(default=0.5, help="Part of a tile's side that it shares with the next tile.")
-    colour_limits: tuple[float, float] | None = HfArg(
+    overlap: float = option(default=0.5, help="Part of a tile's side that it shares with the next tile.")
+    colour_limits: tuple[float, float] | None = option(
         default=None,
-        help="Scores at the ends of the colour scale, such as 0.1,0.4; by default 0,0.5 for cosines and 0,1 "
-        "for probabilities. They are the same for all scenes, so that pictures can be compared.",
+        help="Scores at the ends of the colour scale, such as 0.1,0.4. By default, 0,0.5 for cosines and 0,1 "
+        "for probabilities, so that the pictures of all scenes can be compared.",
     )
-    output_dir: str = HfArg(
+    output_dir: str = option(
         default="outputs/scene_score", help="Folder of a GeoTIFF and a picture for each query."
     )
 
@@ -121,24 +121,24 @@ class SceneClassifyOptions:
 
     _positional = ("scene", "regions")
 
-    scene: str = HfArg(help="Raster file with coordinates, such as a GeoTIFF.")
-    regions: str = HfArg(
+    scene: str = option(help="Raster file with coordinates, such as a GeoTIFF.")
+    regions: str = option(
         help="Vector file of regions in any reference system (GeoJSON, GeoPackage), or a COCO .json file of "
         "boxes in pixels of the scene."
     )
-    concepts: list[str] = HfArg(help="Concepts to choose from.")
-    buffer: float | None = HfArg(
+    concepts: list[str] = option(help="Concepts to choose from.")
+    buffer: float | None = option(
         default=None, help="Radius in metres of the disc that a point or a line becomes."
     )
-    context: float | None = HfArg(
+    context: float | None = option(
         default=None,
-        help="Side of the window around a region, in multiples of the longer side of its box; by default "
+        help="Side of the window around a region, in multiples of the longer side of its box. By default, "
         "the one that the model was trained for.",
     )
-    templates: Literal["geoalign", "clip", "skyscript", "overhead"] = HfArg(
+    templates: Literal["geoalign", "clip", "skyscript", "overhead"] = option(
         default="geoalign", help="Template set that concepts are put into."
     )
-    output: str = HfArg(
+    output: str = option(
         default="outputs/scene_classify.geojson",
         help="File of the named regions: .geojson (WGS 84) or .gpkg (reference system of the scene).",
     )
@@ -165,9 +165,16 @@ def scene_classify(
 
 @dataclass(frozen=True)
 class SceneDetectionOptions(DetectionOptions):
-    """How proposals are scored and chosen; a scene holds more objects than an image."""
+    """How proposals are scored and chosen. A scene holds more objects than an image."""
 
-    top_k: int = HfArg(default=10_000, help="Largest number of detections in the scene.")
+    proposer: Literal["grid"] = option(
+        default="grid", help="Source of proposals if there is no file of them. A scene has only the grid."
+    )
+    sides: list[float] | None = option(
+        default=None,
+        help="Sides of the grid's windows, in pixels of the scene. Required without --proposals.",
+    )
+    top_k: int = option(default=10_000, help="Largest number of detections in the scene.")
 
 
 @dataclass
@@ -176,25 +183,25 @@ class SceneDetectOptions:
 
     _positional = ("scene",)
 
-    scene: str = HfArg(help="Raster file with coordinates, such as a GeoTIFF.")
-    labels: list[str] = HfArg(default_factory=list, help="Names of what is detected.")
-    proposals: str | None = HfArg(
+    scene: str = option(help="Raster file with coordinates, such as a GeoTIFF.")
+    labels: list[str] = option(default_factory=list, help="Names of the objects to detect.")
+    proposals: str | None = option(
         default=None,
-        help="Vector file of regions that may be objects (GeoJSON, GeoPackage), perhaps with a column "
-        "objectness from 0 to 1. Without it the windows of a grid are named, whose sides --sides gives.",
+        help="Vector file of regions that may be objects (GeoJSON, GeoPackage). A column objectness, from 0 "
+        "to 1, is used if there is one. By default, windows of a grid.",
     )
-    buffer: float | None = HfArg(
+    buffer: float | None = option(
         default=None, help="Radius in metres of the disc that a point or a line becomes."
     )
-    context: float | None = HfArg(
+    context: float | None = option(
         default=None,
-        help="Side of the window around a region, in multiples of the longer side of its box; by default "
+        help="Side of the window around a region, in multiples of the longer side of its box. By default, "
         "the one that the model was trained for.",
     )
-    synonyms: str | None = HfArg(
-        default=None, help='JSON file with further words for some labels, such as {"ship": ["vessel"]}.'
+    synonyms: str | None = option(
+        default=None, help='JSON file of further words for some labels, such as {"ship": ["vessel"]}.'
     )
-    output: str = HfArg(
+    output: str = option(
         default="outputs/scene_detect.geojson",
         help="File of the detections: .geojson (WGS 84) or .gpkg (reference system of the scene).",
     )
@@ -206,7 +213,7 @@ def scene_detect(
     pixel_options: PixelOptions,
     model_options: ModelOptions,
 ) -> Path:
-    """Detect objects in a georeferenced scene: name proposals, or the windows of a grid."""
+    """Detect objects in a georeferenced scene: name proposals, or windows of a grid, with labels."""
     if not options.labels:
         raise ValueError("there is nothing to detect. Give names with --labels.")
     check_suffix(options.output)
@@ -228,28 +235,28 @@ class SceneEmbedOptions:
 
     _positional = ("scenes",)
 
-    scenes: list[str] = HfArg(help="Raster files with coordinates, or folders that are searched for them.")
-    tile_side: int | None = HfArg(
-        default=None, help="Side of a tile in pixels of the scene; by default that of the model's input."
+    scenes: list[str] = option(help="Raster files with coordinates, or folders that are searched for them.")
+    tile_side: int | None = option(
+        default=None, help="Side of a tile, in pixels of the scene. By default, that of the model's input."
     )
-    overlap: float = HfArg(default=0.0, help="Part of a tile's side that it shares with the next tile.")
-    regions: str | None = HfArg(
+    overlap: float = option(default=0.0, help="Part of a tile's side that it shares with the next tile.")
+    regions: str | None = option(
         default=None,
         help="Vector file of regions to embed as well, or a COCO .json file of boxes in pixels of scenes.",
     )
-    buffer: float | None = HfArg(
+    buffer: float | None = option(
         default=None, help="Radius in metres of the disc that a point or a line becomes."
     )
-    context: float | None = HfArg(
+    context: float | None = option(
         default=None,
-        help="Side of the window around a region, in multiples of the longer side of its box; by default "
+        help="Side of the window around a region, in multiples of the longer side of its box. By default, "
         "the one that the model was trained for.",
     )
-    part_size: int = HfArg(
+    part_size: int = option(
         default=1024,
-        help="Number of tiles or regions per file. Processes share the files, so make some for each.",
+        help="Number of tiles or regions per file. Every process needs at least one file to have work.",
     )
-    output_dir: str = HfArg(default=ARCHIVE, help="Folder of the archive.")
+    output_dir: str = option(default=ARCHIVE, help="Folder of the archive.")
 
 
 def scene_embed(
@@ -257,8 +264,8 @@ def scene_embed(
 ) -> Path | None:
     """Embed the tiles and regions of georeferenced scenes into an archive of GeoParquet files.
 
-    Start it by accelerate launch to use several GPUs. A run that was interrupted continues when the same
-    command is given again, and more scenes can be added later.
+    Start it with `accelerate launch -m geoalign_hf scene embed ...` to use several GPUs. A run that was
+    interrupted continues when the same command is given again. More scenes can be added later.
     """
     # A process that has ended waits for the others, which may take hours.
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=30))])
@@ -296,15 +303,15 @@ class SceneSearchOptions:
 
     _positional = ("query",)
 
-    query: list[str] = HfArg(default_factory=list, help="Texts to search for.")
-    image: list[str] = HfArg(default_factory=list, help="Image files that the places shall look like.")
-    archive: str = HfArg(default=ARCHIVE, help="Folder that geoalign-hf scene embed has written.")
-    model: str = HfArg(default=MODEL, help="Folder or Hub repository of the model that made the archive.")
-    kind: Literal["tile", "region"] | None = HfArg(
-        default=None, help="Kind of the places: tiles or regions; by default both."
+    query: list[str] = option(default_factory=list, help="Texts to search for.")
+    image: list[str] = option(default_factory=list, help="Image files to find similar places for.")
+    archive: str = option(default=ARCHIVE, help="Folder that geoalign-hf scene embed has written.")
+    model: str = option(default=MODEL, help="Folder or Hub repository of the model that made the archive.")
+    kind: Literal["tile", "region"] | None = option(
+        default=None, help="Kind of the places: tiles or regions. By default, both."
     )
-    top_k: int = HfArg(default=10, help="Number of places per query.")
-    output: str = HfArg(
+    top_k: int = option(default=10, help="Number of places per query.")
+    output: str = option(
         default="outputs/scene_search.geojson", help="File of the places: .geojson or .gpkg, in WGS 84."
     )
 

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Literal
 
 from datasets import Dataset
-from transformers.hf_argparser import HfArg
 
 from ..dataset_builder.contact_sheet import draw_contact_sheet
 from ..embedding.embedder import Embedder
 from ..embedding.shards import check_model, read_description, read_embeds
 from ..images import ImageOptions
+from ..options import option
 from .embed import EMBEDS
 from .inputs import MODEL, load_model
 
@@ -21,24 +21,24 @@ class SearchOptions:
 
     _positional = ("query",)
 
-    query: list[str] = HfArg(default_factory=list, help="Texts to search for.")
-    image: list[str] = HfArg(default_factory=list, help="Image files that the results shall look like.")
-    embeds: str = HfArg(default=EMBEDS, help="Folder that geoalign-hf embed has written.")
-    model: str = HfArg(default=MODEL, help="Folder or Hub repository of the model that made the embeddings.")
-    kind: Literal["image", "region"] = HfArg(
+    query: list[str] = option(default_factory=list, help="Texts to search for.")
+    image: list[str] = option(default_factory=list, help="Image files to find similar results for.")
+    embeds: str = option(default=EMBEDS, help="Folder that geoalign-hf embed has written.")
+    model: str = option(default=MODEL, help="Folder or Hub repository of the model that made the embeddings.")
+    kind: Literal["image", "region"] = option(
         default="image", help="Kind of the results: whole images or boxes."
     )
-    top_k: int = HfArg(default=5, help="Number of results per query.")
-    images: str | None = HfArg(
-        default=None, help="Folder of the embedded images. With it the results are drawn."
+    top_k: int = option(default=5, help="Number of results per query.")
+    images: str | None = option(
+        default=None, help="Folder of the embedded images. With it, the results are drawn."
     )
-    output_dir: str = HfArg(default="outputs/search", help="Folder of the drawn results, hits_<number>.png.")
+    output_dir: str = option(default="outputs/search", help="Folder of the drawn results, hits_<number>.png.")
 
 
 def search(options: SearchOptions, image_options: ImageOptions) -> Path | None:
     """Search embedded images by text or by example, with a FAISS index beside the embeddings.
 
-    Example images are read by the rule that the embedded images were read by, unless another is given.
+    Example images are read with the options that the embedded images were read with, unless others are given.
     """
     if not options.query and not options.image:
         raise ValueError("there is nothing to search for. Give a text, or files with --image.")

@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from datasets import Dataset
-from transformers.hf_argparser import HfArg
 
 from ..convert.from_scratch import build_model
 from ..data.augmentation import Augmentation
@@ -19,12 +18,14 @@ from ..evaluation.classification import RegionClassificationEvaluator
 from ..hub.cards import describe_dataset
 from ..images import ImageOptions
 from ..losses.objective import PRESETS, LossWeights
+from ..model.modeling_geoalign_clip import GeoAlignCLIPModel
 from ..model.processing_geoalign_clip import CONCEPT_TEMPLATES
+from ..options import option
 from ..training.arguments import GeoAlignTrainingArguments
 from ..training.lora import AdapterConfig, adapt_model, describe_trained
 from ..training.start import FINE_TUNING, load_start
 from ..training.trainer import GeoAlignTrainer
-from .inputs import ROWS, VALIDATION_ROWS, load_rows
+from .inputs import ROWS, VALIDATION_ROWS, ViewOptions, load_rows
 
 FRESH = ("image_size", "patch_size", "width", "depth")  # options of a new model
 
@@ -34,48 +35,65 @@ class TrainOptions:
     """The rows and the model."""
 
     _argument_group_name = "data and model"
-    # Options of transformers' Trainer that the help shows beside our own.
-    _also_shown = (
-        "bf16", "fp16", "max_steps", "eval_steps", "save_steps", "metric_for_best_model",
-        "per_device_eval_batch_size", "gradient_checkpointing", "dataloader_num_workers", "report_to",
-        "push_to_hub", "hub_model_id", "hub_private_repo",
-    )  # fmt: skip
+    # Options of transformers' Trainer that the help shows beside our own, with their help texts.
+    _also_shown = {
+        "max_steps": "Number of training steps, in place of --num_train_epochs; -1 for none.",
+        "per_device_eval_batch_size": "Number of images per process and forward pass of an evaluation.",
+        "bf16": "Mixed precision in bfloat16.",
+        "fp16": "Mixed precision in float16. Prefer --bf16 on hardware that has it.",
+        "activation_checkpointing": "Recomputation of activations in the backward pass, to save memory.",
+        "report_to": "Names of trackers that receive the logs, such as tensorboard or wandb; all or none.",
+        "eval_steps": "Number of steps between evaluations, with --eval_strategy steps. A number below 1 is "
+        "a fraction of all steps.",
+        "save_steps": "Number of steps between checkpoints, with --save_strategy steps. A number below 1 is "
+        "a fraction of all steps.",
+        "metric_for_best_model": "Name of the score that chooses the best model. By default, "
+        "eval_regions_top1_macro.",
+        "dataloader_num_workers": "Number of processes that prepare batches; 0 uses the main process.",
+        "push_to_hub": "Upload of every checkpoint and of the final model to the Hub.",
+        "hub_model_id": "Name of the Hub repository. By default, the name of --output_dir.",
+        "hub_private_repo": "Privacy of a new Hub repository: true or false.",
+    }
 
-    dataset: str = HfArg(
+    dataset: str = option(
         default=ROWS,
         help="Folder or Hub repository of rows to train on, or a COCO .json file (with --images).",
     )
-    eval_dataset: str | None = HfArg(
+    eval_dataset: str | None = option(
         default=None,
-        help="Rows to evaluate on while training. The default is outputs/rows_validation if it exists and "
+        help="Rows to evaluate on during training. By default, outputs/rows_validation if it exists and "
         "--dataset is not given.",
     )
-    validation_share: float = HfArg(
+    validation_share: float = option(
         default=0.0,
-        help="Fraction of --dataset to evaluate on instead of training on it. Near-duplicates stay together.",
+        help="Fraction of --dataset to evaluate on instead of training on it. Near-duplicates stay on "
+        "one side.",
     )
-    eval_split: str | None = HfArg(
-        default=None, help="Split of --eval_dataset. The default is validation, or the only split."
+    eval_split: str | None = option(
+        default=None, help="Split of --eval_dataset. By default, validation or the only split."
     )
-    images: str | None = HfArg(default=None, help="Folder of the images of COCO files.")
-    exclude_concepts: list[str] = HfArg(
+    images: str | None = option(default=None, help="Folder of the images of COCO files.")
+    exclude_concepts: list[str] = option(
         default_factory=list,
         help="Concepts to remove from the rows, with their boxes and all texts that name them.",
     )
-    preset: str = HfArg(
+    preset: str = option(
         default="geoalign",
         help="Objective whose loss weights are the defaults of the options below.",
-        metadata={"choices": list(PRESETS)},
+        choices=PRESETS,
     )
-    model: str | None = HfArg(
+    model: str | None = option(
         default=None,
-        help="Model to start from: a GeoAlignCLIP, or any CLIP that convert reads. The default is a new one.",
+        help="Model to start from: a GeoAlignCLIP, or any CLIP that convert reads. By default, a new model "
+        "is built.",
     )
-    image_size: int = HfArg(default=192, help="Side of the images of a new model, in pixels.")
-    patch_size: int = HfArg(default=16, help="Side of the patches of a new model, in pixels.")
-    width: int = HfArg(default=192, help="Width of the vision tower of a new model.")
-    depth: int = HfArg(default=4, help="Number of blocks of the vision tower of a new model.")
-    license: str | None = HfArg(default=None, help="Licence of the weights as the Hub names it, such as mit.")
+    image_size: int = option(default=192, help="Side of the images of a new model, in pixels.")
+    patch_size: int = option(default=16, help="Side of the patches of a new model, in pixels.")
+    width: int = option(default=192, help="Width of the vision tower of a new model.")
+    depth: int = option(default=4, help="Number of blocks of the vision tower of a new model.")
+    license: str | None = option(
+        default=None, help="Licence of the weights as the Hub names it, such as mit."
+    )
 
     @staticmethod
     def _defaults(namespace: Namespace) -> dict:
@@ -85,6 +103,7 @@ class TrainOptions:
 
 def train(
     options: TrainOptions,
+    view: ViewOptions,
     loss_weights: LossWeights,
     arguments: GeoAlignTrainingArguments,
     augmentation: Augmentation,
@@ -105,10 +124,13 @@ def train(
         )
     data = describe_dataset(options.dataset)
     start = load_given_model(options) if options.model else None
+    if adapters.lora and start:
+        check_base(str(options.model), start[0], view)
     rule = data["image_rule"] or (start[1].image_rule if start else None)
     image_options = image_options.with_fallback(rule)
     rows, eval_rows = load_training_rows(options, image_options, arguments.seed)
     model, processor = start or build_new_model(options, rows, arguments.seed)
+    view.apply(model.config)
     processor.image_rule = image_options.make_rule()
     model = adapt_model(model, adapters)
     if os.environ.get("RANK", "0") == "0":
@@ -122,7 +144,7 @@ def train(
         evaluators=[RegionClassificationEvaluator(eval_rows)] if eval_rows else [],
         augmentation=augmentation,
         card_settings={
-            "script": asdict(options),
+            "script": asdict(options) | asdict(view),
             "adapters": asdict(adapters),
             "license": options.license,
             "base_model": options.model,
@@ -195,6 +217,24 @@ def load_given_model(options: TrainOptions) -> tuple:
     if given := [f"--{name}" for name in FRESH if getattr(options, name) != defaults[name]]:
         raise ValueError(f"{given} are for a new model, but --model is {options.model}. Omit them.")
     return load_start(str(options.model))
+
+
+def check_base(source: str, model: GeoAlignCLIPModel, view: ViewOptions) -> None:
+    """Check that an adapter of a model can be loaded again: its base is loaded from where it is stored.
+
+    Raises:
+        ValueError: If the base differs from what is stored.
+    """
+    if not model.name_or_path:
+        raise ValueError(
+            f"--lora stores an adapter beside its base, but --model {source} is another CLIP, which is "
+            f"converted only in memory. Run `geoalign-hf convert {source} FOLDER`, and give --model FOLDER."
+        )
+    if given := view.list_given():
+        raise ValueError(
+            f"{given} belong to the config of the base, which --lora does not store. Omit them, and set "
+            f"region_view and region_context in the config.json of {source}."
+        )
 
 
 def build_new_model(options: TrainOptions, rows: Dataset, seed: int) -> tuple:

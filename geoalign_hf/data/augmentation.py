@@ -5,18 +5,16 @@ in `region_windows.py`. Texts that may be untrue of a part of an image are dropp
 """
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from PIL import Image, ImageEnhance
 
+from ..options import option
+
 DIRECTIONS = re.compile(
     r"\b(left|right|top|bottom|upper|lower|above|below|north\w*|south\w*|east\w*|west\w*)\b", re.IGNORECASE
 )
-
-
-def _option(default, what: str):
-    return field(default=default, metadata={"help": what})
 
 
 @dataclass(frozen=True)
@@ -49,17 +47,34 @@ class Augmentation:
 
     _argument_group_name = "augmentation"
 
-    whole_share: float = _option(0.15, "Share of training views that are whole images, not windows.")
-    min_context: float = _option(1.2, "Smallest side of a window in longer sides of its region.")
-    max_context: float = _option(2.5, "Largest side of a window in longer sides of its region.")
-    turn: bool = _option(True, "Mirroring and turning, windows by any angle.")
-    shift: float = _option(0.08, "Largest shift of a window as a share of its side.")
-    stretch_sides: float = _option(0.15, "Largest change of a window's width and height as a share.")
-    light: float = _option(0.3, "Largest change of brightness, contrast and saturation as a share.")
-    balance: float = _option(0.5, "Exponent that draws regions of rare concepts more often, 0: all alike.")
-    min_visible: float = _option(0.5, "Smallest visible share of a region that is kept in a window.")
-    min_region_side: float = _option(0.3, "Smallest longer side of a kept region as a share of its view.")
-    views_per_row: int = _option(1, "Views drawn in an epoch for each row of the data set.")
+    whole_share: float = option(
+        default=0.15, help="Fraction of the training views that are whole images, not windows."
+    )
+    min_context: float = option(
+        default=1.2, help="Smallest side of a window, as a multiple of the longer side of its region."
+    )
+    max_context: float = option(
+        default=2.5, help="Largest side of a window, as a multiple of the longer side of its region."
+    )
+    turn: bool = option(default=True, help="Mirroring and turning. Windows are turned by any angle.")
+    shift: float = option(default=0.08, help="Largest shift of a window, as a fraction of its side.")
+    stretch_sides: float = option(
+        default=0.15, help="Largest change of a window's width and height, as a fraction."
+    )
+    light: float = option(
+        default=0.3, help="Largest change of brightness, contrast and saturation, as a fraction."
+    )
+    balance: float = option(
+        default=0.5,
+        help="Exponent by which regions of rare concepts are drawn more often. 0 draws all alike.",
+    )
+    min_visible: float = option(
+        default=0.5, help="Smallest fraction of a region's area with which a window keeps the region."
+    )
+    min_region_side: float = option(
+        default=0.3, help="Smallest longer side of a region that is kept, as a fraction of its view's side."
+    )
+    views_per_row: int = option(default=1, help="Number of views per row and epoch.")
 
     def __post_init__(self):
         for name in ("whole_share", "shift", "stretch_sides", "light", "min_visible", "min_region_side"):

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from logging import getLogger
 from pathlib import Path
+from typing import Literal
 
 from tqdm.auto import tqdm
 
@@ -52,8 +53,8 @@ class BuildConfig:
 
     output_dir: str = option(
         default="",
-        help="Folder of the dataset. The default is outputs/rows for the split train, and "
-        "outputs/rows_<split> for others.",
+        help="Folder of the dataset. By default, outputs/rows for the split train, and outputs/rows_<split> "
+        "for others.",
     )
     coco: str | None = option(default=None, help=f"{FORMATS['coco'].description}.")
     dota: str | None = option(default=None, help=f"{FORMATS['dota'].description}.")
@@ -66,14 +67,14 @@ class BuildConfig:
     root: str | None = option(default=None, help="Folder that holds the data sets of the recipe.")
     sources: list[str] = option(
         default_factory=list,
-        help="Names of the recipe's data sets to build. Default: all but evaluation sets.",
+        help="Names of the recipe's data sets to build. By default, all except evaluation sets.",
     )
     license_filter: str | None = option(
         default=None,
         help="Purpose that the terms of a data set must allow: research, commercial or redistribution.",
     )
     images: str | None = option(
-        default=None, help="Folder of the images. The default for --coco is the folder of its file."
+        default=None, help="Folder of the images. By default, for --coco, the folder of its file."
     )
     concepts: str | None = option(
         default=None, help="File of concept names: a data.yaml, or one name per line. Required for --yolo."
@@ -84,29 +85,31 @@ class BuildConfig:
     counts_from_one: bool = option(
         default=False, help="Pixel numbering from 1 in VOC boxes, as in the original Pascal VOC."
     )
-    caption_split: str | None = option(default=None, help="Split of the caption file to read. Default: all.")
+    caption_split: str | None = option(
+        default=None, help="Split of the caption file to read. By default, all splits."
+    )
     split: str = option(default="train", help="Name of the split that is built.")
     tile: int = option(
         default=0, help="Side of the tiles that larger images are cut into, in pixels. 0 cuts no tiles."
     )
     overlap: int = option(default=128, help="Overlap of neighbouring tiles, in pixels.")
     min_visible: float = option(
-        default=0.5, help="Smallest visible part of a region's area, 0 to 1, for a tile to keep the region."
+        default=0.5, help="Smallest part of a region's area, 0 to 1, with which a tile keeps the region."
     )
     max_negatives: int = option(default=4, help="Maximum number of hard negatives per phrase.")
-    negatives: str | None = option(
+    negatives: Literal["free", "matched", "balanced"] | None = option(
         default=None,
-        help="Choice of hard negatives: free (each by itself), matched (each change of words as often as its "
-        "opposite) or balanced (whole phrases exchanged equally often, so that text alone tells nothing). "
-        "The default is matched for the split train and balanced for others.",
+        help="Choice of hard negatives. free draws each by itself. matched draws each change of words as "
+        "often as its opposite. balanced exchanges whole phrases equally often, so that the text alone "
+        "does not reveal which is right. By default, matched for the split train and balanced for others.",
     )
     false_colour: bool = option(
-        default=False, help="Images in false colours, e.g. with infrared, so that no text names a colour."
+        default=False, help="Images of false colours, such as infrared. No text names a colour then."
     )
     natural_colour: bool = option(
         default=False,
-        help="Images in natural colours although their bands are chosen or scaled. Without it, no text names "
-        "a colour of such images.",
+        help="Images of natural colours, although their bands are chosen or scaled. Without this option, no "
+        "text names a colour of such images.",
     )
     model: str | None = option(
         default=None, help="Vision-language model that writes the text. By default, rules write it."
@@ -120,20 +123,21 @@ class BuildConfig:
     eval_images: list[str] = option(
         default_factory=list, help="Image folders of evaluation sets, for the leakage check."
     )
-    leaks: str = option(
-        default="skip", help="Treatment of images and captions that are in an evaluation set: skip or keep."
+    leaks: Literal["skip", "keep"] = option(
+        default="skip", help="Treatment of images and captions that are in an evaluation set."
     )
-    on_error: str = option(
-        default="stop", help="Reaction to a wrong annotation or an unreadable image: stop or skip."
+    on_error: Literal["stop", "skip"] = option(
+        default="stop", help="Reaction to a wrong annotation or an unreadable image."
     )
     images_per_shard: int = option(default=100, help="Maximum number of source images per Parquet file.")
     shard_megabytes: int = option(default=500, help="Maximum size of a Parquet file, in megabytes.")
     num_workers: int = option(default=1, help="Number of processes.")
     seed: int = option(default=0, help="Seed of all random choices.")
     sheet_rows: int = option(default=12, help="Number of rows on the contact sheets.")
-    title: str | None = option(default=None, help="Title of the card. The default is the folder's name.")
+    title: str | None = option(default=None, help="Title of the card. By default, the name of the folder.")
     license: str | None = option(
-        default=None, help="Licence of images and annotations as the Hub names it, e.g. cc-by-4.0 or other."
+        default=None,
+        help="Licence of images and annotations as the Hub names it, such as cc-by-4.0 or other.",
     )
     license_name: str | None = option(default=None, help="Name of the licence if --license is other.")
     license_link: str | None = option(default=None, help="Address of the licence text.")

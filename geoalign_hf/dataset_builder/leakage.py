@@ -176,10 +176,8 @@ def write_table(overlaps: list[dict], sets: Iterable[EvaluationSet]) -> str:
 class LeakageConfig:
     """Rows to compare with evaluation sets."""
 
-    dataset: str = option(default="outputs/rows", help="Folder of built rows, or Hub repository.")
-    split: str | None = option(
-        default=None, help="Split of the rows. The default is train, or the only split."
-    )
+    dataset: str = option(default="outputs/rows", help="Folder or Hub repository of built rows.")
+    split: str | None = option(default=None, help="Split of the rows. By default, train or the only split.")
     eval_coco: list[str] = option(default_factory=list, help="COCO files of evaluation sets.")
     eval_captions: list[str] = option(default_factory=list, help="Caption files of evaluation sets.")
     eval_images: list[str] = option(default_factory=list, help="Image folders of evaluation sets.")

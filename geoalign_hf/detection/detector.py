@@ -6,16 +6,16 @@ from typing import Literal
 
 import torch
 from PIL import Image
-from transformers.hf_argparser import HfArg
 
 from ..embedding.embedder import Embedder
-from ..embedding.templates import resolve_templates
+from ..embedding.templates import TEMPLATE_SETS, resolve_templates
 from ..model.detection_geoalign_clip import (
     build_vocabulary,
     choose_detections,
     measure_box_ious,
     score_labels,
 )
+from ..options import option
 from .overlap import measure_quad_ious
 from .peaks import propose_peaks
 from .proposals import Proposals, join_proposals, propose_grid
@@ -31,28 +31,33 @@ class DetectionOptions:
 
     _argument_group_name = "detection"
 
-    proposer: Literal["grid", "peaks", "both"] = HfArg(
+    proposer: Literal["grid", "peaks", "both"] = option(
         default="grid",
-        help="Source of proposals where none are given: a grid of windows, peaks of the dense map, or both.",
+        help="Source of proposals if there is no file of them: a grid of windows, peaks of the dense map, or "
+        "both.",
     )
-    sides: list[float] | None = HfArg(
+    sides: list[float] | None = option(
         default=None,
-        help="Sides of the grid's windows in pixels; by default 1/16, 1/8, 1/4 and 1/2 of the image's longer "
-        "side.",
+        help="Sides of the grid's windows, in pixels. By default, 1/16, 1/8, 1/4 and 1/2 of the image's "
+        "longer side.",
     )
-    overlap: float = HfArg(default=0.5, help="Part of a side that neighbouring windows of the grid share.")
-    background_labels: list[str] | None = HfArg(
-        default=None, help="Words for what is no object; by default five general ones."
+    overlap: float = option(default=0.5, help="Part of a side that neighbouring windows of the grid share.")
+    background_labels: list[str] | None = option(
+        default=None, help="Words for what is not an object. By default, five general words."
     )
-    templates: str = HfArg(default="geoalign", help="Template set that labels are put into.")
-    objectness_weight: float = HfArg(
+    templates: str = option(
+        default="geoalign", help="Template set that labels are put into.", choices=TEMPLATE_SETS
+    )
+    objectness_weight: float = option(
         default=1.0, help="Exponent of the objectness in the score; 0 ignores the objectness."
     )
-    temperature: float = HfArg(default=1.0, help="Divisor of the logits; above 1 scores become more even.")
-    background_bias: float = HfArg(default=0.0, help="Addend to the logit of the background.")
-    threshold: float = HfArg(default=0.1, help="Smallest score of a detection.")
-    max_iou: float = HfArg(default=0.5, help="Largest overlap of two detections of one label.")
-    top_k: int = HfArg(default=100, help="Largest number of detections per image.")
+    temperature: float = option(
+        default=1.0, help="Number that divides the logits. Above 1, the scores become more even."
+    )
+    background_bias: float = option(default=0.0, help="Number that is added to the logit of the background.")
+    threshold: float = option(default=0.1, help="Smallest score of a detection.")
+    max_iou: float = option(default=0.5, help="Largest overlap of two detections of one label.")
+    top_k: int = option(default=100, help="Largest number of detections per image.")
 
     def __post_init__(self):
         resolve_templates(self.templates)

@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import (
@@ -28,9 +28,9 @@ from huggingface_hub import (
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
-from transformers.hf_argparser import HfArg
 from transformers.utils import logging
 
+from ..options import option
 from ..storage import lock_folder, read_json, read_text
 from .cards import UNNAMED, UNNAMED_BASE, has_protocol, make_card
 
@@ -50,18 +50,14 @@ PLACEHOLDER = "[More Information Needed]"  # in the cards of PEFT and transforme
 REPLACED = r"(adapter_)?model(-\d+-of-\d+)?\.safetensors(\.index\.json)?|data/[^/]+\.parquet"
 
 
-def _option(default, what: str):
-    return field(default=default, metadata={"help": what})
-
-
 @dataclass(frozen=True)
 class HubConfig:
     """Where a training run is published. Its names are those of transformers' Trainer."""
 
-    push_to_hub: bool = _option(False, "push each checkpoint in the background, and the final model")
-    hub_model_id: str | None = _option(None, "repository, name or owner/name; default: name of output_dir")
-    hub_private_repo: bool = _option(False, "make the repository private")
-    hub_revision: str | None = _option(None, "branch to push to")
+    push_to_hub: bool = False
+    hub_model_id: str | None = None
+    hub_private_repo: bool = False
+    hub_revision: str | None = None
 
 
 @dataclass(frozen=True)
@@ -70,18 +66,18 @@ class PushConfig:
 
     _positional = ("folder", "repo_id")
 
-    folder: str = HfArg(help="Folder of a model, an adapter or built rows.")
-    repo_id: str = HfArg(help="Name of the repository, with or without its owner. It is created if needed.")
-    private: bool = HfArg(default=False, help="Visibility of a new repository for its owner only.")
-    revision: str | None = HfArg(default=None, help="Branch to push to. It is created if needed.")
-    tag: str | None = HfArg(default=None, help="Tag for the new commit.")
-    create_pr: bool = HfArg(default=False, help="Pull request instead of a direct commit.")
-    commit_message: str | None = HfArg(default=None, help="Message of the commit.")
-    base_model: str | None = HfArg(
+    folder: str = option(help="Folder of a model, an adapter or built rows.")
+    repo_id: str = option(help="Name of the repository, with or without its owner. It is created if needed.")
+    private: bool = option(default=False, help="Privacy of a new repository. Only its owner sees it.")
+    revision: str | None = option(default=None, help="Branch to push to. It is created if needed.")
+    tag: str | None = option(default=None, help="Tag for the new commit.")
+    create_pr: bool = option(default=False, help="Pull request instead of a direct commit.")
+    commit_message: str | None = option(default=None, help="Message of the commit.")
+    base_model: str | None = option(
         default=None, help="Repository of an adapter's base model, if it was trained on a local folder."
     )
-    handler: bool = HfArg(default=False, help="Code for Inference Endpoints (handler.py) beside the model.")
-    space: str | None = HfArg(
+    handler: bool = option(default=False, help="Code for Inference Endpoints (handler.py) beside the model.")
+    space: str | None = option(
         default=None, help="Name of a Space to create or update: a page on which people try the model."
     )
 

@@ -7,15 +7,15 @@ from dataclasses import dataclass, fields
 
 import torch
 from torch.nn.functional import normalize
-from transformers.hf_argparser import HfArg
 
+from ..options import option
 from .contrastive import full_precision
 from .distributed import count_processes, sum_over_processes
 from .terms import TERMS, TermInputs
 
 
 def _weight(default: float, comparison: str) -> float:
-    return HfArg(default=default, help=f"Weight of the term that compares {comparison}.")
+    return option(default=default, help=f"Weight of the term that compares {comparison}.")
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@
 from .requirements_geoalign_clip import REQUIRED_TRANSFORMERS  # noqa: F401  # before what older ones lack
 
 # isort: split
+import math
 from typing import TYPE_CHECKING
 
 from huggingface_hub.dataclasses import strict
@@ -78,8 +79,8 @@ class GeoAlignCLIPConfig(CLIPConfig):
     def validate_region_view(self):
         """Refuse an unknown view, and windows that would cut into their boxes."""
         _check_choice("region_view", self.region_view, REGION_VIEWS)
-        if self.region_context < 1:
-            raise ValueError(f"region_context is {self.region_context}; it must be at least 1.")
+        if not 1 <= self.region_context < math.inf:
+            raise ValueError(f"region_context is {self.region_context}; it must be a number and at least 1.")
 
     def validate_stem(self):
         """Refuse an unknown stem, and a convolutional one whose layers would not divide evenly."""

@@ -2,13 +2,12 @@
 
 import math
 from dataclasses import MISSING, dataclass, fields
-from typing import Any
 
 import torch
 from transformers import TrainingArguments
-from transformers.hf_argparser import HfArg
 from transformers.trainer_utils import IntervalStrategy
 
+from ..options import option
 from .launch import INSTEAD, check_backend_variables
 from .teacher import TEACHERS
 
@@ -62,10 +61,6 @@ UNSUPPORTED = {
 }
 
 
-def _option(default: Any, help_text: str) -> Any:
-    return HfArg(default=default, help=help_text)
-
-
 @dataclass
 class GeoAlignTrainingArguments(TrainingArguments):
     """Arguments of `GeoAlignTrainer`: those of `transformers.TrainingArguments`, and a few more.
@@ -101,66 +96,88 @@ class GeoAlignTrainingArguments(TrainingArguments):
 
     _argument_group_name = "training"
 
-    output_dir: str = _option("outputs/train", "Folder for checkpoints and the trained model.")
-    num_train_epochs: float = _option(10.0, "Number of passes over the rows.")
-    per_device_train_batch_size: int = _option(
-        32, "Number of rows per process and step; all of them are negatives of each other."
+    output_dir: str = option(default="outputs/train", help="Folder for checkpoints and the trained model.")
+    num_train_epochs: float = option(default=10.0, help="Number of passes over the rows.")
+    per_device_train_batch_size: int = option(
+        default=32, help="Number of rows per process and step; all of them are negatives of each other."
     )
-    mini_batch_size: int | None = _option(
-        None, "Number of rows encoded at once, for batches that exceed the memory; default: the whole batch."
+    mini_batch_size: int | None = option(
+        default=None,
+        help="Number of rows that are encoded at once, for batches that exceed the memory. By default, the "
+        "whole batch.",
     )
-    gradient_accumulation_steps: int = _option(
-        1,
-        "Number of batches per step whose gradients are averaged. Rows of different batches are not "
-        "negatives of each other; mini_batch_size saves as much memory and keeps all negatives.",
+    gradient_accumulation_steps: int = option(
+        default=1,
+        help="Number of batches per step whose gradients are averaged. Rows of different batches are not "
+        "negatives of each other. --mini_batch_size saves as much memory and keeps all negatives.",
     )
-    learning_rate: float = _option(5e-4, "Peak learning rate; 5e-4 suits fresh weights, 1e-5 a trained CLIP.")
-    layer_decay: float = _option(
-        1.0,
-        "Factor on the learning rate of a tower's block for each block above it; below 1, lower blocks "
+    learning_rate: float = option(
+        default=5e-4, help="Peak learning rate. 5e-4 suits fresh weights, and 1e-5 a trained CLIP."
+    )
+    layer_decay: float = option(
+        default=1.0,
+        help="Factor on the learning rate of a tower's block for each block above it. Below 1, lower blocks "
         "change less.",
     )
-    lr_scheduler_type: str = _option("cosine", "Name of the learning rate schedule.")
-    warmup_steps: float = _option(0.05, "Number of warm-up steps; below 1: fraction of all steps.")
-    weight_decay: float = _option(0.05, "Weight decay of matrices; vectors and scales have none.")
-    adam_beta2: float = _option(0.98, "Decay of AdamW's second moment.")
-    ema_decay: float = _option(
-        0.0, "Decay of the moving average of the weights that is evaluated and saved; 0: off."
+    lr_scheduler_type: str = option(default="cosine", help="Name of the learning rate schedule.")
+    warmup_steps: float = option(
+        default=0.05, help="Number of warm-up steps. A number below 1 is a fraction of all steps."
     )
-    max_regions: int | None = _option(None, "Largest number of regions per row and step; default: all.")
-    max_negatives: int = _option(10, "Largest number of hard negatives per region and step.")
-    max_crops: int = _option(2, "Largest number of regions per row and step that are also seen as a crop.")
-    max_vocabulary: int = _option(
-        200, "Largest number of concepts up to which a region is contrasted with all, not those of its batch."
+    weight_decay: float = option(
+        default=0.05, help="Weight decay of matrices. Vectors and scales do not decay."
     )
-    teacher: str = _option("self", "Model that gives the targets of crops: self, ema or frozen.")
-    teacher_decay: float = _option(0.999, "Decay of the teacher ema per step.")
-    logging_steps: float = _option(10, "Number of steps between log entries.")
-    logging_first_step: bool = _option(True, "Log entry after the first step, too.")
-    logging_nan_inf_filter: bool = _option(
-        False, "Filter without effect here, since a loss that is not finite is an error."
+    adam_beta2: float = option(default=0.98, help="Decay of AdamW's second moment.")
+    ema_decay: float = option(
+        default=0.0,
+        help="Decay of the moving average of the weights, which is evaluated and saved. 0 turns it off.",
     )
-    eval_strategy: str = _option("epoch", "Interval of the evaluations: no, steps or epoch.")
-    eval_on_start: bool = _option(True, "Evaluation before the first step, too.")
-    save_strategy: str = _option("epoch", "Interval of the checkpoints: no, steps, epoch or best.")
-    save_total_limit: int | None = _option(2, "Number of the newest checkpoints that are kept.")
-    restore_callback_states_from_checkpoint: bool = _option(
-        True, "State of callbacks: continued from the checkpoint."
+    max_regions: int | None = option(
+        default=None, help="Largest number of regions per row and step. By default, all regions."
     )
-    dataloader_drop_last: bool = _option(True, "Removal of the last batch of an epoch if it is smaller.")
-    ddp_find_unused_parameters: bool | None = _option(False, "Search of DDP for unused parameters.")
-    seed: int = _option(0, "Seed of everything random.")
-    overwrite_output_dir: bool = _option(False, "Removal of what an earlier run left in output_dir.")
-    resume_from_checkpoint: str | None = _option(
-        None, "Folder of the checkpoint to resume from; last: the newest one in output_dir."
+    max_negatives: int = option(default=10, help="Largest number of hard negatives per region and step.")
+    max_crops: int = option(
+        default=2, help="Largest number of regions per row and step that are also seen as a crop."
     )
+    max_vocabulary: int = option(
+        default=200,
+        help="Largest number of concepts for which a region is contrasted with all concepts of the rows. If "
+        "there are more, it is contrasted with those of its batch.",
+    )
+    teacher: str = option(
+        default="self",
+        help="Model that embeds crops as targets: the trained model (self), its moving average (ema), or the "
+        "model before training (frozen).",
+    )
+    teacher_decay: float = option(default=0.999, help="Decay of the moving average of --teacher ema.")
+    logging_steps: float = option(default=10, help="Number of steps between log entries.")
+    logging_first_step: bool = option(default=True, help="Log entry after the first step.")
+    eval_strategy: str = option(default="epoch", help="Time of evaluations: no, steps or epoch.")
+    eval_on_start: bool = option(default=True, help="Evaluation before the first step.")
+    save_strategy: str = option(default="epoch", help="Time of checkpoints: no, steps, epoch or best.")
+    save_total_limit: int | None = option(default=2, help="Number of the newest checkpoints that are kept.")
+    dataloader_drop_last: bool = option(
+        default=True, help="Removal of the last batch of an epoch if it is smaller."
+    )
+    seed: int = option(default=0, help="Seed of all random choices.")
+    overwrite_output_dir: bool = option(
+        default=False, help="Removal of the results of an earlier run from --output_dir."
+    )
+    resume_from_checkpoint: str | None = option(
+        default=None,
+        help="Folder of the checkpoint to resume from, or last for the newest one in --output_dir.",
+    )
+
+    # Other defaults that the help does not show.
+    logging_nan_inf_filter: bool = False  # a loss that is not finite is an error
+    restore_callback_states_from_checkpoint: bool = True
+    ddp_find_unused_parameters: bool | None = False  # every parameter has a gradient in every step
 
     def __post_init__(self):
         self._check_numbers()
         check_backend_variables()
         if self.teacher not in TEACHERS:
             raise ValueError(f"teacher is {self.teacher!r}; it must be one of {TEACHERS}.")
-        defaults = {option.name: option.default for option in fields(self) if option.default is not MISSING}
+        defaults = {field.name: field.default for field in fields(self) if field.default is not MISSING}
         for name, advice in UNSUPPORTED.items():
             if getattr(self, name) not in (defaults.get(name), None, []):
                 raise ValueError(
@@ -189,18 +206,18 @@ class GeoAlignTrainingArguments(TrainingArguments):
             self.metric_for_best_model, self.greater_is_better = chosen
 
     def _check_numbers(self) -> None:
-        for option in fields(self):
-            value = getattr(self, option.name)
+        for field in fields(self):
+            value = getattr(self, field.name)
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 continue
             if not math.isfinite(value):
-                raise ValueError(f"{option.name} is {value}; it must be a finite number.")
-            low, includes_low = LOWEST.get(option.name, (-math.inf, True))
+                raise ValueError(f"{field.name} is {value}; it must be a finite number.")
+            low, includes_low = LOWEST.get(field.name, (-math.inf, True))
             if value < low or (value == low and not includes_low):
                 bound = "at least" if includes_low else "above"
-                raise ValueError(f"{option.name} is {value}; it must be {bound} {low}.")
-            if option.name in BELOW_ONE and value >= 1:
-                raise ValueError(f"{option.name} is {value}; it must be below 1.")
+                raise ValueError(f"{field.name} is {value}; it must be {bound} {low}.")
+            if field.name in BELOW_ONE and value >= 1:
+                raise ValueError(f"{field.name} is {value}; it must be below 1.")
         if self.max_steps == 0:
             raise ValueError("max_steps is 0; it must be at least 1, or -1 to train num_train_epochs epochs.")
 
@@ -219,14 +236,14 @@ class GeoAlignTrainingArguments(TrainingArguments):
         own = GeoAlignTrainingArguments.__annotations__
         values = self.to_dict()
         return {
-            option.name: values[option.name]
-            for option in fields(self)
-            if not option.name.startswith(("hub_", "push_", "logging_", "disable_", "local_", "restore_"))
-            and option.name not in private
-            and (option.name in own or values[option.name] != _get_default(option))
+            field.name: values[field.name]
+            for field in fields(self)
+            if not field.name.startswith(("hub_", "push_", "logging_", "disable_", "local_", "restore_"))
+            and field.name not in private
+            and (field.name in own or values[field.name] != _get_default(field))
         }
 
 
-def _get_default(option):
-    default = option.default_factory() if option.default is MISSING else option.default
+def _get_default(field):
+    default = field.default_factory() if field.default is MISSING else field.default
     return getattr(default, "value", default)

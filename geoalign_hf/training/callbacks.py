@@ -41,12 +41,12 @@ class SaveFlow(TrainerCallback):
 
     def __init__(self):
         self.received: int | None = None
-        self.is_postponed = False
+        self.is_postponed = self.is_stopping = False
 
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Handle the signals inside the block. Only the main thread can."""
-        self.received = None
+        self.received, self.is_stopping = None, False
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -76,16 +76,19 @@ class SaveFlow(TrainerCallback):
         """
         number = sum_over_processes(torch.tensor(float(self.received or 0), device=args.device))
         if number > 0:
-            self.received = self.received or signal.SIGTERM
+            self.received, self.is_stopping = self.received or signal.SIGTERM, True
             control.should_save = control.should_training_stop = True
         self.is_postponed = control.should_save and state.epoch == int(state.epoch)
         control.should_save = control.should_save and not self.is_postponed
         return control
 
     def on_epoch_end(self, args, state, control, **kwargs):
-        """Save what was postponed; neither save nor evaluate where the epoch was interrupted."""
+        """Save what was postponed; neither save nor evaluate where the epoch was interrupted.
+
+        A signal since the last step changes nothing here. All processes stop after their next step.
+        """
         if self.is_postponed:
             control.should_save, self.is_postponed = True, False
-        elif self.received:
+        elif self.is_stopping:
             control.should_save = control.should_evaluate = False
         return control

@@ -7,16 +7,17 @@ regression) or by LoRA, and are scored on boxes of new concepts, of old concepts
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
-from transformers.hf_argparser import HfArg
 
 from ..captioning.grammar import add_article
 from ..data.augmentation import Augmentation
 from ..data.schema import REGION_COLUMNS, build_rows
 from ..evaluation.metrics.classification import rank_concepts, score_concepts
 from ..losses.objective import LossWeights
+from ..options import option
 from .arguments import GeoAlignTrainingArguments
 from .lora import AdapterConfig, adapt_model
 from .trainer import GeoAlignTrainer
@@ -32,16 +33,18 @@ class FewShotConfig:
 
     _argument_group_name = "few-shot methods"
 
-    shots: str = HfArg(default="1,4,16", help="Numbers of boxes per new concept, separated by commas.")
-    num_seeds: int = HfArg(default=3, help="Number of draws of these boxes. Their seeds are 0, 1, ...")
-    rehearsed: int = HfArg(default=0, help="Number of boxes per old concept that LoRA is also trained on.")
-    ridge: float = HfArg(
+    shots: str = option(default="1,4,16", help="Numbers of boxes per new concept, separated by commas.")
+    num_seeds: int = option(default=3, help="Number of draws of these boxes. Their seeds are 0, 1, ...")
+    rehearsed: int = option(default=0, help="Number of boxes per old concept that LoRA is also trained on.")
+    ridge: float = option(
         default=3.0, help="Strength of the ridge probe's regularization, multiplied by the number of shots."
     )
-    num_steps: int = HfArg(default=200, help="Number of training steps of LoRA.")
-    learning_rate: float = HfArg(default=5e-4, help="Peak learning rate of LoRA.")
-    batch_size: int = HfArg(default=12, help="Largest number of boxes per training step of LoRA.")
-    mixed_precision: str | None = HfArg(default=None, help="Precision of LoRA's training: no, bf16 or fp16.")
+    num_steps: int = option(default=200, help="Number of training steps of LoRA.")
+    learning_rate: float = option(default=5e-4, help="Peak learning rate of LoRA.")
+    batch_size: int = option(default=12, help="Largest number of boxes per training step of LoRA.")
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = option(
+        default=None, help="Mixed precision of the training of LoRA."
+    )
 
     def __post_init__(self):
         self.list_shots()

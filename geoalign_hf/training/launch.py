@@ -152,15 +152,20 @@ def copy_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor]) -> No
     """Copy unsharded weights into the parameters of a model, which FSDP may have sharded.
 
     Raises:
-        ValueError: if a trained parameter is not among them.
+        ValueError: if a trained parameter is not among them, or has another shape.
     """
     reshard(model)
     parameters = dict(model.named_parameters())
     trained = {name for name, parameter in parameters.items() if parameter.requires_grad}
     if missing := sorted(trained - weights.keys()):
         raise ValueError(f"the checkpoint lacks the weights {missing[:3]} ({len(missing)} in all).")
+    shared = sorted(parameters.keys() & weights.keys())  # the same order on every process
+    for name in shared:
+        found, expected = tuple(weights[name].shape), tuple(parameters[name].shape)
+        if found != expected and {found, expected} != {(), (1,)}:  # see `prepare_for_fsdp`
+            raise ValueError(f"{name} has the shape {found} in the checkpoint, and {expected} in the model.")
     with torch.no_grad():
-        for name in sorted(parameters.keys() & weights.keys()):  # the same order on every process
+        for name in shared:
             parameter = parameters[name]
             whole = weights[name].to(parameter.device).reshape(parameter.shape)
             if isinstance(parameter, DTensor):

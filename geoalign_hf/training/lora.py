@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
-from transformers.hf_argparser import HfArg
+
+from ..options import option
 
 TOWERS = ("vision", "text")
 LAYERS = r"(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])"  # the linear layers of a block
@@ -28,30 +29,30 @@ class AdapterConfig:
 
     _argument_group_name = "adapters"
 
-    lora: str = HfArg(
+    lora: str = option(
         default="",
         help="Towers that get LoRA adapters: vision, text or vision,text. Everything else is frozen.",
     )
-    lora_rank: int = HfArg(default=16, help="Rank of each adapter.")
-    lora_alpha: float = HfArg(
+    lora_rank: int = option(default=16, help="Rank of each adapter.")
+    lora_alpha: float = option(
         default=32, help="Numerator of the factor lora_alpha / lora_rank on an adapter's output."
     )
-    lora_dropout: float = HfArg(
+    lora_dropout: float = option(
         default=0.0, help="Fraction of an adapter's inputs that is dropped in training."
     )
-    lora_blocks: int | None = HfArg(
-        default=None, help="Number of last blocks of each tower that get adapters. The default is all."
+    lora_blocks: int | None = option(
+        default=None, help="Number of last blocks of each tower that get adapters. By default, all blocks."
     )
-    train_projections: bool = HfArg(
+    train_projections: bool = option(
         default=False,
-        help="Training of both projections beside the LoRA adapters, with which they are saved.",
+        help="Training of both projections beside the LoRA adapters. They are saved with the adapters.",
     )
-    train_scales: bool = HfArg(
+    train_scales: bool = option(
         default=True,
-        help="Training of both logit scales beside the LoRA adapters, with which they are saved.",
+        help="Training of both logit scales beside the LoRA adapters. They are saved with the adapters.",
     )
-    freeze: str = HfArg(
-        default="", help="Towers that are not trained, without LoRA: vision, text or vision,text."
+    freeze: str = option(
+        default="", help="Towers that are not trained: vision, text or vision,text. Not together with --lora."
     )
 
     def __post_init__(self):

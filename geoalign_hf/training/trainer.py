@@ -24,6 +24,7 @@ from ..model.processing_geoalign_clip import CONCEPT_TEMPLATES
 from ..storage import no_progress_bars
 from .arguments import GeoAlignTrainingArguments
 from .checkpoints import write_folder
+from .identity import checksum_rows, describe_model
 from .inputs import check_rows, choose_metric, count_cut_texts, drop_terms_without_data, prepare_data
 from .launch import check_processes, prepare_model
 from .layer_rates import decay_rates
@@ -129,6 +130,7 @@ class GeoAlignTrainer(ResumableTrainer):
             "num_cut_texts": cut,
             "num_processes": args.world_size,
         }
+        self._rows_checksum = checksum_rows(train_dataset)
         self._row_ids: list[torch.Tensor] = []  # of the micro-batches since the last step
         self._forget_terms()
         super().__init__(
@@ -180,6 +182,7 @@ class GeoAlignTrainer(ResumableTrainer):
     def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
         """Also build the teacher, before the model gets its wrapper."""
         prepare_model(self.model, self.accelerator)
+        self._model_description = describe_model(self.model)
         kind = self.args.teacher if self.loss_weights.crop_consistency else "self"
         self.teacher = Teacher(kind, self.model, self.args.teacher_decay)
         self.teacher.move_to(self.accelerator.device)
@@ -335,12 +338,17 @@ class GeoAlignTrainer(ResumableTrainer):
     def describe_run(self) -> dict:
         """Return what must be equal when the run is resumed: the order of the data, and decisive settings."""
         training = {name: self.settings["training"].get(name) for name in DECISIVE}
-        return training | {
-            "max_steps": self.state.max_steps,
-            "per_device_train_batch_size": self._train_batch_size,
-            "num_processes": self.args.world_size,
-            "num_rows": len(self.train_dataset),
-            "loss_weights": self.settings["loss_weights"],
-            "templates": self.settings["templates"],
-            "augmentation": self.settings["augmentation"],
-        }
+        return (
+            training
+            | self._model_description
+            | {
+                "max_steps": self.state.max_steps,
+                "per_device_train_batch_size": self._train_batch_size,
+                "num_processes": self.args.world_size,
+                "num_rows": len(self.train_dataset),
+                "rows": self._rows_checksum,
+                "loss_weights": self.settings["loss_weights"],
+                "templates": self.settings["templates"],
+                "augmentation": self.settings["augmentation"],
+            }
+        )

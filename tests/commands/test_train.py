@@ -43,6 +43,36 @@ def test_train_starts_from_a_stock_clip_with_rates_for_fine_tuning(
     assert "outputs/train" in line and "overwrite_output_dir" in line
 
 
+@pytest.mark.parametrize("source", ["clip_folder", "folder"])
+def test_the_view_of_a_region_is_evaluated_and_stored(source, coco_folder, geoalign, tmp_path, request):
+    files = ["--dataset", coco_folder / "rows.json", "--images", coco_folder, "--validation_share", 0.25]
+    start = ["--model", request.getfixturevalue(source), *files, *SHORT]
+    view = ["--region_view", "window", "--region_context", 2]
+    for name, options in (("default", []), ("window", view)):
+        geoalign("train", *start, *options, "--output_dir", name)
+    for name, source, context in (("default", "image", 1.6), ("window", "window", 2.0)):
+        config = AutoModel.from_pretrained(tmp_path / name / "final").config
+        assert (config.region_view, config.region_context) == (source, context)
+        for scores in json.loads((tmp_path / name / "metrics.json").read_text()).values():
+            assert scores["protocol"]["region_source"] == source
+    card = (tmp_path / "window/final/README.md").read_text()
+    assert "a window around it, 2.0 times its longer side" in card
+
+
+def test_the_view_of_a_new_model_can_be_the_image(coco_folder, geoalign, tmp_path):
+    files = ["--dataset", coco_folder / "rows.json", "--images", coco_folder]
+    geoalign("train", *files, *SMALL, *SHORT, "--region_view", "image")
+    assert AutoModel.from_pretrained(tmp_path / "outputs/train/final").config.region_view == "image"
+
+
+def test_a_base_that_an_adapter_could_not_find_is_refused(folder, clip_folder, coco_folder, geoalign_refuses):
+    files = ["--dataset", coco_folder / "rows.json", "--images", coco_folder, "--lora", "text"]
+    line = geoalign_refuses("train", "--model", clip_folder, *files)
+    assert f"geoalign-hf convert {clip_folder}" in line
+    line = geoalign_refuses("train", "--model", folder, *files, "--region_view", "window")
+    assert "--region_view" in line and f"config.json of {folder}" in line
+
+
 def test_train_refuses_options_that_contradict_each_other(folder, geoalign_refuses, coco_folder):
     rows = ["--dataset", coco_folder / "rows.json", "--images", coco_folder]
     assert "--model" in geoalign_refuses("train", *rows, "--lora", "text")

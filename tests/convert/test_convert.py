@@ -342,6 +342,20 @@ def test_the_command_writes_a_folder_that_loads(saved, converted, geoalign, tmp_
     assert json.loads((dest / "config.json").read_text())["model_type"] == "geoalign_clip"
 
 
+def test_the_command_stores_the_view_of_a_region(saved, geoalign, geoalign_refuses, tmp_path):
+    geoalign("convert", saved, tmp_path / "window", "--region_view", "window", "--region_context", 2)
+    config = GeoAlignCLIPModel.from_pretrained(tmp_path / "window").config
+    assert (config.region_view, config.region_context) == ("window", 2.0)
+    line = geoalign_refuses("convert", saved, tmp_path / "image", "--region_context", 2)
+    assert "--region_context" in line and "--region_view window" in line
+    for number in ("0.5", "nan", "inf"):
+        line = geoalign_refuses(
+            "convert", saved, tmp_path / "image", "--region_view", "window", "--region_context", number
+        )
+        assert f"region_context is {number}" in line
+    assert not (tmp_path / "image").exists()
+
+
 def test_a_folder_that_is_not_empty_is_not_written_into(saved, tmp_path, geoalign_refuses):
     (tmp_path / "notes.txt").write_text("mine")
     line = geoalign_refuses("convert", saved, tmp_path)

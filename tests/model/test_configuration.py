@@ -1,6 +1,7 @@
 """GeoAlignCLIPConfig: what the model is."""
 
 import json
+import math
 
 import pytest
 from huggingface_hub.errors import StrictDataclassError
@@ -44,7 +45,7 @@ def test_where_the_class_is_installed_no_remote_pipeline_code_is_asked_for(tmp_p
     "fields, found",
     [
         ({"region_view": "crop"}, r"region_view is 'crop'; it must be one of \('image', 'window'\)"),
-        ({"region_context": 0.5}, "region_context is 0.5; it must be at least 1"),
+        *(({"region_context": x}, f"region_context is {x}; it must be") for x in (0.5, math.nan, math.inf)),
         ({"stem": "resnet"}, r"stem is 'resnet'; it must be one of \('patch', 'convolution'\)"),
         ({"stem": "convolution", "vision_config": {"patch_size": 14}}, "patch_size is 14;.*a multiple of 8"),
     ],

@@ -17,6 +17,7 @@ import torch
 from refusals import refuses
 from runs import build_trainer
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 
 from geoalign_hf.data.augmentation import Augmentation
 from geoalign_hf.storage import lock_folder
@@ -263,6 +264,38 @@ def test_a_signal_saves_a_checkpoint_that_resumes_with_the_same_bits(
         check_equal_files(*(tmp_path / run / name / "model.safetensors" for run in "ab"))
     left, right = (json.loads((tmp_path / run / "metrics.json").read_text()) for run in "ab")
     assert left == right
+
+
+class SignalAtEpochEnd(TrainerCallback):
+    """Sends a signal between the last step of an epoch and its evaluation."""
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if state.epoch == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_signal_after_the_last_step_of_an_epoch_keeps_its_evaluation(built, processor, rows, tmp_path):
+    def start(folder, **options):
+        return build_trainer(
+            copy.deepcopy(built[0]), processor, rows, folder, evaluators=[WeightEvaluator()], **options
+        )
+
+    whole = start(tmp_path / "a")
+    whole.train()
+    with pytest.raises(SystemExit):
+        start(tmp_path / "b", callbacks=[SignalAtEpochEnd()]).train()
+    resumed = start(tmp_path / "b", resume_from_checkpoint="last")
+    resumed.train()
+    found, expected = (
+        [
+            (entry["step"], entry["eval_scale_score"])
+            for entry in each.state.log_history
+            if "eval_scale_score" in entry
+        ]
+        for each in (resumed, whole)
+    )
+    assert found == expected and resumed.scores == whole.scores
+    check_equal_files(*(tmp_path / run / "best" / "model.safetensors" for run in "ab"))
 
 
 class WeightEvaluator:

@@ -1,8 +1,10 @@
 """Laws of loops that users write: Accelerate's and a stock Trainer's losses are those of our trainer."""
 
 import copy
+import os
 import re
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +22,7 @@ from geoalign_hf.losses.objective import LossWeights, compute_losses
 from geoalign_hf.training.step import encode_batch
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "train_accelerate.py"
+CONFIG = SCRIPT.parent / "accelerate_configs" / "ddp.yaml"
 
 
 @pytest.fixture
@@ -34,8 +37,12 @@ def run_script(folder, coco_folder, tmp_path, monkeypatch, capsys):
     return run
 
 
+def read_losses(printed: str) -> list[float]:
+    return [float(loss) for loss in re.findall(r"loss (\d+\.\d+)", printed)]
+
+
 def test_the_accelerate_script_is_short():
-    assert len(SCRIPT.read_text().splitlines()) <= 120
+    assert len(SCRIPT.read_text().splitlines()) < 120
 
 
 def test_the_accelerate_script_gives_the_losses_of_the_trainer_and_resumes(
@@ -50,14 +57,42 @@ def test_the_accelerate_script_gives_the_losses_of_the_trainer_and_resumes(
         loss_weights=LossWeights(),
     )  # fmt: skip
     trainer.train()
-    losses = [float(loss) for loss in re.findall(r"loss (\d+\.\d+)", printed)]
-    assert losses == pytest.approx(list_losses(trainer), rel=1e-3)
+    assert read_losses(printed) == pytest.approx(list_losses(trainer), rel=1e-3)
 
     whole = load_file(tmp_path / "loop" / "checkpoint-2" / "model.safetensors")
     (tmp_path / "loop" / "checkpoint-2").rename(tmp_path / "aside")
     run_script(tmp_path / "loop", "--num_train_epochs", 2, *evaluated, "--resume")
     resumed = load_file(tmp_path / "loop" / "checkpoint-2" / "model.safetensors")
     assert all((whole[name] == resumed[name]).all() for name in whole)
+
+
+LAUNCHERS = {
+    "torchrun": ["torch.distributed.run", "--nproc_per_node", "2", "--master_port"],
+    "accelerate": [
+        "accelerate.commands.launch", "--config_file", CONFIG, "--num_processes", "2",
+        "--mixed_precision", "no", "--main_process_port",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_the_accelerate_script_gives_the_losses_of_one_process_on_two(
+    run_script, folder, coco_folder, tmp_path, launcher
+):
+    expected = run_script(tmp_path / "one", "--num_train_epochs", 2)
+    files = ["--model", folder, "--dataset", coco_folder / "rows.json", "--images", coco_folder]
+    small = ["--per_device_train_batch_size", 2, "--learning_rate", 1e-3, "--num_train_epochs", 2]
+    port = 29400 + os.getpid() % 500
+    command = [sys.executable, "-m", *LAUNCHERS[launcher], port, SCRIPT, *files, *small]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    result = subprocess.run(
+        [*map(str, command), "--output_dir", str(tmp_path / "two")],
+        capture_output=True, text=True, env=environment, timeout=300,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    found = read_losses(result.stdout)
+    assert len(found) == 4 and found == pytest.approx(read_losses(expected), rel=1e-4)
 
 
 class PlainTrainer(Trainer):
