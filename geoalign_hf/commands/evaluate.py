@@ -140,8 +140,10 @@ def evaluate_scenes(
         scores = metrics[f"scenes, {templates}"] = evaluator(embedder)
         path = output_dir / f"confusion_{templates}.png"
         draw_confusion(scores["confusion"], scores["protocol"]["concepts"], path)
-    data = {"dataset": name_dataset(str(options.folder or options.dataset))}
-    return finish(metrics, output_dir, data | ({"split": options.split} if options.dataset else {}))
+    data: dict[str, str | None] = {"dataset": name_dataset(str(options.folder or options.dataset))}
+    if options.dataset:
+        data["split"] = options.split
+    return finish(metrics, output_dir, data)
 
 
 def load_scenes(options: SceneTaskOptions) -> tuple[list, list[str]]:

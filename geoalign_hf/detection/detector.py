@@ -158,11 +158,11 @@ class Detector:
         source = None if hasattr(self.embedder.model, "embed_regions") else "crop"
         return self.embedder.embed_regions([row], source, form=form) @ self.word_embeds.T * self.scale
 
-    def score(self, logits: torch.Tensor, objectness: torch.Tensor) -> torch.Tensor:
-        """Compute the scores of labels, (R, C), from logits, (R, W), and objectness, (R,)."""
+    def score(self, logits: torch.Tensor, objectness: torch.Tensor | None) -> torch.Tensor:
+        """Compute the scores of labels, (R, C), from logits, (R, W), and objectness, (R,), or 1."""
         options = self.options
         scores = score_labels(logits, self.vocabulary, options.temperature, options.background_bias)
-        return objectness[:, None] ** options.objectness_weight * scores
+        return scores if objectness is None else objectness[:, None] ** options.objectness_weight * scores
 
 
 def find_region_scale(model) -> float:

@@ -22,7 +22,8 @@ def measure_quad_ious(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor
     """
     import shapely  # optional, of the extra [detect]
 
-    return measure_polygon_ious(*(shapely.polygons(np.asarray(quads, float)) for quads in (first, second)))
+    polygons = [shapely.polygons(np.asarray(quads, dtype=np.float64)) for quads in (first, second)]
+    return measure_polygon_ious(np.asarray(polygons[0]), np.asarray(polygons[1]))
 
 
 def measure_polygon_ious(first: np.ndarray, second: np.ndarray) -> torch.Tensor:
@@ -32,7 +33,7 @@ def measure_polygon_ious(first: np.ndarray, second: np.ndarray) -> torch.Tensor:
     bounds = [shapely.bounds(polygons) for polygons in (first, second)]
     low = np.maximum(bounds[0][:, None, :2], bounds[1][None, :, :2])
     high = np.minimum(bounds[0][:, None, 2:], bounds[1][None, :, 2:])
-    rows, columns = (high > low).all(axis=-1).nonzero()  # only these can overlap
+    rows, columns = np.nonzero((high > low).all(axis=-1))  # only these can overlap
     pairs = first[rows], second[columns]
     shared = shapely.area(shapely.intersection(*pairs))
     ious = torch.zeros(len(first), len(second), dtype=torch.float64)

@@ -248,8 +248,8 @@ def name_dataset(source: str | Path) -> str:
     if not path.exists():
         return str(source)
     card = path / "README.md"
-    title = DatasetCard.load(card).data.pretty_name if card.exists() else None
-    return title or path.resolve().name
+    data: Any = DatasetCard.load(card).data if card.exists() else None
+    return getattr(data, "pretty_name", None) or path.resolve().name
 
 
 def _name_folder(folder: Path) -> str:
