@@ -79,6 +79,8 @@ def test_train_then_evaluate_regions_on_a_coco_file(coco_folder, geoalign, tmp_p
     files = ["--dataset", coco_folder / "rows.json", "--images", coco_folder]
     printed = geoalign("evaluate", "regions", "--model", "out/final", *files)
     scores = json.loads((tmp_path / "outputs" / "evaluate_regions" / "metrics.json").read_text())
+    protocol = scores["concepts, window"]["protocol"]
+    assert (protocol.pop("dataset"), protocol.pop("split")) == ("rows.json", None)
     assert scores["concepts, window"] | {"step": 4} == metrics["regions final"]
     assert f"{scores['concepts, window']['top1_macro']:.4f}" in printed
 

@@ -18,11 +18,16 @@ def inputs(processor, toy_rows):
     return processor(images=[row["image"]], boxes=[row["boxes"]], **words)
 
 
+def check_close(found, expected) -> None:
+    """Compare embeddings of equal weights. Where weights lie in memory changes the rounding of some CPUs."""
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
 @torch.no_grad()
 def check_equal(model, other, inputs) -> None:
     found, expected = model.eval()(**inputs), other.eval()(**inputs)
     for name in ("image_embeds", "text_embeds", "region_embeds", "logit_scale", "region_logit_scale"):
-        assert torch.equal(getattr(found, name), getattr(expected, name)), name
+        check_close(getattr(found, name), getattr(expected, name))
 
 
 @pytest.mark.filterwarnings("ignore:Attempting to save a model", "ignore:The following device_map keys")
@@ -69,8 +74,8 @@ def test_our_folder_read_by_the_stock_class_embeds_alike(built, folder, inputs):
     with torch.no_grad():
         output = clip(**{name: inputs[name] for name in ("pixel_values", "input_ids", "attention_mask")})
         expected = built[0](**inputs)
-    assert torch.equal(output.image_embeds, expected.image_embeds)
-    assert torch.equal(output.text_embeds, expected.text_embeds)
+    check_close(output.image_embeds, expected.image_embeds)
+    check_close(output.text_embeds, expected.text_embeds)
 
 
 def test_saved_by_the_stock_class_it_is_converted_back_to_an_equal_model(built, stock, inputs):
@@ -85,4 +90,4 @@ def test_a_stock_folder_read_by_our_class_embeds_alike(built, stock, inputs):
     fields = CLIPConfig.from_pretrained(stock).to_dict() | {"model_type": "geoalign_clip"}
     model = GeoAlignCLIPModel.from_pretrained(stock, config=GeoAlignCLIPConfig(**fields)).eval()
     with torch.no_grad():
-        assert torch.equal(model(**inputs).image_embeds, built[0](**inputs).image_embeds)
+        check_close(model(**inputs).image_embeds, built[0](**inputs).image_embeds)
