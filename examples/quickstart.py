@@ -81,7 +81,13 @@ def main() -> None:
         loss_weights=LossWeights(scene=0.3, region=0.5, hard_negative=0.5, image_consistency=0.02),
         evaluators=[*evaluators, PhraseRetrievalEvaluator(test_rows)],
         augmentation=Augmentation(
-            whole_share=0.1, min_context=1.1, max_context=2.0, light=0.15, min_visible=0.9, views_per_row=80
+            whole_share=0.1,
+            min_context=1.1,
+            max_context=2.0,
+            light=0.15,
+            min_visible=0.9,
+            min_region_side=0.0,
+            views_per_row=80,
         ),
         card_settings={"data": {"name": "scenes of examples/toy_rows.py", "repo_id": None, "license": None}},
     )

@@ -100,7 +100,9 @@ class TrainingDataset(Dataset):
         if row.get("captions"):
             row["captions"] = _draw(row["captions"], 1, generator)
         others = [r for r in self._list_large_regions(row) if r >= num_fixed]
-        kept = [*range(num_fixed), *_draw(others, self.max_regions - num_fixed, generator)]
+        if len(others) > self.max_regions - num_fixed:
+            others = _draw(others, self.max_regions - num_fixed, generator)
+        kept = [*range(num_fixed), *others]
         if len(kept) < len(row["boxes"]):
             row |= {name: [row[name][r] for r in kept] for name in REGION_COLUMNS if row.get(name)}
         if self.max_negatives is not None and row.get("hard_negatives"):
