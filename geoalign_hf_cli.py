@@ -1,7 +1,7 @@
 """The entry point of the `geoalign-hf` command: find the verb, then import what runs it.
 
 This file lies beside the package, because importing the package imports torch, which takes seconds. `--help`,
-a misspelled verb and `build` by rules do not need it.
+`--version`, a misspelled verb and `build` by rules do not need it.
 """
 
 import os
@@ -55,6 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
     if words == ["--version"]:
+        import_without_models()
         from geoalign_hf.cli import describe_versions
 
         print(describe_versions())

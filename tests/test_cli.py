@@ -95,12 +95,16 @@ def test_the_help_of_every_verb_is_printed_and_says_what_the_verb_does(verb, cap
     assert find_function(verb).__doc__.splitlines()[0] in printed.replace("\n", " ")
 
 
-def test_the_help_lists_all_verbs_and_imports_neither_torch_nor_transformers():
-    code = "import sys, geoalign_hf_cli; code = geoalign_hf_cli.main(['--help']); "
-    code += "assert not {'torch', 'transformers', 'geoalign_hf'} & set(sys.modules); sys.exit(code)"
+@pytest.mark.parametrize(
+    ("word", "facts"),
+    [("--help", [f"\n  {verb} " for verb in VERBS]), ("--version", [__version__, "torch "])],
+)
+def test_the_list_of_verbs_and_the_version_import_neither_torch_nor_transformers(word, facts):
+    code = f"import sys, geoalign_hf_cli; code = geoalign_hf_cli.main([{word!r}]); "
+    code += "assert not {'torch', 'transformers'} & set(sys.modules); sys.exit(code)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr
-    assert [verb for verb in VERBS if f"\n  {verb} " not in result.stdout] == []
+    assert [fact for fact in facts if fact not in result.stdout] == []
 
 
 def test_a_build_by_rules_imports_neither_torch_nor_transformers(coco_folder, tmp_path):
