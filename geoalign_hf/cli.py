@@ -46,7 +46,7 @@ class HelpFormatter(ArgumentDefaultsHelpFormatter):
         if action.nargs == 0 or isinstance(default, bool) or default in (None, SUPPRESS, "", []):
             return action.help if default is not True else f"{action.help} (default: on)"
         if isinstance(default, list):
-            return f"{action.help} (default: {' '.join(default)})"
+            return f"{action.help} (default: {' '.join(map(str, default))})"
         return super()._get_help_string(action)
 
 

@@ -1,6 +1,7 @@
 """`geoalign-hf detect`, and the options of `geoalign-hf evaluate detection`."""
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,13 +18,36 @@ from .inputs import ModelOptions, RowOptions
 
 
 @dataclass
+class LabelOptions:
+    """What is detected."""
+
+    _argument_group_name = "labels"
+
+    labels: list[str] = option(default_factory=list, help="Names of the objects to detect.")
+    synonyms: str | None = option(
+        default=None, help='JSON file of further words for some labels, such as {"ship": ["vessel"]}.'
+    )
+
+    def read_synonyms(self) -> dict | None:
+        """Check that there are labels, and read their synonyms, before a model is loaded."""
+        if not self.labels:
+            raise ValueError("there is nothing to detect. Give names with --labels.")
+        return read_json(self.synonyms) if self.synonyms else None
+
+    def print_counts(self, found: Iterable[str]) -> None:
+        """Print the number of detections of each label."""
+        counts = Counter(found)
+        for label in self.labels:
+            print(f"{counts[label]:6} {label}")
+
+
+@dataclass
 class DetectOptions:
-    """The images, their proposals and the labels."""
+    """The images and their proposals."""
 
     _positional = ("images",)
 
     images: str = option(help="Image, or folder of images. Images in its subfolders are included.")
-    labels: list[str] = option(default_factory=list, help="Names of the objects to detect.")
     coco: str | None = option(
         default=None,
         help="COCO file that lists the images, with file names relative to the folder of images. "
@@ -38,14 +62,12 @@ class DetectOptions:
         default=False,
         help="Detection of oriented boxes, which are read from the segmentation of each proposal.",
     )
-    synonyms: str | None = option(
-        default=None, help='JSON file of further words for some labels, such as {"ship": ["vessel"]}.'
-    )
     output: str = option(default="outputs/detect/detections.json", help="File of the detections.")
 
 
 def detect(
     options: DetectOptions,
+    label_options: LabelOptions,
     detection: DetectionOptions,
     model_options: ModelOptions,
     image_options: ImageOptions,
@@ -55,24 +77,20 @@ def detect(
     Writes a JSON list in COCO's format of results, which pycocotools reads. Without proposals, the
     windows of a grid are named.
     """
-    if not options.labels:
-        raise ValueError("there is nothing to detect. Give names with --labels.")
+    synonyms = label_options.read_synonyms()
     if options.oriented and not options.proposals:
         raise ValueError("--oriented needs oriented boxes, but --proposals is not given. Give both.")
     sources = list_sources(options.images, options.coco)
     given = read_proposals(options.proposals, sources, options.oriented) if options.proposals else {}
-    synonyms = read_json(options.synonyms) if options.synonyms else None
     embedder = model_options.load(image_options)
-    detector = Detector(embedder, options.labels, detection, synonyms)
-    category_ids = number_labels(options.labels, options.coco)
+    detector = Detector(embedder, label_options.labels, detection, synonyms)
+    category_ids = number_labels(label_options.labels, options.coco)
     results = []
     for image_id, path in logging.tqdm(sources.items(), desc="images", total=len(sources)):
         detections = detector(embedder.read_image(path), given.get(image_id))
-        results += list_results(image_id, detections, options.labels, category_ids)
+        results += list_results(image_id, detections, label_options.labels, category_ids)
     write_results(options.output, results)
-    counts = Counter(result["label"] for result in results)
-    for label in options.labels:
-        print(f"{counts[label]:6} {label}")
+    label_options.print_counts(result["label"] for result in results)
     print(f"{len(results)} detections in {len(sources)} images")
     return Path(options.output)
 

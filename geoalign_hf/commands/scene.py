@@ -29,8 +29,8 @@ from ..scenes.score import (
     write_score_maps,
 )
 from ..scenes.search import check_model, read_description, search_archive
-from ..storage import read_json
 from ..training.launch import check_processes
+from .detect import LabelOptions
 from .inputs import MODEL, ModelOptions, check_model_exists, load_model
 
 ARCHIVE = "outputs/archive"
@@ -65,6 +65,22 @@ def read_rule(model: str) -> dict | None:
     """Read the rule by which the images were read that a model was trained on."""
     check_model_exists(model)
     return getattr(AutoProcessor.from_pretrained(model), "image_rule", None)
+
+
+@dataclass
+class RegionOptions:
+    """How regions of a vector file are placed and viewed."""
+
+    _argument_group_name = "regions"
+
+    buffer: float | None = option(
+        default=None, help="Radius in metres of the disc that a point or a line becomes."
+    )
+    context: float | None = option(
+        default=None,
+        help="Side of the window around a region, in multiples of the longer side of its box. By default, "
+        "the one that the model was trained for.",
+    )
 
 
 @dataclass
@@ -127,14 +143,6 @@ class SceneClassifyOptions:
         "boxes in pixels of the scene."
     )
     concepts: list[str] = option(help="Concepts to choose from.")
-    buffer: float | None = option(
-        default=None, help="Radius in metres of the disc that a point or a line becomes."
-    )
-    context: float | None = option(
-        default=None,
-        help="Side of the window around a region, in multiples of the longer side of its box. By default, "
-        "the one that the model was trained for.",
-    )
     templates: Literal["geoalign", "clip", "skyscript", "overhead"] = option(
         default="geoalign", help="Template set that concepts are put into."
     )
@@ -145,15 +153,18 @@ class SceneClassifyOptions:
 
 
 def scene_classify(
-    options: SceneClassifyOptions, pixel_options: PixelOptions, model_options: ModelOptions
+    options: SceneClassifyOptions,
+    region_options: RegionOptions,
+    pixel_options: PixelOptions,
+    model_options: ModelOptions,
 ) -> Path:
     """Name the regions of a vector file in a georeferenced scene."""
     check_suffix(options.output)
     templates = resolve_templates(options.templates)
     scene = pixel_options.open(options.scene, model_options.model)
-    regions = read_regions(options.regions, scene, options.buffer)
+    regions = read_regions(options.regions, scene, region_options.buffer)
     named = classify_scene_regions(
-        model_options.load(), scene, regions, options.concepts, templates, options.context
+        model_options.load(), scene, regions, options.concepts, templates, region_options.context
     )
     write_regions(named, options.output)
     for concept, count in Counter(named["concept"].dropna()).most_common():
@@ -179,27 +190,15 @@ class SceneDetectionOptions(DetectionOptions):
 
 @dataclass
 class SceneDetectOptions:
-    """The scene, its proposals and the labels."""
+    """The scene and its proposals."""
 
     _positional = ("scene",)
 
     scene: str = option(help="Raster file with coordinates, such as a GeoTIFF.")
-    labels: list[str] = option(default_factory=list, help="Names of the objects to detect.")
     proposals: str | None = option(
         default=None,
         help="Vector file of regions that may be objects (GeoJSON, GeoPackage). A column objectness, from 0 "
         "to 1, is used if there is one. By default, windows of a grid.",
-    )
-    buffer: float | None = option(
-        default=None, help="Radius in metres of the disc that a point or a line becomes."
-    )
-    context: float | None = option(
-        default=None,
-        help="Side of the window around a region, in multiples of the longer side of its box. By default, "
-        "the one that the model was trained for.",
-    )
-    synonyms: str | None = option(
-        default=None, help='JSON file of further words for some labels, such as {"ship": ["vessel"]}.'
     )
     output: str = option(
         default="outputs/scene_detect.geojson",
@@ -209,23 +208,21 @@ class SceneDetectOptions:
 
 def scene_detect(
     options: SceneDetectOptions,
+    label_options: LabelOptions,
+    region_options: RegionOptions,
     detection: SceneDetectionOptions,
     pixel_options: PixelOptions,
     model_options: ModelOptions,
 ) -> Path:
     """Detect objects in a georeferenced scene: name proposals, or windows of a grid, with labels."""
-    if not options.labels:
-        raise ValueError("there is nothing to detect. Give names with --labels.")
+    synonyms = label_options.read_synonyms()
     check_suffix(options.output)
-    synonyms = read_json(options.synonyms) if options.synonyms else None
     scene = pixel_options.open(options.scene, model_options.model)
-    proposals = read_regions(options.proposals, scene, options.buffer) if options.proposals else None
-    detector = Detector(model_options.load(), options.labels, detection, synonyms)
-    found = detect_in_scene(detector, scene, proposals, options.context)
+    proposals = read_regions(options.proposals, scene, region_options.buffer) if options.proposals else None
+    detector = Detector(model_options.load(), label_options.labels, detection, synonyms)
+    found = detect_in_scene(detector, scene, proposals, region_options.context)
     write_regions(found, options.output)
-    counts = Counter(found["label"])
-    for label in options.labels:
-        print(f"{counts[label]:6} {label}")
+    label_options.print_counts(found["label"])
     return Path(options.output)
 
 
@@ -244,14 +241,6 @@ class SceneEmbedOptions:
         default=None,
         help="Vector file of regions to embed as well, or a COCO .json file of boxes in pixels of scenes.",
     )
-    buffer: float | None = option(
-        default=None, help="Radius in metres of the disc that a point or a line becomes."
-    )
-    context: float | None = option(
-        default=None,
-        help="Side of the window around a region, in multiples of the longer side of its box. By default, "
-        "the one that the model was trained for.",
-    )
     part_size: int = option(
         default=1024,
         help="Number of tiles or regions per file. Every process needs at least one file to have work.",
@@ -260,7 +249,10 @@ class SceneEmbedOptions:
 
 
 def scene_embed(
-    options: SceneEmbedOptions, pixel_options: PixelOptions, model_options: ModelOptions
+    options: SceneEmbedOptions,
+    region_options: RegionOptions,
+    pixel_options: PixelOptions,
+    model_options: ModelOptions,
 ) -> Path | None:
     """Embed the tiles and regions of georeferenced scenes into an archive of GeoParquet files.
 
@@ -285,8 +277,8 @@ def scene_embed(
         pixel_options.limits,
         read_rule(model_options.model),
         options.regions,
-        options.buffer,
-        options.context,
+        region_options.buffer,
+        region_options.context,
         options.part_size,
     )
     num_parts, num_empty = job.run(embedder, model_options.model, accelerator)

@@ -91,7 +91,7 @@ def convert_clip(
     if text_length is not None:
         stretch_text(model, text_length)
     texts.model_max_length = model.config.text_config.max_position_embeddings
-    # Where the source is stored is no GeoAlignCLIP, so an adapter must not name it as its base.
+    # The source is not a GeoAlignCLIP, so an adapter must not name it as its base.
     model.name_or_path = model.config.name_or_path = ""
     patch_size = model.config.vision_config.patch_size
     return model, GeoAlignCLIPProcessor(image_processor, texts, patch_size)

@@ -12,7 +12,7 @@ from ..model.detection_geoalign_clip import choose_detections, list_windows
 from .reader import Scene
 from .regions import embed_scene_regions
 
-CHUNK = 4096  # proposals that are embedded together; of the rest only the scores that count are kept
+CHUNK = 4096  # proposals that are embedded together; then only those above the threshold are kept
 
 
 def detect_in_scene(
@@ -23,7 +23,7 @@ def detect_in_scene(
 ) -> geopandas.GeoDataFrame:
     """Detect objects in a scene.
 
-    Memory grows with the number of detections, not with the size of the scene.
+    Pixels and embeddings are held for a part of the proposals at a time, outlines for all of them.
 
     Args:
         detector: a detector with a GeoAlignCLIP model.

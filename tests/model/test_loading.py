@@ -25,6 +25,8 @@ def check_close(found, expected) -> None:
 
 @torch.no_grad()
 def check_equal(model, other, inputs) -> None:
+    weights = {name: weight for name, weight in model.state_dict().items() if not weight.is_meta}
+    assert all(torch.equal(weight, other.state_dict()[name]) for name, weight in weights.items())
     found, expected = model.eval()(**inputs), other.eval()(**inputs)
     for name in ("image_embeds", "text_embeds", "region_embeds", "logit_scale", "region_logit_scale"):
         check_close(getattr(found, name), getattr(expected, name))
