@@ -228,7 +228,7 @@ class GeoAlignTrainingArguments(TrainingArguments):
     def describe(self) -> dict:
         """Return the arguments that define a run: those of this class, and others that were changed.
 
-        Paths, trackers and what belongs to the Hub are left out, so that the result can be published.
+        Paths, trackers and what belongs to the Hub are removed, so that the result can be published.
         """
         private = {"output_dir", "resume_from_checkpoint", "overwrite_output_dir", "report_to", "run_name"}
         private |= {"use_cpu", "dataloader_pin_memory", "dataloader_num_workers", "accelerator_config"}
