@@ -39,7 +39,8 @@ def check_backend(accelerator: Accelerator, asks_for_fsdp: bool) -> None:
 
     Args:
         accelerator: the accelerator of the trainer.
-        asks_for_fsdp: whether the training arguments ask for FSDP. A launcher asks by a variable.
+        asks_for_fsdp: True if the training arguments ask for FSDP. A launcher asks by an environment
+            variable.
 
     Raises:
         ValueError: if it is another backend, or FSDP 1.
