@@ -18,14 +18,12 @@ from torch.utils.data import DataLoader
 from transformers import AutoModel, AutoProcessor, HfArgumentParser, get_cosine_schedule_with_warmup
 from transformers.hf_argparser import HfArg
 
-from geoalign_hf.data.augmentation import Augmentation
-from geoalign_hf.data.collator import RowCollator
+from geoalign_hf import Augmentation, LossWeights, RegionClassificationEvaluator, RowCollator
 from geoalign_hf.data.loading import read_rows
 from geoalign_hf.data.schema import list_concepts
 from geoalign_hf.data.training_dataset import EpochSampler, TrainingDataset
-from geoalign_hf.evaluation.classification import RegionClassificationEvaluator
-from geoalign_hf.losses.objective import LossWeights
 from geoalign_hf.training.checkpoints import find_newest_checkpoint, load_tree, save_tree, write_folder
+from geoalign_hf.training.identity import checksum_rows, describe_model
 from geoalign_hf.training.launch import check_processes
 from geoalign_hf.training.step import compute_gradients
 
@@ -60,18 +58,18 @@ def main() -> None:
     model = AutoModel.from_pretrained(options.model)
     processor = AutoProcessor.from_pretrained(options.model)
     weights, max_regions = LossWeights(), max(1, max(map(len, rows["boxes"])))
-    size = processor.image_processor.size["height"]
-    max_crops = 2 if weights.reads_crops else None
-    dataset = TrainingDataset(rows, Augmentation(), max_regions, options.seed, 10, max_crops, size)
+    size, crops = processor.image_processor.size["height"], 2 if weights.reads_crops else None
+    dataset = TrainingDataset(rows, Augmentation(), max_regions, options.seed, 10, crops, size)
     sampler = EpochSampler(len(dataset), options.seed)
-    kinds, concepts = weights.text_kinds, list_concepts(rows)
-    collator = RowCollator(processor, max_regions, text_kinds=kinds, vocabulary=concepts)
+    texts = {"text_kinds": weights.text_kinds, "vocabulary": list_concepts(rows)}
+    collator = RowCollator(processor, max_regions, **texts)
     batch_size = options.per_device_train_batch_size
     loader = DataLoader(dataset, batch_size, sampler=sampler, collate_fn=collator, drop_last=True)
 
     # 2. Optimizer and schedule. Matrices decay, vectors and scales do not.
     matrices = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
     others = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
+    identity = {"rows": checksum_rows(rows), "model": describe_model(model)}
     groups = [{"params": matrices, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, options.learning_rate, betas=(0.9, 0.98))
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
@@ -81,12 +79,15 @@ def main() -> None:
     # 3. The newest checkpoint. It is read without unpickling anything.
     output_dir, first_epoch = Path(options.output_dir), 0
     whole = states.StateDictOptions(full_state_dict=True)
-    if options.resume and (newest := find_newest_checkpoint(output_dir)):
+    if newest := options.resume and find_newest_checkpoint(output_dir):
         state = load_tree(newest / "state" / "loop.safetensors")
+        if state["identity"] != identity:
+            raise SystemExit(f"{newest} is of a run with other rows or another model. Use another folder.")
         accelerator.unwrap_model(model).load_state_dict(state["model"])
         states.set_optimizer_state_dict(model, optimizer.optimizer, state["optimizer"], options=whole)
         schedule.load_state_dict(state["schedule"])
         first_epoch = state["epoch"] + 1
+    accelerator.print(f"Training starts from {newest or 'the beginning: no checkpoint is resumed'}.")
 
     # 4. The loop.
     for epoch in range(first_epoch, options.num_train_epochs):
@@ -104,6 +105,7 @@ def main() -> None:
             scores = RegionClassificationEvaluator(eval_rows)(trained, processor)
             print(f"epoch {epoch}: region top-1 macro {scores['top1_macro']:.4f}")
         state = {"model": trained.state_dict(), "epoch": epoch, "schedule": schedule.state_dict()}
+        state["identity"] = identity
         state["optimizer"] = states.get_optimizer_state_dict(model, optimizer.optimizer, options=whole)
         with write_folder(accelerator, output_dir / f"checkpoint-{epoch + 1}") as folder:
             if accelerator.is_main_process:

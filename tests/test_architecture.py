@@ -3,7 +3,6 @@
 import ast
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -199,15 +198,13 @@ assert "zero-shot-region-classification" in PIPELINE_REGISTRY.get_supported_task
     run(code)
 
 
-@pytest.mark.slow
-def test_importing_the_package_takes_half_a_second_longer_than_the_classes_it_builds_on():
-    def time_import(code: str) -> float:
-        seconds = []
-        for _ in range(3):
-            start = time.perf_counter()
-            run(code)
-            seconds.append(time.perf_counter() - start)
-        return min(seconds)
-
-    theirs = time_import("from transformers import AutoModel, CLIPModel, pipeline")
-    assert time_import("import geoalign_hf") < theirs + 0.5
+def test_importing_the_package_imports_little_more_than_the_classes_it_builds_on():
+    code = """
+import sys
+from transformers import AutoModel, CLIPModel, pipeline
+theirs = set(sys.modules)
+import geoalign_hf
+print(*(name for name in set(sys.modules) - theirs if name.split(".")[0] != "geoalign_hf"))
+"""
+    added = run(code).split()  # five when this was written; each module takes a few milliseconds
+    assert len(added) <= 10, added

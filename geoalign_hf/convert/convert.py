@@ -7,6 +7,7 @@ OpenCLIP's layout (`REPOSITORY/FILE` on the Hub); OUTPUT_DIR a folder that loads
 """
 
 import importlib.util
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -15,7 +16,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPModel, PreTrainedTokenizerBase
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling
-from transformers.utils import cached_file, has_file
+from transformers.utils import cached_file, has_file, logging
 
 from ..model.configuration_geoalign_clip import GeoAlignCLIPConfig
 from ..model.modeling_geoalign_clip import GeoAlignCLIPModel
@@ -126,6 +127,17 @@ def find_open_clip(source: str | Path) -> tuple[str, str | None] | None:
     return cached_file(source, weights), cached_file(source, OPEN_CLIP_CONFIG)
 
 
+@contextmanager
+def quiet_loading():
+    """Silence the report of transformers, which names `OUR_KEYS` as missing; others are refused here."""
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+
+
 def _convert_transformers(source, dense_mode):
     clip_config = CLIPConfig.from_pretrained(source)
     if clip_config.model_type == GeoAlignCLIPConfig.model_type:
@@ -137,7 +149,8 @@ def _convert_transformers(source, dense_mode):
     config = GeoAlignCLIPConfig(**fields | {"dense_mode": dense_mode})
     options = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
-        model, report = GeoAlignCLIPModel.from_pretrained(source, config=config, **options)
+        with quiet_loading():
+            model, report = GeoAlignCLIPModel.from_pretrained(source, config=config, **options)
     except (UnpicklingError, SafetensorError) as error:
         raise ValueError(describe_unreadable(source, error)) from error
     problems = {
@@ -175,7 +188,8 @@ def _convert_open_clip(source, weights_file, config_file, dense_mode, tokenizer,
     shapes = {name: weight.shape for name, weight in parameters.items() if name not in OUR_KEYS}
     named, problems = rename_weights(weights, shapes)
     refuse_problems(source, problems)
-    model = GeoAlignCLIPModel.from_pretrained(None, config=config, state_dict=named, dtype=torch.float32)
+    with quiet_loading():
+        model = GeoAlignCLIPModel.from_pretrained(None, config=config, state_dict=named, dtype=torch.float32)
     pixels = settings.get("preprocess_cfg", {})
     bilinear = pixels.get("interpolation") == "bilinear"  # everything else is bicubic, as in OpenCLIP
     image_processor = CLIPImageProcessor(

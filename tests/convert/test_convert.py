@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import math
 import shutil
 
@@ -94,6 +95,21 @@ def test_every_weight_is_the_source_s(saved, converted):
     assert ours["scene_scale.offset"].tolist() == [0.0]
     for name, weight in theirs.items():
         assert torch.equal(ours[name], weight), name
+
+
+def test_weights_that_a_clip_cannot_have_are_not_reported_as_missing(saved, monkeypatch):
+    records = []
+    handler = logging.Handler()
+    monkeypatch.setattr(handler, "emit", records.append)
+    logging.getLogger("transformers").addHandler(handler)
+    try:
+        GeoAlignCLIPModel.from_pretrained(saved)  # the report that a conversion would print
+        assert "region_scale" in "".join(record.getMessage() for record in records)
+        records.clear()
+        convert_clip(saved)
+        assert not records
+    finally:
+        logging.getLogger("transformers").removeHandler(handler)
 
 
 def test_the_region_scale_starts_from_the_source_s_scale(converted):

@@ -1,6 +1,7 @@
 """Laws of loops that users write: Accelerate's and a stock Trainer's losses are those of our trainer."""
 
 import copy
+import json
 import os
 import re
 import runpy
@@ -12,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 from runs import build_trainer, list_losses
 from safetensors.torch import load_file
-from transformers import AutoModel, Trainer, TrainingArguments
+from transformers import AutoModel, AutoProcessor, Trainer, TrainingArguments
 
 from geoalign_hf.data.augmentation import Augmentation
 from geoalign_hf.data.collator import RowCollator
@@ -64,6 +65,24 @@ def test_the_accelerate_script_gives_the_losses_of_the_trainer_and_resumes(
     run_script(tmp_path / "loop", "--num_train_epochs", 2, *evaluated, "--resume")
     resumed = load_file(tmp_path / "loop" / "checkpoint-2" / "model.safetensors")
     assert all((whole[name] == resumed[name]).all() for name in whole)
+
+
+def test_the_accelerate_script_resumes_only_its_own_run(run_script, folder, coco_folder, tmp_path):
+    printed = run_script(tmp_path / "loop", "--num_train_epochs", 1, "--resume")
+    assert "no checkpoint is resumed" in printed
+    other = json.loads((coco_folder / "rows.json").read_text())
+    other["annotations"] = other["annotations"][1:]
+    (coco_folder / "fewer.json").write_text(json.dumps(other))
+    with pytest.raises(SystemExit, match="checkpoint-1 is of a run with other rows or another model"):
+        run_script(
+            tmp_path / "loop", "--num_train_epochs", 2, "--resume", "--dataset", coco_folder / "fewer.json"
+        )
+    changed = AutoModel.from_pretrained(folder)
+    changed.config.dense_mode = "value"
+    changed.save_pretrained(tmp_path / "changed")
+    AutoProcessor.from_pretrained(folder).save_pretrained(tmp_path / "changed")
+    with pytest.raises(SystemExit, match="other rows or another model"):
+        run_script(tmp_path / "loop", "--num_train_epochs", 2, "--resume", "--model", tmp_path / "changed")
 
 
 LAUNCHERS = {
