@@ -56,6 +56,8 @@ def detect_in_scene(
         windows = list_windows((scene.width, scene.height), options.sides, options.overlap).numpy()
         outlines = [scene.to_ground(box) for box in shapely.box(*windows.T)]
         proposals = geopandas.GeoDataFrame(geometry=outlines, crs=scene.crs)
+    if proposals.empty:
+        return proposals.assign(label=np.array([], str), score=np.array([]), valid_ground=np.array([]))
     objectness = _read_objectness(proposals)
     parts = []
     for start in logging.tqdm(range(0, len(proposals), CHUNK), desc="parts"):

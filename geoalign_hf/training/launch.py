@@ -63,7 +63,7 @@ def check_backend(accelerator: Accelerator, asks_for_fsdp: bool) -> None:
     elif asks_for_fsdp or is_set("ACCELERATE_USE_FSDP"):
         raise RuntimeError(
             f"FSDP was asked for, but Accelerate started {backend.value} on {accelerator.device.type} "
-            "without it. FSDP needs GPUs, and accelerate launch or torchrun. Start it so, or leave out fsdp."
+            "without it. FSDP needs GPUs, and accelerate launch or torchrun. Start it so, or remove fsdp."
         )
 
 

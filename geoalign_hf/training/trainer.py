@@ -111,7 +111,7 @@ class GeoAlignTrainer(ResumableTrainer):
         cut = count_cut_texts(train_dataset, processing_class.tokenizer, self.loss_weights)
         if args.process_index == 0:
             for term, column in dropped.items():
-                logger.warning(f"The rows have nothing in {column!r}, so the term {term!r} is left out.")
+                logger.warning(f"The rows have nothing in {column!r}, so the term {term!r} is skipped.")
             for column, number in cut.items():
                 logger.warning(
                     f"{number} texts in {column!r} are longer than the text tower "
