@@ -1,5 +1,7 @@
 """Phrases, captions and descriptions from boxes, by rule. They are true as far as the boxes show."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from .attributes import Facts
@@ -107,7 +109,7 @@ def word_plainly(facts: Facts, r: int, rng: np.random.Generator) -> str:
     return _choose(by_kind[_choose(sorted(by_kind), rng)], rng)
 
 
-def _choose(options: list[str], rng: np.random.Generator) -> str:
+def _choose(options: Sequence[str], rng: np.random.Generator) -> str:
     return options[int(rng.integers(len(options)))]
 
 
@@ -159,7 +161,7 @@ def word_place(place: str | None, rng: np.random.Generator) -> str | None:
         >>> word_place("upper left", np.random.default_rng(0))
         'in the upper left'
     """
-    return None if place is None else f"{name_place(place)}{rng.choice([' of the image', ''])}"
+    return None if place is None else f"{name_place(place)}{_choose([' of the image', ''], rng)}"
 
 
 def count_kinds(facts: Facts, rng: np.random.Generator) -> str:
@@ -177,7 +179,7 @@ def count_kinds(facts: Facts, rng: np.random.Generator) -> str:
 
 def word_captions(facts: Facts, rng: np.random.Generator) -> list[str]:
     """Write short captions: one with counts, one of a group that has a place, one that names the concepts."""
-    captions = [str(rng.choice(COUNT_FRAMES)).format(count_kinds(facts, rng))]
+    captions = [_choose(COUNT_FRAMES, rng).format(count_kinds(facts, rng))]
     groups = [group for group in list_groups(facts) if is_placed(facts, group)]
     if groups:
         captions.append(word_group(facts, groups[int(rng.integers(min(3, len(groups))))], rng))
@@ -186,7 +188,7 @@ def word_captions(facts: Facts, rng: np.random.Generator) -> list[str]:
         add_article(concept) if number == 1 and concept not in facts.uncounted else pluralize(concept)
         for concept, number in kinds
     ]
-    return [*captions, str(rng.choice(CONCEPT_FRAMES)).format(join_words(nouns))]
+    return [*captions, _choose(CONCEPT_FRAMES, rng).format(join_words(nouns))]
 
 
 def list_groups(facts: Facts) -> list[list[int]]:
@@ -205,7 +207,7 @@ def word_description(facts: Facts, rng: np.random.Generator) -> str:
     """Write a long description: numbers, then the places of groups, then single regions and neighbours."""
     counts = count_kinds(facts, rng)
     verb = "is" if counts.startswith(("a ", "an ")) else "are"
-    sentences = [str(rng.choice(OPENINGS)).format(counts, verb=verb)]
+    sentences = [_choose(OPENINGS, rng).format(counts, verb=verb)]
     placed = [group for group in list_groups(facts) if is_placed(facts, group)]
     of_groups, seen = {}, set()
     for group in placed:
