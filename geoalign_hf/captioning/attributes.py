@@ -19,8 +19,8 @@ LARGER = 1.45  # length of a large region, in medians of its concept in the imag
 SAID_SHARE = 0.25  # smallest fraction of a region's pixels that has a colour which phrases may name
 AROUND_SHARE = 0.06  # largest part of the surrounding pixels that may have that colour, too
 DENIED_SHARE = 0.02  # largest part of a region's pixels that may have a colour that is denied
-# Largest gaps between two regions: in lengths of the shorter one for "next to" and "to the left of", and in
-# lengths of the longer one for what anyone might still call "next to".
+# Largest gaps between two regions. NEAR ("next to") and FAR ("to the left of") are in lengths of the shorter
+# region. NEARBY, up to which anyone might still say "next to", is in lengths of the longer region.
 NEAR, FAR, NEARBY = 0.5, 3.0, 2.0
 HUES = {"red": (-15, 15), "yellow": (44, 62), "green": (100, 165), "blue": (205, 258)}  # degrees
 MOST_COMPARED = 1000  # with more regions, they are neither compared with each other nor counted in words
@@ -35,7 +35,7 @@ class Facts:
         boxes: Boxes (R, 4), xyxy in fractions of the image's width and height.
         pixels: The same boxes in pixels.
         uncounted: Concepts of which the image shows or may show more than the regions.
-        colours: Colour of each region, or None where it is not clear.
+        colours: Colour of each region, or None if it is not clear.
         possible_colours: All colours that occur in each region.
         sizes: "small", "large", or None where it is neither or not known.
         possible_sizes: The size of each region, or both where it is not known.

@@ -54,12 +54,12 @@ def describe_row(row: dict, facts: Facts, rng: np.random.Generator, one_attribut
     Args:
         row: A row with regions.
         facts: Facts of the row.
-        rng: Chooses among what is true, and its wording.
+        rng: Generator that chooses among true statements and their wordings.
         one_attribute: Whether phrases say only one thing besides the concept, for balanced hard negatives.
 
     Returns:
-        The row with `phrases` and `ambiguous` (which of them may also mean another region of the image), and
-        with `captions` and `description` if it has regions. Captions of the row are kept and come first.
+        The row with `phrases` and `ambiguous` (which of them may also mean another region of the image). If
+        it has regions, also with `captions` and `description`. Captions of the row are kept and come first.
     """
     word = word_plainly if one_attribute else word_region
     phrases = [word(facts, r, rng) for r in range(len(facts))]
@@ -78,9 +78,12 @@ def list_ambiguous(facts: Facts, phrases: list[str]) -> list[bool]:
 def word_region(facts: Facts, r: int, rng: np.random.Generator) -> str:
     """Write a phrase of one region, preferably one that refers to no other region of the image.
 
-    It reads `a [size] [colour] concept [place | relation]`, `the largest concept`,
-    `the concept farthest to the left`, or `one of three [colour] concepts [in a row] [place]`: the forms of
-    `phrases.match_phrase`.
+    The forms are those of `phrases.match_phrase`:
+
+    - `a [size] [colour] concept [place | relation]`
+    - `the largest concept`
+    - `the concept farthest to the left`
+    - `one of three [colour] concepts [in a row] [place]`
     """
     group = facts.list_group(r)
     if is_countable(facts, group) and rng.random() < GROUP_PROBABILITY:
@@ -240,7 +243,7 @@ def _word_places(
 
     Args:
         facts: Facts of the image.
-        rng: Chooses the regions.
+        rng: Generator that chooses the regions.
         placed: Regions of groups whose places are written already.
         mentioned: Concepts of which a region is mentioned already, so that the next is "another" one.
         most: Maximum number of sentences.
