@@ -156,7 +156,7 @@ def run(verb: str, words: list[str]) -> int:
 
     Args:
         verb: One of `geoalign_hf_cli.VERBS`.
-        words: Its options, as given on the command line.
+        words: Options of the verb, as given on the command line.
 
     Returns:
         The exit code: 0, 2 for an error of the user, or 130 after Ctrl-C.

@@ -122,9 +122,9 @@ def read_image(
     Args:
         image: a path, a URL, the bytes of a file, a PIL image, an array, a tensor, or a sample of torchgeo.
         options: rules for images that are not 8-bit RGB.
-        draft_side: decode a JPEG file at 1/2, 1/4 or 1/8 of its size where no side becomes shorter than this.
-            None decodes all pixels.
-        name: of the image in a message. None takes its path.
+        draft_side: smallest side, in pixels, to which a JPEG file may be reduced by decoding it at 1/2, 1/4
+            or 1/8 of its size. None decodes all pixels.
+        name: name of the image in messages. None takes its path.
 
     Returns:
         an image of mode RGB.
@@ -159,8 +159,8 @@ def sample_to_row(sample: Mapping) -> dict:
     """Make a row of a sample of torchgeo; rows stay as they are.
 
     Args:
-        sample: `image`, a tensor (bands, height, width), and `bbox_xyxy`, a tensor (R, 4) of pixels, if there
-            are regions. Other entries, such as `crs` and `bounds`, are kept.
+        sample: dictionary with `image`, a tensor (bands, height, width), and `bbox_xyxy`, a tensor (R, 4) of
+            pixels, if there are regions. Other entries, such as `crs` and `bounds`, are kept.
 
     Returns:
         The sample with `image` as an array (height, width, bands), and with `boxes`.
@@ -206,7 +206,7 @@ def has_natural_colour(image: Image.Image) -> bool:
 
 
 def _read_by_rasterio(path, name: str, header: Header, options: ImageOptions) -> Image.Image:
-    """Read chosen bands in full depth. Pixels without data become black, and percentiles leave them out."""
+    """Read chosen bands in full depth. Pixels without data become black, and percentiles ignore them."""
     if "pages" in header.problem:
         raise ValueError(f"{name} {header.problem}. Save the page that you mean as a file of its own.")
     try:

@@ -1,6 +1,8 @@
 """Laws of `examples/benchmarks/accounting.py`: bytes do not depend on whether arithmetic is done."""
 
+import os
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ import torch
 from accelerate import Accelerator
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "benchmarks"))
+import build_scale
 from accounting import MemoryAccount
 
 from geoalign_hf.data.collator import RowCollator
@@ -42,3 +45,11 @@ def test_a_step_without_arithmetic_takes_the_same_bytes(model, processor, toy_ro
                 optimizer.zero_grad()
         peaks.append(account.peak)
     assert peaks[0] == peaks[1] > 0
+
+
+def test_build_scale_counts_the_cpu_seconds_of_a_process():
+    start = time.process_time()
+    while time.process_time() - start < 0.1:
+        pass
+    assert build_scale.read_cpu(os.getpid()) == pytest.approx(time.process_time(), abs=0.05)
+    assert build_scale.read_cpu(2**30) == 0.0  # no such process

@@ -141,6 +141,8 @@ def test_a_verb_that_is_not_complete_lists_what_can_follow(words, capsys):
         (["evaluate", "regions"], ["outputs/rows_test", "geoalign-hf build --split test", "--dataset"]),
         (["evaluate", "regions", "--dataset", "boxes.json"], ["boxes.json", "--images"]),
         (["evaluate", "scenes"], ["--folder", "--dataset"]),
+        (["check-leakage"], ["--eval_coco", "--eval_captions", "--eval_images"]),
+        (["check-leakage", "--eval_images", "."], ["outputs/rows", "geoalign-hf build", "--dataset"]),
         (["search"], ["--image"]),
     ],
 )  # fmt: skip

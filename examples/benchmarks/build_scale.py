@@ -1,4 +1,4 @@
-"""Time, peak memory and size of builds of generated rows.
+"""Time, CPU time, peak memory and size of builds of generated rows.
 
     python examples/benchmarks/build_scale.py --num_rows 2000 8000 32000 --num_workers 2
 
@@ -8,6 +8,7 @@ and of any of its workers, as the kernel records it. Both should not grow with t
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -64,20 +65,30 @@ def read_peak(pid: int) -> float:
     return max((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")), default=0.0)
 
 
+def read_cpu(pid: int) -> float:
+    """Return the CPU seconds of a process so far, without those of the processes that it started."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def measure_build(coco: Path, output: Path, num_workers: int) -> dict[str, float]:
     """Return the seconds of a build, its CPU seconds, and the peak memory of parent and workers in MiB."""
     command = [sys.executable, "-m", "geoalign_hf_cli", "build", "--coco", str(coco)]
     command += ["--output_dir", str(output), "--num_workers", str(num_workers)]
-    start, peaks = time.perf_counter(), {"parent": 0.0, "worker": 0.0}
+    start, peaks, cpu = time.perf_counter(), {"parent": 0.0, "worker": 0.0}, {}
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while process.poll() is None:
         for pid in list_family(process.pid):
             name = "parent" if pid == process.pid else "worker"
             peaks[name] = max(peaks[name], read_peak(pid))
+            cpu[pid] = max(cpu.get(pid, 0.0), read_cpu(pid))
         time.sleep(0.2)
     if process.returncode:
         raise RuntimeError(f"the build ended with status {process.returncode}: {' '.join(command)}")
-    return {"seconds": time.perf_counter() - start} | peaks
+    return {"seconds": time.perf_counter() - start, "cpu_seconds": sum(cpu.values())} | peaks
 
 
 def main() -> None:
@@ -89,8 +100,8 @@ def main() -> None:
     parser.add_argument("--num_workers", type=int, default=2, help="Number of processes of the build.")
     parser.add_argument("--side", type=int, default=256, help="Side of the images in pixels.")
     arguments = parser.parse_args()
-    print("| rows | seconds | rows/s | parent MiB | worker MiB | Parquet kB per row |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    print("| rows | seconds | CPU seconds | rows/CPU s | parent MiB | worker MiB | Parquet kB per row |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
     results = []
     for num_rows in arguments.num_rows:
         with tempfile.TemporaryDirectory() as folder:
@@ -99,7 +110,8 @@ def main() -> None:
             found = measure_build(coco, output, arguments.num_workers)
             results.append(found)
             size = sum(path.stat().st_size for path in output.glob("data/*.parquet")) / num_rows / 1000
-            numbers = f"{found['seconds']:.0f} | {num_rows / found['seconds']:.0f}"
+            cpu = found["cpu_seconds"]
+            numbers = f"{found['seconds']:.0f} | {cpu:.0f} | {num_rows / cpu:.0f}"
             peaks = f"{found['parent']:.0f} | {found['worker']:.0f}"
             print(f"| {num_rows} | {numbers} | {peaks} | {size:.1f} |", flush=True)
     if len(results) > 1:

@@ -7,7 +7,7 @@ sense, which hard negatives must not deny.
 import math
 from collections import Counter
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 from PIL import Image
@@ -19,8 +19,8 @@ LARGER = 1.45  # length of a large region, in medians of its concept in the imag
 SAID_SHARE = 0.25  # smallest fraction of a region's pixels that has a colour which phrases may name
 AROUND_SHARE = 0.06  # largest part of the surrounding pixels that may have that colour, too
 DENIED_SHARE = 0.02  # largest part of a region's pixels that may have a colour that is denied
-# Largest gaps between two regions: in lengths of the shorter one for "next to" and "to the left of", and in
-# lengths of the longer one for what anyone might still call "next to".
+# Largest gaps between two regions. NEAR ("next to") and FAR ("to the left of") are in lengths of the shorter
+# region. NEARBY, up to which anyone might still say "next to", is in lengths of the longer region.
 NEAR, FAR, NEARBY = 0.5, 3.0, 2.0
 HUES = {"red": (-15, 15), "yellow": (44, 62), "green": (100, 165), "blue": (205, 258)}  # degrees
 MOST_COMPARED = 1000  # with more regions, they are neither compared with each other nor counted in words
@@ -35,7 +35,7 @@ class Facts:
         boxes: Boxes (R, 4), xyxy in fractions of the image's width and height.
         pixels: The same boxes in pixels.
         uncounted: Concepts of which the image shows or may show more than the regions.
-        colours: Colour of each region, or None where it is not clear.
+        colours: Colour of each region, or None if it is not clear.
         possible_colours: All colours that occur in each region.
         sizes: "small", "large", or None where it is neither or not known.
         possible_sizes: The size of each region, or both where it is not known.
@@ -79,24 +79,30 @@ class Facts:
 
     def find_place(self, regions: list[int]) -> str | None:
         """Name the part of the image (one of `PLACES`) that clearly holds all these regions, or None."""
-        boxes = self.boxes[regions]
-        low, high = boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)
-        across, down = (_find_side(*interval) for interval in zip(low, high, strict=True))
+        boxes = [self.shares[r] for r in regions]
+        across = _find_side(min(box[0] for box in boxes), max(box[2] for box in boxes))
+        down = _find_side(min(box[1] for box in boxes), max(box[3] for box in boxes))
         if across or down:  # clearly left, somewhere between top and bottom: "left"
             across, down = across or 0, down or 0
-        if across == down == 0 and np.abs((boxes[:, :2] + boxes[:, 2:]) / 2 - 0.5).max() >= 0.2:
+        offsets = (abs((low + high) / 2 - 0.5) for box in boxes for low, high in (box[::2], box[1::2]))
+        if across == down == 0 and max(offsets) >= 0.2:
             return None  # the middle of the group is the center, but not every region lies there
         return None if across is None or down is None else PLACES[across, down]
 
     def may_lie_at(self, r: int, place: str) -> bool:
         """Return whether region `r` reaches into a part of the image, so that someone might say so."""
         signs = find_signs(place)
-        for sign, low, high in zip(signs, self.boxes[r, :2], self.boxes[r, 2:], strict=True):
+        for sign, low, high in zip(signs, self.shares[r][:2], self.shares[r][2:], strict=True):
             # What lies at the upper left lies at the left, too: a place on one axis leaves the other free.
             reaches = {-1: low < 0.5, 0: signs != (0, 0) or (low < 0.7 and high > 0.3), 1: high > 0.5}
             if not reaches[sign]:
                 return False
         return True
+
+    @cached_property
+    def shares(self) -> list[list[float]]:
+        """The boxes in [0, 1] as plain numbers, which are faster to compare one by one."""
+        return self.boxes.tolist()
 
     @cached_property
     def edges(self) -> list[list[float]]:
@@ -183,6 +189,7 @@ class Facts:
         return bool(is_straight and steps.max() <= 1.6 * steps.min() and sides.max() <= 1.5 * sides.min())
 
 
+@cache
 def find_signs(place: str) -> tuple[int, int]:
     """Return the signs of x and y of a place.
 
@@ -304,7 +311,7 @@ def measure_colours(
     left, top = max(0, int(x0 - margin)), max(0, int(y0 - margin))
     right, bottom = min(image.width, math.ceil(x1 + margin)), min(image.height, math.ceil(y1 + margin))
     scale = max(1, max(right - left, bottom - top) // 96)  # colours need no more pixels than that
-    codes = code_colours(np.asarray(image.crop((left, top, right, bottom)).reduce(scale)))
+    codes = _code_image(image.crop((left, top, right, bottom)).reduce(scale))
     y = ((np.arange(codes.shape[0]) + 0.5) * scale + top)[:, None]
     x = ((np.arange(codes.shape[1]) + 0.5) * scale + left)[None]
     is_inside = (x >= x0) & (x <= x1) & (y >= y0) & (y <= y1)
@@ -333,7 +340,11 @@ def code_colours(pixels: np.ndarray) -> np.ndarray:
         >>> code_colours(np.uint8([[[250, 250, 245], [200, 30, 40], [90, 92, 95]]])).tolist()
         [[1, 2, 0]]
     """
-    hue, saturation, brightness = np.moveaxis(np.asarray(Image.fromarray(pixels).convert("HSV")), -1, 0)
+    return _code_image(Image.fromarray(pixels))
+
+
+def _code_image(image: Image.Image) -> np.ndarray:
+    hue, saturation, brightness = map(np.asarray, image.convert("HSV").split())
     is_vivid = (saturation > 0.35 * 255) & (brightness > 0.25 * 255)
     is_white = (saturation < 0.15 * 255) & (brightness > 0.75 * 255)
     return np.where(is_vivid, _HUE_CODES[hue], is_white * np.uint8(1 + COLOURS.index("white")))

@@ -23,7 +23,7 @@ class Contrast(NamedTuple):
         row: Number of the row.
         region: Number of the region in its row.
         number: Number of the negative among those of the region.
-        kind: What was changed.
+        kind: Kind of the change.
         right: The phrase of the region.
         wrong: The hard negative.
     """
@@ -82,7 +82,7 @@ def match_reciprocals(
     Args:
         contrasts: Hard negatives of a whole data set.
         by_change: Whether only the changed words must be exchanged, in phrases that may differ otherwise.
-        seed: Decides which contrasts are paired where there are more of one kind than of the other.
+        seed: Seed of the choice of the pairs if there are more contrasts of one kind than of the other.
 
     Returns:
         Pairs; every contrast is in one pair at most.
@@ -114,9 +114,9 @@ def balance_negatives(
 
     Args:
         rows: Rows of the whole data set with all possible hard negatives; images are not needed.
-        by_change: See `match_reciprocals`.
+        by_change: Rule of the pairs, see `match_reciprocals`.
         max_negatives: Maximum number of negatives of one region. None keeps all.
-        seed: Decides which of the surplus negatives are dropped.
+        seed: Seed of the choice of the surplus negatives that are dropped.
 
     Returns:
         The rows with fewer `hard_negatives` and `negative_kinds`, and for each kind the numbers of

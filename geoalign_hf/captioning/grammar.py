@@ -53,6 +53,7 @@ def spell_concept(name: str) -> str:
     return unicodedata.normalize("NFC", words.lower())
 
 
+@lru_cache(maxsize=10_000)
 def add_article(noun: str) -> str:
     """Write a noun, or words that begin with an adjective, with its indefinite article.
 
@@ -63,6 +64,7 @@ def add_article(noun: str) -> str:
     return f"{'an' if TAKES_AN.match(noun) else 'a'} {noun}"
 
 
+@lru_cache(maxsize=10_000)
 def pluralize(noun: str) -> str:
     """Write a noun in the plural; its last word changes.
 

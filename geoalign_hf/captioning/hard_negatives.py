@@ -30,7 +30,7 @@ def add_negatives(
         row: A row with phrases. Of a phrase without the form of a rule, only the concept is exchanged.
         facts: Facts of the row.
         vocabulary: Concepts that are annotated wherever they occur. No others are put in.
-        rng: Chooses among the possible negatives.
+        rng: Generator that chooses among the possible negatives.
         max_negatives: Maximum number for one phrase. There may be fewer, or none. None returns all that are
             possible, which `balance_negatives` chooses from.
 

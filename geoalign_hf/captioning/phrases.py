@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 
 from .attributes import Facts
 from .grammar import COLOURS, ENDS, NUMBERS, PLACES, RELATIONS, SIZES, add_article, count_noun, pluralize
@@ -17,15 +18,20 @@ def match_phrase(phrase: str, concept: str) -> re.Match | None:
         >>> match_phrase("a large ship on the left", "ship").group("size", "noun", "place")
         ('large', 'ship', 'on the left')
     """
+    return _compile_form(concept).fullmatch(phrase)
+
+
+@lru_cache(maxsize=1_000)
+def _compile_form(concept: str) -> re.Pattern:
+    """Compile the form of the phrases of a concept."""
     places = "|".join(sorted(PLACES.values(), key=len, reverse=True))
-    return re.fullmatch(
+    return re.compile(
         r"(?:an?|the(?: (?P<extreme>largest|smallest))?|one of (?P<number>[\w-]+))"
         rf"(?: (?P<size>{'|'.join(SIZES)}))?(?: (?P<colour>{'|'.join(COLOURS)}))?"
         rf" (?P<noun>{re.escape(concept)}|{re.escape(pluralize(concept))})(?: in a row)?"
         rf"(?: (?P<end>{'|'.join(ENDS)}))?"
         rf"(?: (?P<place>(?:at|in|on) the (?:{places}))(?: of the image)?)?"
-        rf"(?: (?P<relation>{'|'.join(RELATIONS)}) (?P<neighbour>an? (?P<neighbour_noun>.+)))?",
-        phrase,
+        rf"(?: (?P<relation>{'|'.join(RELATIONS)}) (?P<neighbour>an? (?P<neighbour_noun>.+)))?"
     )
 
 

@@ -1,5 +1,7 @@
 """Phrases, captions and descriptions from boxes, by rule. They are true as far as the boxes show."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from .attributes import Facts
@@ -52,12 +54,12 @@ def describe_row(row: dict, facts: Facts, rng: np.random.Generator, one_attribut
     Args:
         row: A row with regions.
         facts: Facts of the row.
-        rng: Chooses among what is true, and its wording.
+        rng: Generator that chooses among true statements and their wordings.
         one_attribute: Whether phrases say only one thing besides the concept, for balanced hard negatives.
 
     Returns:
-        The row with `phrases` and `ambiguous` (which of them may also mean another region of the image), and
-        with `captions` and `description` if it has regions. Captions of the row are kept and come first.
+        The row with `phrases` and `ambiguous` (which of them may also mean another region of the image). If
+        it has regions, also with `captions` and `description`. Captions of the row are kept and come first.
     """
     word = word_plainly if one_attribute else word_region
     phrases = [word(facts, r, rng) for r in range(len(facts))]
@@ -76,9 +78,12 @@ def list_ambiguous(facts: Facts, phrases: list[str]) -> list[bool]:
 def word_region(facts: Facts, r: int, rng: np.random.Generator) -> str:
     """Write a phrase of one region, preferably one that refers to no other region of the image.
 
-    It reads `a [size] [colour] concept [place | relation]`, `the largest concept`,
-    `the concept farthest to the left`, or `one of three [colour] concepts [in a row] [place]`: the forms of
-    `phrases.match_phrase`.
+    The forms are those of `phrases.match_phrase`:
+
+    - `a [size] [colour] concept [place | relation]`
+    - `the largest concept`
+    - `the concept farthest to the left`
+    - `one of three [colour] concepts [in a row] [place]`
     """
     group = facts.list_group(r)
     if is_countable(facts, group) and rng.random() < GROUP_PROBABILITY:
@@ -104,7 +109,7 @@ def word_plainly(facts: Facts, r: int, rng: np.random.Generator) -> str:
     return _choose(by_kind[_choose(sorted(by_kind), rng)], rng)
 
 
-def _choose(options: list[str], rng: np.random.Generator) -> str:
+def _choose(options: Sequence[str], rng: np.random.Generator) -> str:
     return options[int(rng.integers(len(options)))]
 
 
@@ -156,7 +161,7 @@ def word_place(place: str | None, rng: np.random.Generator) -> str | None:
         >>> word_place("upper left", np.random.default_rng(0))
         'in the upper left'
     """
-    return None if place is None else f"{name_place(place)}{rng.choice([' of the image', ''])}"
+    return None if place is None else f"{name_place(place)}{_choose([' of the image', ''], rng)}"
 
 
 def count_kinds(facts: Facts, rng: np.random.Generator) -> str:
@@ -174,7 +179,7 @@ def count_kinds(facts: Facts, rng: np.random.Generator) -> str:
 
 def word_captions(facts: Facts, rng: np.random.Generator) -> list[str]:
     """Write short captions: one with counts, one of a group that has a place, one that names the concepts."""
-    captions = [str(rng.choice(COUNT_FRAMES)).format(count_kinds(facts, rng))]
+    captions = [_choose(COUNT_FRAMES, rng).format(count_kinds(facts, rng))]
     groups = [group for group in list_groups(facts) if is_placed(facts, group)]
     if groups:
         captions.append(word_group(facts, groups[int(rng.integers(min(3, len(groups))))], rng))
@@ -183,7 +188,7 @@ def word_captions(facts: Facts, rng: np.random.Generator) -> list[str]:
         add_article(concept) if number == 1 and concept not in facts.uncounted else pluralize(concept)
         for concept, number in kinds
     ]
-    return [*captions, str(rng.choice(CONCEPT_FRAMES)).format(join_words(nouns))]
+    return [*captions, _choose(CONCEPT_FRAMES, rng).format(join_words(nouns))]
 
 
 def list_groups(facts: Facts) -> list[list[int]]:
@@ -202,7 +207,7 @@ def word_description(facts: Facts, rng: np.random.Generator) -> str:
     """Write a long description: numbers, then the places of groups, then single regions and neighbours."""
     counts = count_kinds(facts, rng)
     verb = "is" if counts.startswith(("a ", "an ")) else "are"
-    sentences = [str(rng.choice(OPENINGS)).format(counts, verb=verb)]
+    sentences = [_choose(OPENINGS, rng).format(counts, verb=verb)]
     placed = [group for group in list_groups(facts) if is_placed(facts, group)]
     of_groups, seen = {}, set()
     for group in placed:
@@ -238,7 +243,7 @@ def _word_places(
 
     Args:
         facts: Facts of the image.
-        rng: Chooses the regions.
+        rng: Generator that chooses the regions.
         placed: Regions of groups whose places are written already.
         mentioned: Concepts of which a region is mentioned already, so that the next is "another" one.
         most: Maximum number of sentences.

@@ -30,7 +30,7 @@ def score_text_baseline(
             negatives of a row are in one fold, and so are two that balance each other. Otherwise one fold
             would have more of what the others have less of, and the accuracy would fall below 0.5.
         num_folds: Number of folds; fewer if there are fewer rows.
-        seed: Decides which negatives are used if there are more than 50,000.
+        seed: Seed of the draw of negatives if there are more than 50,000.
 
     Returns:
         `accuracy`, `per_kind` (kind: accuracy) and `num_negatives`. If there is nothing to learn from,

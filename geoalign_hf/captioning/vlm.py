@@ -74,12 +74,13 @@ def ask_model(
     Args:
         rows: Rows with PIL images and `source`. `source` and `window` together name a row.
         ask: A transformers pipeline "image-text-to-text".
-        path: The file, with the fields `row`, `granularity`, `region`, `attempt`, `raw` and `answer`.
+        path: File of the answers, with the fields `row`, `granularity`, `region`, `attempt`, `raw` and
+            `answer`.
         questions: Questions by granularity: "caption", "description" and "phrase", or some of them.
         batch_size: Number of questions that are asked at once.
         max_attempts: Maximum number of attempts. Without a usable answer, the text of the row is kept.
         seed: Seed of the sampled attempts.
-        skip: Called with a kind and a message for each question without a usable answer.
+        skip: Function that is called with a kind and a message for each question without a usable answer.
         **generation: Settings of `generate`, such as `max_new_tokens`, which is 300 by default.
 
     Returns:

@@ -3,7 +3,7 @@
 `vocabulary.yaml` lists the concepts that recipes use, in a hierarchy: a concept stands below a broader one.
 """
 
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import yaml
@@ -73,6 +73,7 @@ def is_broader(first: str, second: str) -> bool:
     return first in load_vocabulary().get(second, ())
 
 
+@lru_cache(maxsize=100_000)  # few concepts are compared for every phrase
 def may_be_same(first: str, second: str) -> bool:
     """Return whether two concepts may name one thing: synonyms, or a concept and a narrower one.
 

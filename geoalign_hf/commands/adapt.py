@@ -130,7 +130,7 @@ class FewShotStudy:
 
     Args:
         model: Folder or Hub repository of the base model.
-        processor: Its processor.
+        processor: Processor of the base model.
         test_rows: Rows with the test boxes. Boxes of other concepts are not used.
         new: Names of the new concepts.
         old: Names of the old concepts.

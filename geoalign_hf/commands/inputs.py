@@ -144,8 +144,17 @@ def check_source(source: str, images: str | None) -> None:
         ValueError: If the dataset that building writes by default does not exist, or a COCO file is given
             without its images.
     """
+    check_default_rows(source)
+    if source.endswith(".json") and images is None:
+        raise ValueError(f"--dataset is the COCO file {source}, but --images is not given. Give both.")
+
+
+def check_default_rows(source: str) -> None:
+    """Check that a dataset exists if it is one that building writes by default.
+
+    Raises:
+        ValueError: If it does not exist.
+    """
     for name, command in ((ROWS, "geoalign-hf build"), (TEST_ROWS, "geoalign-hf build --split test")):
         if source == name and not Path(name).exists():
             raise ValueError(f"{name} does not exist. Build it with {command}, or give --dataset.")
-    if source.endswith(".json") and images is None:
-        raise ValueError(f"--dataset is the COCO file {source}, but --images is not given. Give both.")

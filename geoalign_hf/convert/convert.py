@@ -2,8 +2,9 @@
 
     geoalign-hf convert SOURCE OUTPUT_DIR
 
-SOURCE is a folder or Hub repository of a transformers CLIP or in OpenCLIP's format, or a file of weights in
-OpenCLIP's layout (`REPOSITORY/FILE` on the Hub); OUTPUT_DIR a folder that loads by `from_pretrained`.
+SOURCE is a folder or Hub repository, of a transformers CLIP or in OpenCLIP's format. It may also be a file of
+weights in OpenCLIP's layout (`REPOSITORY/FILE` on the Hub). OUTPUT_DIR is a folder that `from_pretrained`
+loads.
 """
 
 import importlib.util

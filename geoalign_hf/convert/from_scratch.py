@@ -40,8 +40,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 2000, max_length: in
             vocab={token: i for i, token in enumerate(tokens)}, merges=merges, model_max_length=max_length
         )
 
-    # As special tokens the characters that end a word get ids in this order, else in that of a hash map,
-    # and equally frequent pairs would be merged in another order by every process.
+    # As special tokens, the characters that end a word get ids in this order. Otherwise they would get ids in
+    # the order of a hash map, and every process would merge equally frequent pairs in another order.
     learnt = build([]).train_new_from_iterator(
         texts,
         vocab_size=max(vocab_size, len(characters) + 2),
@@ -129,7 +129,7 @@ def build_model(
 def encode_grid(side: int, width: int) -> torch.Tensor:
     """Encode the position of every patch by sines and cosines of its x and y.
 
-    They are the initial values of the learned positions. A small vision tower then knows from the start which
+    They are the initial values of the learned positions. A small vision tower then has from the start which
     patches are neighbors; it could not learn that from CLIP's random values and little data.
 
     Args:

@@ -79,20 +79,21 @@ def measure_towers(
     """Derive a configuration from the shapes of weights, and from OpenCLIP's configuration if there is one.
 
     Args:
-        weights: as `read_weights` returns them.
+        weights: weights by name, as `read_weights` returns them.
         source: name of the source, for messages.
         model_config: `model_cfg` of OpenCLIP's `open_clip_config.json`, if there is one.
         activation: `quick_gelu` or `gelu`; required without `model_config`.
-        vision_heads: None takes the configured number, or that of OpenCLIP's towers of this width.
-        text_heads: None takes the configured number, or one per 64 of the width.
+        vision_heads: number of attention heads. None takes the configured number, or that of OpenCLIP's
+            towers of this width.
+        text_heads: number of attention heads. None takes the configured number, or one per 64 of the width.
 
     Returns:
         The fields of `CLIPConfig`, without token ids.
 
     Raises:
-        ValueError: if these are not the weights of two plain transformers, if the configuration has a setting
-            that transformers' CLIP does not support, if the activation is missing, or if an argument
-            contradicts the configuration.
+        ValueError: if these are not the weights of two plain transformers, if the activation is missing, or
+            if an argument contradicts the configuration. Settings that transformers' CLIP does not support
+            are also refused.
     """
     for pattern, meaning in FOREIGN.items():
         found = sorted(key for key in weights if re.match(pattern, key))
@@ -205,7 +206,7 @@ def rename_weights(
     """Rename OpenCLIP's weights to transformers' names, and account for every key.
 
     Args:
-        weights: as `read_weights` returns them, of any floating-point type.
+        weights: weights by name, as `read_weights` returns them, of any floating-point type.
         shapes: the shapes of all parameters, by transformers' names.
 
     Returns:

@@ -25,20 +25,21 @@ class Augmentation:
     since overhead images have no upright direction. Calling the object changes a whole image.
 
     Args:
-        whole_share: share of the views that are whole images; the others are windows.
+        whole_share: fraction of the views that are whole images; the others are windows.
         min_context: smallest side of a window, as a multiple of the longer side of its region.
-        max_context: largest side. The logarithm of the side is uniform between the two.
-        turn: also mirror and turn. Whole images are turned by multiples of 90 degrees. A row whose words name
-            directions ("left", "north") is never turned.
-        shift: largest distance between the centres of window and region, as a share of the window's side.
-        stretch_sides: largest change of a window's width and height, as a share.
-        light: largest change of brightness, contrast and saturation, as a share.
-        balance: exponent b of the balance of concepts. A region is drawn with a probability proportional to
-            n ** -b, where n is the number of regions of its concept: 0 draws all alike.
-        min_visible: smallest share of another region's area inside the window with which the region is kept.
-        min_region_side: smallest longer side with which a region is kept in a view, as a share of the view's
-            side. A smaller region covers too few patches to be learned there, and has windows of its own.
-            Without windows (`whole_share` 1) all regions are kept, and the region of a window always is.
+        max_context: largest side, as the same multiple. The logarithm of the side is uniform between the two.
+        turn: mirroring and turning. Whole images are turned by multiples of 90 degrees. A row whose words
+            name directions ("left", "north") is never turned.
+        shift: largest distance between the centres of window and region, as a fraction of the window's side.
+        stretch_sides: largest change of a window's width and height, as a fraction.
+        light: largest change of brightness, contrast and saturation, as a fraction.
+        balance: exponent b of the balance of concepts. A region whose concept has n regions is drawn with a
+            probability proportional to n ** -b. 0 draws all regions equally often.
+        min_visible: smallest fraction of another region's area inside the window with which that region is
+            kept.
+        min_region_side: smallest longer side with which a region is kept in a view, as a fraction of the
+            view's side. A smaller region covers too few patches to be learned there, and has windows of its
+            own. Without windows (`whole_share` 1) all regions are kept. A window always keeps its own region.
         views_per_row: number of views of an epoch, divided by the number of rows.
 
     Raises:
@@ -92,7 +93,7 @@ class Augmentation:
         """Mirror, turn and light a whole image.
 
         Args:
-            row: a row with a PIL image; its quads follow if there are any.
+            row: a row with a PIL image. Its boxes and quads are changed with the image.
             generator: source of everything random here.
 
         Returns:

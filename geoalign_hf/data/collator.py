@@ -25,13 +25,15 @@ CROP_KEYS = frozenset({"crop_values", "crop_boxes", "crop_quads", "crop_index"})
 
 
 class RowCollator:
-    """Makes a training batch of rows.
+    """Collator that makes a training batch of rows.
 
     Args:
-        processor: prepares images, regions and texts. Texts longer than the text tower are cut.
-        max_regions: R; every batch is padded to it, so that shapes agree on all processes.
-        templates: T sentences that word a concept.
-        text_kinds: which kinds of text to encode; the others keep their ids, and an index of 0.
+        processor: processor of the model, for images, regions and texts. Texts longer than the text tower
+            are cut.
+        max_regions: number R of regions to which every batch is padded, so that shapes agree on all
+            processes.
+        templates: T sentences with one `{}` for a concept.
+        text_kinds: kinds of text to encode; the others keep their ids, and an index of 0.
         vocabulary: C concepts that every batch holds as texts, so that regions are contrasted with all of
             them; None contrasts regions with the concepts of the batch. Duplicates are removed.
     """
@@ -55,7 +57,8 @@ class RowCollator:
         """Make one batch.
 
         Args:
-            rows: B rows. `row_id`, a number, comes back in `row_ids`; `crops` lists the regions to crop, too.
+            rows: B rows. The number `row_id` is returned in `row_ids`. `crops` lists the numbers of the
+                regions that are also cropped.
 
         Returns:
             What the model takes: `pixel_values`, regions, `region_mask`, and N texts packed into `input_ids`
@@ -67,8 +70,8 @@ class RowCollator:
             broader concepts (`captioning/vocabulary.yaml`), -100 for padding; `row_ids` (B,).
             With a vocabulary: `vocabulary_index` (C, T), numbers of texts, `vocabulary_ids` (C,) and
             `vocabulary_broader` (C, K).
-            If a row has `crops`: `crop_values` (Q, 3, S, S), `crop_boxes` (Q, 1, 4) or `crop_quads`
-            (Q, 1, 4, 2), the region in its crop, and `crop_index` (Q,), the region's place among B * R.
+            If a row has `crops`: `crop_values` (Q, 3, S, S), and `crop_index` (Q,), the region's place among
+            B * R. The region in its crop is in `crop_boxes` (Q, 1, 4) or `crop_quads` (Q, 1, 4, 2).
 
         Raises:
             ValueError: if a row has more regions than `max_regions`, regions that cannot be used, or a

@@ -45,8 +45,8 @@ def list_orientations(image: Image.Image) -> list[Image.Image]:
 def group_rows(rows: Dataset) -> np.ndarray:
     """Group rows whose images show the same ground, as far as that is known.
 
-    Rows are in one group if they were cut from the same `source`, or if their images are equal or nearly
-    equal, in any of their eight orientations; also over a third row.
+    Two rows are in one group if they were cut from the same `source`, or if both are in the group of a third
+    row. They also are if their images are equal or nearly equal, in any of their eight orientations.
 
     Args:
         rows: N rows. Every image is decoded once.

@@ -63,10 +63,11 @@ def load_rows(
     Args:
         source: Folder that `geoalign-hf build` wrote, or a Hub repository.
         split: Name of the split. None takes `default_split` or, if the dataset does not have it, its only
-            split. What a build wrote is therefore found by training and evaluation alike.
-        streaming: Whether to read rows one after the other, without a copy on the disk.
-        on_bad_image: "stop" raises an error that names the row whose image cannot be decoded. "skip" drops
-            such rows and logs their number; without streaming, every image is decoded once beforehand.
+            split. Training and evaluation therefore both find what a build wrote.
+        streaming: True reads rows one after the other, without a copy on the disk.
+        on_bad_image: Reaction to an image that cannot be decoded. "stop" raises an error that names its row.
+            "skip" drops such rows and logs their number; without streaming, every image is decoded once
+            beforehand.
         rank: Rank of this process.
         num_processes: Number of processes. Every row goes to one of them.
         default_split: The split that is preferred if `split` is None.
@@ -111,8 +112,8 @@ def decode_images(
 
     Args:
         dataset: A dataset of rows.
-        on_bad_image: As for `load_rows`.
-        image_options: As for `load_rows`.
+        on_bad_image: Reaction to an image that cannot be decoded, "stop" or "skip", as for `load_rows`.
+        image_options: Rules for images that are not 8-bit RGB.
 
     Returns:
         The same rows with images of mode RGB, upright. An image that cannot be decoded raises an error when
@@ -201,8 +202,8 @@ def read_rows(
 def remove_concepts(rows: Dataset, names: Sequence[str]) -> Dataset:
     """Remove concepts from rows, so that a model that is trained on them never reads about these concepts.
 
-    Their regions are removed, and so is every caption, description, hard negative and region with a phrase
-    that mentions one of the names, also in the plural. The pixels stay as they are.
+    Their regions are removed. So is every caption, description and hard negative that mentions one of the
+    names, also in the plural, and every region with such a phrase. The pixels stay as they are.
 
     Args:
         rows: A dataset of rows.

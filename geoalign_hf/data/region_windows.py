@@ -1,7 +1,7 @@
 """Windows around single regions: turned, shifted and stretched squares, at the size of the model's input.
 
-The pixels of a window come from one affine resampling of the image, or of a smaller copy where the window is
-larger than the model's input. Boxes become quads, since a turned box is not upright any more.
+The pixels of a window come from one affine resampling. Its source is the image, or a smaller copy of it if
+the window is larger than the model's input. Boxes become quads, since a turned box is not upright any more.
 """
 
 import math

@@ -47,7 +47,7 @@ def build_rows(rows: Iterable[dict]) -> Dataset:
 
     Args:
         rows: Dictionaries with the columns of `FEATURES`. All but `REQUIRED_COLUMNS` may be missing. `image`
-            is a PIL image, a path (read when the row is read), or the bytes of a file with its `path`.
+            is a PIL image, the path of a file (read when the row is read), or its bytes and `path`.
 
     Returns:
         A dataset with exactly the columns of `FEATURES`.
@@ -196,7 +196,8 @@ def write_rows(rows: Iterable[dict], path: Path) -> None:
     limit of 2 GiB per column applies to one group only.
 
     Args:
-        rows: Rows as `build_rows` takes them, with images as `{"bytes": ..., "path": ...}`. None is valid.
+        rows: Rows as `build_rows` takes them, with images as `{"bytes": ..., "path": ...}`. There may be no
+            rows.
         path: Path of the file.
     """
     schema = FEATURES.arrow_schema
@@ -245,7 +246,7 @@ def count_rows(rows: Iterable[dict]) -> dict:
     """Count what a dataset holds.
 
     Args:
-        rows: Its rows; images are not needed.
+        rows: Rows of the dataset; images are not needed.
 
     Returns:
         `num_rows`, `num_regions`, `num_captions`, `num_descriptions`, `num_hard_negatives`, `num_phrases`

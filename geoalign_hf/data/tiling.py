@@ -17,7 +17,7 @@ def list_tiles(
     Args:
         size: (width, height) of the image, in pixels.
         side: Side of a tile, in pixels.
-        overlap: Pixels that neighbours share, less than `side`. The default is half a tile.
+        overlap: Number of pixels that neighbouring tiles share, less than `side`. By default, half a tile.
 
     Returns:
         Tiles in whole pixels, xyxy, row by row.
@@ -49,10 +49,10 @@ def cut_tiles(row: dict, side: int, overlap: int, min_visible: float, report: Sk
     Args:
         row: A row with a PIL image and `source`.
         side: Side of a tile, in pixels.
-        overlap: Pixels that neighbouring tiles share.
-        min_visible: Least visible part of a region's area, 0 to 1. A region that is less visible in a tile is
-            dropped from that tile, and its concept is listed in `unboxed`.
-        report: Collects the regions that no tile has kept.
+        overlap: Number of pixels that neighbouring tiles share.
+        min_visible: Smallest visible fraction of a region's area, 0 to 1. A region that is less visible in a
+            tile is dropped from that tile, and its concept is listed in `unboxed`.
+        report: Report of the regions that no tile has kept.
 
     Yields:
         Rows with `window`, the position of the tile in the image. Captions and descriptions are dropped,

@@ -1,6 +1,6 @@
 """The views of a data set that training sees, and their order.
 
-Everything random here follows from the seed, the epoch and the index alone, so a resumed run sees what an
+All random choices here depend only on the seed, the epoch and the index. A resumed run therefore sees what an
 uninterrupted run would have seen, with any number of workers.
 """
 

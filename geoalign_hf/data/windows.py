@@ -13,7 +13,7 @@ def cut_window(row: dict, window: tuple[int, int, int, int], min_visible: float 
     Args:
         row: a row with a PIL image.
         window: xyxy whole pixels, inside the image.
-        min_visible: smallest share of a region's area inside the window with which the region is kept. The
+        min_visible: smallest fraction of a region's area inside the window with which the region is kept. The
             area of a region with a quad is that of the quad.
 
     Returns:

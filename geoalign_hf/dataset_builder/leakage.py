@@ -33,7 +33,7 @@ class EvaluationSet:
         images: Image names by the hash of their pixels.
         signs: (8 * number, 63), perceptual hashes of each image in its eight orientations.
         sign_names: The image name of each row of `signs`.
-        captions: The place of each caption, by its normalised words.
+        captions: Place of each caption, by its normalised words.
     """
 
     name: str

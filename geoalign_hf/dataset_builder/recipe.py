@@ -43,8 +43,8 @@ class Source:
             removes the regions of that name.
         tile: Side and overlap of the tiles that large images are cut into, or None.
         test_images: Folders of the official test split. Its images must not be trained on.
-        test_lists: Pairs of `names` (a text file of names, or a folder of annotations with these names) and
-            `images`, for official test splits that lie in one folder with other images.
+        test_lists: Pairs of `names` and `images`, for official test splits that are in one folder with other
+            images. `names` is a text file of names, or a folder of annotations with these names.
         supersedes: Sources that this one contains. They are not built if this one is present.
         evaluation: Whether it is an evaluation set, which is built only if it is named.
         unverified: Statements of the recipe that were not checked against the authors' files.
@@ -149,7 +149,7 @@ def select_sources(
     """Find the sources of a recipe below a folder.
 
     Args:
-        recipe: See `load_recipe`.
+        recipe: Content of a recipe, see `load_recipe`.
         root: Folder that holds one subfolder per source.
         names: Sources to build. By default all, except evaluation sets.
         license_filter: Purpose that the terms of a source must allow, one of `PURPOSES`.
@@ -221,8 +221,8 @@ def read_sources(
 
     Args:
         present: The sources and their folders.
-        report: Collects what is skipped, and decides whether an error stops the reading.
-        counts: Is filled with the numbers of `images` and `regions` that each source has.
+        report: Collector of what is skipped. It decides whether an error stops the reading.
+        counts: Dictionary that receives the numbers of `images` and `regions` of each source.
 
     Yields:
         Rows of readers, with `dataset`, `license` and `tile`. `source` begins with the name of the data set.
@@ -258,13 +258,13 @@ def describe_sources(
     """Describe the sources of a finished dataset for its statistics and its card.
 
     Args:
-        selection: What was built.
-        counts: The numbers of images and regions that each source has, from `read_sources`.
-        rows: The rows of the dataset.
+        selection: Sources that were built.
+        counts: Numbers of images and regions of each source, from `read_sources`.
+        rows: Rows of the dataset.
 
     Returns:
-        For each source its name, home page and terms, the numbers in the source and in the dataset, and how
-        they differ from the published ones.
+        For each source its name, home page and terms, and the numbers in the source and in the dataset. If
+        they differ from the published ones, the difference is stated.
     """
     built: dict[str, Counter] = {source.name: Counter() for source, _ in selection.present}
     for row in rows:

@@ -48,12 +48,12 @@ class Job:
         vocabulary: The annotated concepts.
         sets: Evaluation sets, which must not be trained on.
         split: Name of the split.
-        min_visible: A region that is less visible in a tile is dropped from it.
+        min_visible: Smallest visible fraction of a region with which a tile keeps it, 0 to 1.
         max_negatives: Maximum number of hard negatives per phrase.
-        negatives: How hard negatives are chosen: "free", "matched" or "balanced", see `build_shard`.
+        negatives: Choice of hard negatives: "free", "matched" or "balanced", see `build_shard`.
         image_options: Rules for images that are not 8-bit RGB.
-        leaks: "skip" or "keep" images and captions that are in an evaluation set.
-        on_error: "stop" or "skip" when an image cannot be decoded.
+        leaks: Treatment of images and captions that are in an evaluation set: "skip" or "keep".
+        on_error: Treatment of an image that cannot be decoded: "stop" or "skip".
         seed: Seed of wording and choice.
         natural_colour: Whether images show colours as the eye sees them; None finds out for each image.
     """

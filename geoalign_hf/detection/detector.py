@@ -96,7 +96,7 @@ class Detector:
     Args:
         embedder: a model and its processor. A stock CLIP can name proposals and grids, but has no peaks.
         labels: C names.
-        options: see `DetectionOptions`.
+        options: settings of the detection, see `DetectionOptions`.
         synonyms: further words for some of the labels.
 
     Raises:

@@ -38,8 +38,8 @@ def propose_peaks(
         vocabulary: W words.
         word_embeds: (W, D), unit vectors.
         tile_sides: sides of the tiles in pixels. None takes one and two times the model's image size.
-        temperature: see `score_labels`.
-        background_bias: see `score_labels`.
+        temperature: divisor of the logits, see `score_labels`.
+        background_bias: addition to the logit of the background, see `score_labels`.
 
     Returns:
         The boxes, all with the objectness 1.

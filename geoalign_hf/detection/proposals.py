@@ -68,9 +68,9 @@ def read_proposals(
     """Read proposals in COCO's format of results, as detectors and SAM write them.
 
     Args:
-        path: of a JSON list of objects with `image_id`, `bbox` (x, y, width, height) and `score`, the
-            objectness, 1 if it is missing; or of a COCO file, whose annotations are taken.
-        image_ids: of the images that may occur.
+        path: file of a JSON list of objects with `image_id`, `bbox` (x, y, width, height) and `score`, the
+            objectness, 1 if it is missing; or a COCO file, whose annotations are taken.
+        image_ids: ids of the images that may occur.
         oriented: whether to take oriented boxes from `segmentation`, one polygon of four corners each.
 
     Returns:

@@ -60,8 +60,8 @@ class ConceptBank:
         """Embed concepts with a model.
 
         Args:
-            model: switched to evaluation mode for the call and back.
-            processor: of that model.
+            model: model that is switched to evaluation mode for the call and back.
+            processor: processor of that model.
             concepts: C different names; one string is split at its commas.
             templates: sentences with one `{}` for the concept, or the name of a template set.
             batch_size: number of concepts per forward pass.

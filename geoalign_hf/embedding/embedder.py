@@ -32,10 +32,10 @@ class Embedder:
     """A model and its processor as one object that embeds.
 
     Args:
-        model: has `embed_images`, `embed_text` and, for regions, `embed_regions` and `get_patch_features`; or
-            has transformers' `get_image_features` and `get_text_features`. It is switched to evaluation mode
-            for each call and back.
-        processor: of that model.
+        model: model with `embed_images`, `embed_text` and, for regions, `embed_regions` and
+            `get_patch_features`; or with transformers' `get_image_features` and `get_text_features`. It is
+            switched to evaluation mode for each call and back.
+        processor: processor of that model.
         image_size: side of `pixel_values`. None takes the model's own; another size interpolates the position
             embeddings.
         batch_size: number of images or windows per forward pass; eight times as many texts.
@@ -148,7 +148,7 @@ class Embedder:
         Args:
             rows: dataset or list of rows, with `image` and `boxes` (xyxy pixels of the image, at least partly
                 inside it), or of samples of torchgeo.
-            region_source: what is encoded for a region. None takes the source that the model was trained for
+            region_source: source of a region's embedding. None takes the one that the model was trained for
                 (`config.region_view`), or else "image".
 
                 - "image": the whole image once; all its regions are pooled from it.
@@ -159,14 +159,14 @@ class Embedder:
                 that the model was trained for, or else a default of `region_source`.
             views: several contexts in place of `context`. The result is the renormalised mean over them; each
                 view costs one encoding of every window.
-            form: "quads" pools the rows' quads, oriented boxes with `boxes` around them. Crops ignore it.
+            form: "boxes", or "quads" for oriented boxes with `boxes` around them. Crops ignore it.
 
         Returns:
             (N, D), unit vectors.
 
         Raises:
-            ValueError: if `region_source` is unknown, a context is below 1, the model pools no regions, or a
-                box is not finite, has no area, or lies outside its image.
+            ValueError: if `region_source` is unknown, a context is below 1, or the model pools no regions. A
+                box that is not finite, has no area, or is outside its image is also refused.
         """
         region_source, contexts = self.resolve_view(region_source, context, views)
         if region_source in ("image", "window", "both"):
@@ -213,8 +213,8 @@ class Embedder:
 
         Args:
             rows: N rows with `image` and `boxes`.
-            region_source: see `embed_regions`.
-            context: see `embed_regions`.
+            region_source: source of a region's embedding, see `embed_regions`.
+            context: side of the window, see `embed_regions`.
 
         Returns:
             (N, D) and (number of all boxes, D), unit vectors.
@@ -244,9 +244,9 @@ class Embedder:
         """Fill in the region source and the contexts that `embed_regions` uses.
 
         Args:
-            region_source: see `embed_regions`.
-            context: see `embed_regions`.
-            views: see `embed_regions`.
+            region_source: source of a region's embedding, see `embed_regions`.
+            context: side of the window, see `embed_regions`.
+            views: several contexts, see `embed_regions`.
 
         Returns:
             The source, and its contexts: one, or several with `views`; [None] for the source "image".

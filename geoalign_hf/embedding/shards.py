@@ -36,11 +36,11 @@ class EmbeddingJob:
         images: folder of images, searched with its subfolders.
         output: folder of the shards.
         coco: COCO file of regions; its `file_name`s are relative to `images`.
-        region_source: what is encoded for a region, see `Embedder.embed_regions`.
+        region_source: source of a region's embedding, see `Embedder.embed_regions`.
         shard_size: number of images per shard; their regions are added.
         dtype: number type of the embeddings: "float32" or "float16".
-        on_error: what to do at a wrong image or box: "stop" or "skip".
-        context: see `Embedder.embed_regions`.
+        on_error: treatment of a wrong image or box: "stop" or "skip".
+        context: side of the window, see `Embedder.embed_regions`.
 
     Raises:
         ValueError: if the folder has no images, `coco` is wrong, or an option has an impossible value.
@@ -129,10 +129,10 @@ def run_job(
     cannot write into it. A job that was interrupted continues when it is run again.
 
     Args:
-        job: the same on every process.
+        job: settings, the same on every process.
         embedder: model and processor.
-        name: of the model, for `embeds.json`.
-        accelerator: gives the number of processes. None is one process.
+        name: name of the model, for `embeds.json`.
+        accelerator: an `accelerate.Accelerator`, for the number of processes. None is one process.
 
     Returns:
         The number of shards that this process wrote, and the number of images that it skipped.

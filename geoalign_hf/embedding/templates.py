@@ -98,7 +98,7 @@ def check_texts(texts: Sequence[str], name: str) -> None:
 
     Args:
         texts: any number of texts.
-        name: of the argument, for the message.
+        name: name of the argument, for messages.
 
     Raises:
         ValueError: if it is a single string, or an entry is not a string or has no word.

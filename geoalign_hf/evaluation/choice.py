@@ -20,7 +20,7 @@ class StatementChoiceEvaluator(Evaluator):
     Args:
         questions: dictionaries with `image` (PIL image or path), `options` (texts), `answer` (index of the
             correct option) and `subject` (what the question is about).
-        arrays_path: see `Evaluator`.
+        arrays_path: `.npz` file for the arrays behind the scores, see `Evaluator`.
 
     Raises:
         ValueError: if there are no questions, or one lacks a correct option.

@@ -25,10 +25,10 @@ class RegionClassificationEvaluator(RegionEvaluator):
         rows: dataset of rows.
         concepts: names to choose from. None takes those that occur in the rows.
         templates: sentences with one `{}` for the concept, or the name of a template set.
-        region_source: see `RegionEvaluator`, as for the following.
-        context: see there.
-        views: see there.
-        arrays_path: see there.
+        region_source: source of a region's embedding, see `RegionEvaluator`.
+        context: side of windows and crops, see `RegionEvaluator`.
+        views: several contexts, see `RegionEvaluator`.
+        arrays_path: `.npz` file for the arrays behind the scores, see `Evaluator`.
 
     Raises:
         ValueError: also if a row has a concept that is not among `concepts`.
@@ -70,12 +70,12 @@ class SceneClassificationEvaluator(Evaluator):
 
     Args:
         images: PIL images or paths; a column of a dataset also works.
-        names: for each image the name of its concept, as the data set writes it.
+        names: name of the concept of each image, as the data set writes it.
         concepts: names to choose from. None takes those that occur.
         templates: sentences with one `{}` for the concept, or the name of a template set.
         renamed: other words for some of the names, such as `{"Parking": "parking lot"}`. All other names are
             spelled by `spell_concept`.
-        arrays_path: see `Evaluator`.
+        arrays_path: `.npz` file for the arrays behind the scores, see `Evaluator`.
 
     Raises:
         ValueError: if there are no images, images and names differ in number, or a name is not among

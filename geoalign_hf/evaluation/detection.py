@@ -28,14 +28,15 @@ class DetectionEvaluator(Evaluator):
 
     Args:
         rows: dataset of rows; with `oriented`, rows with quads.
-        proposals: for each row its proposals. None makes them by `options.proposer`.
+        proposals: proposals of each row. None makes them by `options.proposer`.
         concepts: labels to detect. None takes those that occur in the rows.
-        options: see `DetectionOptions`. The default keeps all detections with a score of at least 0.01.
+        options: settings of the detection. The default keeps all detections with a score of at least 0.01.
         synonyms: further words for some of the concepts.
         novel: concepts that training has not seen. They are scored apart from the others, the base concepts.
         oriented: whether to compare oriented boxes. The proposals need quads then.
         proposal_name: name of the proposals, for the protocol.
-        arrays_path: see `Evaluator`. It receives `boxes`, `labels`, `scores` and `images` of all detections.
+        arrays_path: `.npz` file, see `Evaluator`. It receives `boxes`, `labels`, `scores` and `images` of all
+            detections.
 
     Raises:
         ValueError: if the rows lack columns, boxes or quads, the proposals are for another number of images

@@ -23,7 +23,7 @@ class EmbeddingDriftEvaluator(Evaluator):
         images: PIL images or paths.
         texts: texts to compare as well.
         start: model that training started from, with the same processor. None measures only coherence.
-        arrays_path: see `Evaluator`. With `start` it receives the embeddings of both models.
+        arrays_path: `.npz` file, see `Evaluator`. With `start` it receives the embeddings of both models.
 
     Raises:
         ValueError: if there are no images, if `arrays_path` is given without `start`, or, when called, if the

@@ -59,7 +59,7 @@ class Evaluator(ABC):
 
         Args:
             model: an `Embedder`, which also sets image size and batch size; or a model.
-            processor: of that model; not needed beside an `Embedder`.
+            processor: processor of that model; not needed beside an `Embedder`.
 
         Returns:
             The scores. Those that are single numbers are floats, counts are integers. `protocol` says how the
@@ -92,12 +92,12 @@ class RegionEvaluator(Evaluator):
 
     Args:
         rows: dataset of rows.
-        region_source: what is encoded for a region, see `Embedder.embed_regions`. None takes the one that the
-            model was trained for.
+        region_source: source of a region's embedding, see `Embedder.embed_regions`. None takes the one that
+            the model was trained for.
         context: side of windows and crops, in multiples of the longer side of the box. None takes the one
             that the model was trained for, or a default for `region_source`.
         views: several contexts. A region's embedding is then the normalised mean over them.
-        arrays_path: see `Evaluator`.
+        arrays_path: `.npz` file for the arrays behind the scores, see `Evaluator`.
 
     Raises:
         ValueError: if the rows lack columns or have no regions, or an option has an impossible value.

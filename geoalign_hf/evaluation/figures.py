@@ -16,7 +16,7 @@ def draw_confusion(confusion: list[list[int]], concepts: Sequence[str], path: st
     Args:
         confusion: (C, C), counts; one row per correct concept, one column per answer.
         concepts: C names.
-        path: of the PNG file; its folder is created.
+        path: path of the PNG file; its folder is created.
     """
     counts = np.asarray(confusion, dtype=float)
     fractions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -48,7 +48,7 @@ def draw_score_map(
         image: the picture.
         score_map: (H, W), in [0, 1], of the whole picture at any resolution.
         title: the phrase.
-        path: of the PNG file; its folder is created.
+        path: path of the PNG file; its folder is created.
         polygons: the truth, each a list of corners x, y in pixels of `image`. None draws no outlines.
     """
     width, height = image.size

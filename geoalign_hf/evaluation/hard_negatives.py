@@ -30,10 +30,10 @@ class HardNegativeEvaluator(RegionEvaluator):
     Args:
         rows: dataset of rows with `hard_negatives`, and with `negative_kinds` if it is known what they
             change.
-        region_source: see `RegionEvaluator`, as for the following.
-        context: see there.
-        views: see there.
-        arrays_path: see there.
+        region_source: source of a region's embedding, see `RegionEvaluator`.
+        context: side of windows and crops, see `RegionEvaluator`.
+        views: several contexts, see `RegionEvaluator`.
+        arrays_path: `.npz` file for the arrays behind the scores, see `Evaluator`.
 
     Raises:
         ValueError: also if no region has a hard negative.
@@ -91,7 +91,7 @@ def score_pairs(rows: Sequence[dict], cosines: np.ndarray, bounds: np.ndarray) -
     Args:
         rows: N regions in rows with `phrases` and `hard_negatives`.
         cosines: Cosines of the N regions with their phrases, then with the hard negatives of each in turn.
-        bounds: (N + 1,), where the cosines of the hard negatives of each region begin and end.
+        bounds: (N + 1,), indices at which the cosines of the hard negatives of each region begin and end.
 
     Returns:
         `pair_accuracy`, `group_accuracy` and `num_pairs`; nothing if there are no pairs.

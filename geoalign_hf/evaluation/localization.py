@@ -23,14 +23,16 @@ class LocalizationEvaluator(Evaluator):
             y in pixels of the image as given. Consecutive queries of one image share its tiles.
         map_source: "tile" or "dense", see `TILE_SIDES`. A stock CLIP can only do "tile".
         tile_sides: sides of the tiles, in pixels. None takes those of `TILE_SIDES`.
-        stride: side of a cell of the map, in pixels. 1 is the published protocol; 4 changes the scores by
-            less than 0.01 and is 50 times faster.
-        through_jpeg: store maps as JPEG and read them again, as the published code does; see `normalize_map`.
-        arrays_path: see `Evaluator`. It receives the maps, in [0, 1], under the numbers of their queries.
+        stride: side of a cell of the map, in pixels. The published protocol has 1. A side of 4 changes the
+            scores by less than 0.01 and is 50 times faster.
+        through_jpeg: whether maps are stored as JPEG and read again, as the published code does; see
+            `normalize_map`.
+        arrays_path: `.npz` file, see `Evaluator`. It receives the maps, in [0, 1], under the numbers of their
+            queries.
 
     Raises:
-        ValueError: if there are no queries, an option has an impossible value, or, when called, if a polygon
-            is not usable or the model has no dense map.
+        ValueError: if there are no queries, or an option has an impossible value. A call raises it if a
+            polygon is not usable or the model has no dense map.
     """
 
     name, primary_metric = "localization", "rmi"

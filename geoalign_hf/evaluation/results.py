@@ -18,7 +18,7 @@ def write_metrics(path: str | Path, metrics: dict[str, dict]) -> None:
     """Write results to a JSON file.
 
     Args:
-        path: of the file; its folder is created.
+        path: path of the file; its folder is created.
         metrics: scores by the name of the result, each with its `protocol`.
 
     Raises:

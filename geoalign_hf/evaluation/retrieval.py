@@ -38,7 +38,7 @@ class CaptionRetrievalEvaluator(Evaluator):
         rows: dataset with `image` and `captions`; rows without captions are skipped.
         captions: "all" or "unique", see `CAPTION_PREFIXES`.
         prefix: words before every caption. None takes those of the protocol.
-        arrays_path: see `Evaluator`.
+        arrays_path: `.npz` file for the arrays behind the scores, see `Evaluator`.
 
     Raises:
         ValueError: if `captions` is unknown, or no row has captions.
@@ -144,10 +144,10 @@ class PhraseRetrievalEvaluator(RegionEvaluator):
 
     Args:
         rows: dataset of rows.
-        region_source: see `RegionEvaluator`, as for the following.
-        context: see there.
-        views: see there.
-        arrays_path: see there.
+        region_source: source of a region's embedding, see `RegionEvaluator`.
+        context: side of windows and crops, see `RegionEvaluator`.
+        views: several contexts, see `RegionEvaluator`.
+        arrays_path: `.npz` file for the arrays behind the scores, see `Evaluator`.
 
     Source:
         Variants of what others call Acc@1 without a definition; none of them is that of RRSIS-HR.

@@ -13,8 +13,8 @@ def write_dataset_card(
 ) -> DatasetCard:
     """Write the dataset card of a folder of rows as README.md.
 
-    `datasets` finds the splits by the names of the shards. The card does not list them as `configs`, because
-    all folders of one name would then share one cache, and `load_dataset` would return the rows of another.
+    `datasets` finds the splits by the names of the shards. The card does not list them as `configs`. If it
+    did, all folders of one name would share one cache, and `load_dataset` could return the rows of another.
 
     Args:
         folder: Folder with `data/<split>-*.parquet`.

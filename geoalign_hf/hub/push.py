@@ -96,19 +96,19 @@ def push(
         private: Whether only the owner sees a new repository. None leaves that to the owner's settings.
         revision: Branch, created if it does not exist. The default is main.
         tag: Tag for the new commit.
-        create_pr: Open a pull request instead.
-        commit_message: The default is "Push" and the folder's name.
+        create_pr: Whether to open a pull request instead of a commit on the branch.
+        commit_message: Message of the commit. The default is "Push" and the folder's name.
         base_model: Repository of an adapter's base model, if the adapter was trained on a local folder.
-        handler: Add `handler.py`, with which Inference Endpoints classify regions over HTTP.
-        token: The default is that of `hf auth login` or HF_TOKEN.
+        handler: Whether to add `handler.py`, with which Inference Endpoints classify regions over HTTP.
+        token: Token of the Hub. The default is that of `hf auth login` or HF_TOKEN.
 
     Returns:
         The commit. Others can pin its `oid` as `revision`.
 
     Raises:
-        ValueError: If the folder is incomplete, the repository is public although `private` is set, it holds
-            a model instead of an adapter or the reverse, the tag exists, `revision` is not a branch, or the
-            base model is a local folder. Nothing was sent.
+        ValueError: If the folder is incomplete, the tag exists, `revision` is not a branch, or the base model
+            is a local folder. A repository is refused if it is public although `private` is set, or if it
+            holds a model instead of an adapter or the reverse. Nothing was sent.
         RuntimeError: If there is no token, the token may not write, the network fails, or another process is
             writing into the folder. The repository shows the complete push or nothing of it.
     """
@@ -219,8 +219,8 @@ def read_contents(folder: Path, kind: str, base_model: str | None = None) -> dic
     """Collect the files to push by their names in the repository: paths, or new bytes where they change.
 
     Raises:
-        ValueError: If the base model of an adapter is a local folder and `base_model` is not given,
-            `base_model` is given for something else than an adapter, or a text file cannot be read.
+        ValueError: If a text file cannot be read, or `base_model` is given for a folder that holds no
+            adapter. For an adapter of a local base model, it must be given.
     """
     if base_model and kind != "adapter":
         raise ValueError(

@@ -21,7 +21,7 @@ def push_space(
         repo_id: Name of the Space, or owner/name. It is created if it does not exist.
         model: Repository of the model.
         private: Whether only the owner sees a new Space. None leaves that to the owner's settings.
-        token: The default is that of `hf auth login` or HF_TOKEN.
+        token: Token of the Hub. The default is that of `hf auth login` or HF_TOKEN.
 
     Returns:
         The commit.

@@ -79,7 +79,7 @@ def contrast_concepts(
         concept_embeds: (N, D), unit vectors, the concept of each region.
         concept_ids: (N,), equal for equal concepts; -100 ignores a region.
         scale: (), the factor on cosines.
-        label_smoothing: see `contrast_vocabulary`.
+        label_smoothing: spread part of a target, in [0, 1], see `contrast_vocabulary`.
         broader: (N, K), the ids of the concepts that are broader than that of each region, -100 for padding.
 
     Returns:
@@ -182,8 +182,9 @@ class _Contrast(torch.autograd.Function):
 
     The first half of the loss is the mean over rows of `logsumexp(row) - target logit`. The second half is
     the mean over columns that have rows of the mean over their rows of `logsumexp(column) - target logit`.
-    Logits are computed block by block, once in the forward pass for the log-sum-exps (a running one for the
-    columns) and once more in the backward pass. So memory holds one block, whatever the number of rows.
+    Logits are computed block by block, so that memory holds one block, whatever the number of rows. They are
+    computed once in the forward pass, for the log-sum-exps (a running one for the columns), and once more in
+    the backward pass.
 
     Args of forward:
         left: (n, D), local rows. right: (M, D), all columns. scale: ().

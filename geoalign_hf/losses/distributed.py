@@ -83,11 +83,11 @@ def backward_in_chunks(
 
     Args:
         chunks: the inputs of `encode`, the same number on every process.
-        encode: returns the embeddings of a chunk by name. Tensors with axes are concatenated along the first
-            one. A scalar is the value of a parameter and is equal for all chunks.
-        compute_loss: takes the concatenated embeddings; the entry `loss` of its result is minimized.
-        backward: runs a backward pass from a scalar, such as `Accelerator.backward`.
-        no_sync: returns a context in which gradients are not averaged over processes.
+        encode: function that returns the embeddings of a chunk by name. Tensors with axes are concatenated
+            along the first one. A scalar is the value of a parameter and is equal for all chunks.
+        compute_loss: function of the concatenated embeddings. The entry `loss` of its result is minimized.
+        backward: function that runs a backward pass from a scalar, such as `Accelerator.backward`.
+        no_sync: function that returns a context in which gradients are not averaged over processes.
 
     Returns:
         The result of `compute_loss`.

@@ -116,7 +116,7 @@ def compute_losses(
     Args:
         output: `GeoAlignCLIPOutput` of this process's batch, or any object with `image_embeds` (B, D),
             `region_embeds` (B, R, D), `text_embeds` (N, D), `logit_scale` and `region_logit_scale`.
-        batch: as `RowCollator` makes it.
+        batch: batch of this process, as `RowCollator` makes it.
         loss_weights: the weights of the terms.
         crop_embeds: (Q, D), the crops of the regions `batch["crop_index"]`, embedded as images; for
             `crop_concept`.

@@ -112,7 +112,7 @@ def _compute_in_blocks(compute, row_size: int, *rows: torch.Tensor) -> torch.Ten
 
     Args:
         compute: a function that takes a block of each of `rows`.
-        row_size: the numbers that it holds in memory for one row.
+        row_size: number of values that it holds in memory for one row.
         *rows: (n, ...) each.
     """
     blocks = [

@@ -26,10 +26,10 @@ class TermInputs:
         texts: (N, D), unit vectors.
         scale: (), the factor on cosines of images.
         region_scale: (), the factor on cosines of regions.
-        batch: as `RowCollator` makes it.
+        batch: batch of this process, as `RowCollator` makes it.
         crops: (Q, D), the crops of the regions `batch["crop_index"]`, embedded as images.
         crop_targets: (Q, D), the regions pooled from those crops, without gradient.
-        label_smoothing: of the two concept terms, in [0, 1].
+        label_smoothing: spread part of the targets of the two concept terms, in [0, 1].
     """
 
     images: torch.Tensor

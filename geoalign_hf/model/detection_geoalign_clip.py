@@ -117,8 +117,8 @@ def score_labels(
     Args:
         logits: (R, W), cosines of regions and words times the model's scale.
         vocabulary: the words.
-        temperature: the logits are divided by it; above 1 the probabilities become more even.
-        background_bias: added to the logit of the background after that.
+        temperature: divisor of the logits; above 1 the probabilities become more even.
+        background_bias: number that is then added to the logit of the background.
 
     Returns:
         (R, C).
@@ -208,7 +208,7 @@ def choose_detections(
         threshold: smallest score of a detection.
         max_iou: largest intersection over union of two detections of one label.
         top_k: largest number of detections of the image. None returns all.
-        measure_ious: see `suppress_overlaps`.
+        measure_ious: function that compares regions, see `suppress_overlaps`.
 
     Returns:
         (N,) indices of regions and (N,) numbers of labels, best first.

@@ -31,7 +31,7 @@ class Header:
         num_bands: number of bands.
         bits: bits of one sample.
         kind: `uint`, `int`, `float` or `complex`.
-        problem: why PIL alone would not give the picture as it is meant; None if it does.
+        problem: reason why PIL alone would not give the picture as it is meant; None if it does.
         is_inverted: whether 0 means white.
         is_turned: whether the orientation of the EXIF data is applied to the pixels.
     """
@@ -66,7 +66,7 @@ def open_file(source: str | Path | io.BytesIO, name: str, max_pixels: int | None
 
     Args:
         source: a path, or a file in memory.
-        name: of the image in a message.
+        name: name of the image in messages.
         max_pixels: largest number of pixels; None means PIL's limit, twice `PIL.Image.MAX_IMAGE_PIXELS`.
 
     Raises:
@@ -187,7 +187,7 @@ def _read_tiff_header(file, name: str) -> Header:
         pictures = [page for page in pages if not page.get(PAGE_KIND, 0) & 5]  # no thumbnail, no mask
         header = describe_tags(pictures[0])
     except Exception as error:  # damaged tags make PIL raise almost any exception
-        raise ValueError(f"{name} cannot be read as a TIFF ({error}). Replace it or leave it out.") from error
+        raise ValueError(f"{name} cannot be read as a TIFF ({error}). Replace or remove it.") from error
     if len(pictures) > 1:
         header.problem = f"has {len(pictures)} pages"
     return header

@@ -27,9 +27,9 @@ def read_by_rule(read, rule: tuple, fallback: dict | None) -> Image.Image:
     """Read an image by the options that are given or, where it needs others, by those and the fallback.
 
     Args:
-        read: takes `stretch`, `limits` and `bands`; raises `OptionNeeded` or `ReaderNeeded`.
-        rule: these three, or None in their place.
-        fallback: see `read_image`.
+        read: function of `stretch`, `limits` and `bands`, which raises `OptionNeeded` or `ReaderNeeded`.
+        rule: dictionary of these three, or None in their place.
+        fallback: rule for an image that cannot be read without one, see `read_image`.
 
     Raises:
         ValueError: in place of both.

@@ -35,7 +35,7 @@ PLAIN_MODES = COLOUR_MODES | {"1", "L", "LA", "La"}  # eight bits per band or fe
 FULL_SIZE = "geoalign_full_size"
 SCALE_REMEDY = (
     "Give stretch=(2, 98) to map these percentiles of the picture to 0 and 255, or limits=(low, high) to map "
-    "these values (on the command line --stretch 2,98 or --limits LOW,HIGH)."
+    "these values. On the command line, give --stretch 2,98 or --limits LOW,HIGH."
 )
 
 
@@ -54,20 +54,20 @@ def read_image(
     """Return any image as 8-bit RGB.
 
     Args:
-        image: a path, a URL, a `data:` URL, the bytes of a file, a PIL image, or an array or tensor (H, W),
-            (H, W, bands) or (bands, H, W). A file is turned upright by its orientation tag.
-        name: of the image in a message.
+        image: a path, a URL, a `data:` URL, the bytes of a file, a PIL image, an array or a tensor. The shape
+            is (H, W), (H, W, bands) or (bands, H, W). A file is turned upright by its orientation tag.
+        name: name of the image in messages.
         stretch: two percentiles of the picture, over all chosen bands together, that become 0 and 255.
         limits: two values that become 0 and 255. Neither option changes pictures of 8 bits.
         bands: numbers of the bands to use as red, green and blue, or of one band to use as grey, from 1.
         max_pixels: largest number of pixels of a file; None means PIL's limit, twice
             `PIL.Image.MAX_IMAGE_PIXELS`.
-        timeout: of a download, in seconds.
+        timeout: time limit of a download in seconds.
         layout: `channels_first` or `channels_last`, for arrays whose shape is ambiguous.
         fallback: `stretch`, `limits` and `bands` for an image that cannot be read without them. What is given
             directly replaces them.
-        draft_side: a JPEG file is decoded at 1/2, 1/4 or 1/8 of its size where no side becomes shorter than
-            this. `get_full_size` then returns the size of the file. None decodes all pixels.
+        draft_side: smallest side, in pixels, to which a JPEG file may be reduced by decoding it at 1/2, 1/4
+            or 1/8 of its size. `get_full_size` returns the size of the file. None decodes all pixels.
 
     Returns:
         an image of mode RGB. Its `info["natural_colour"]` is False if its colours may not be those of the
@@ -106,7 +106,7 @@ def load_images(images, do_rescale: bool = True, layout=None, **options) -> list
         images: a PIL image, an array or tensor (H, W), (H, W, bands) or (bands, H, W), a path or URL; a list
             of those; or a 4-dimensional array or tensor.
         do_rescale: whether pixels are divided by 255 later. Without it, arrays of floats are refused.
-        layout: `channels_first` or `channels_last`, for arrays whose shape does not tell.
+        layout: `channels_first` or `channels_last`, for arrays whose shape is ambiguous.
         **options: those of `read_image`.
 
     Returns:
@@ -188,7 +188,7 @@ def get_full_size(image: Image.Image) -> tuple[int, int]:
 
 def _convert_image(image: Image.Image, name: str, stretch, limits, bands) -> Image.Image:
     if 0 in image.size:
-        raise ValueError(f"{name} has {image.width} x {image.height} pixels (width x height). Leave it out.")
+        raise ValueError(f"{name} has {image.width} x {image.height} pixels (width x height). Remove it.")
     try:
         is_deep = any(";16" in str(tile[3]) for tile in getattr(image, "tile", []))  # empty after loading
         image.load()
@@ -238,7 +238,7 @@ def _convert_array(image, name: str, stretch, limits, bands, layout) -> Image.Im
         array = array.transpose(1, 2, 0)
     if 0 in array.shape[:2]:
         raise ValueError(
-            f"{name} has {array.shape[1]} x {array.shape[0]} pixels (width x height). Leave it out."
+            f"{name} has {array.shape[1]} x {array.shape[0]} pixels (width x height). Remove it."
         )
     return to_rgb(array, name, stretch, limits, bands)
 
@@ -276,10 +276,10 @@ def to_rgb(
 
     Args:
         array: (H, W, bands), numbers of any type.
-        name: of the image in a message.
-        stretch: see `read_image`.
-        limits: see `read_image`.
-        bands: see `read_image`.
+        name: name of the image in messages.
+        stretch: two percentiles that become 0 and 255, see `read_image`.
+        limits: two values that become 0 and 255, see `read_image`.
+        bands: numbers of the bands to use, see `read_image`.
         is_inverted: whether 0 means white.
         is_valid: (H, W), False where there is no data; None means that all pixels are real.
 
@@ -339,7 +339,7 @@ def scale_to_8_bits(array: np.ndarray, name: str, stretch=None, limits=None, is_
     if stretch is not None:
         known = np.isfinite(array) if is_valid is None else np.isfinite(array) & is_valid[..., None]
         if not known.any():
-            raise ValueError(f"{name} has no finite pixel. Leave it out.")
+            raise ValueError(f"{name} has no finite pixel. Remove it.")
         limits = np.percentile(array[known], stretch)
     low, high = map(float, limits)
     with np.errstate(all="ignore"):

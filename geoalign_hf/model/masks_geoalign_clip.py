@@ -12,7 +12,7 @@ def check_masks(masks: torch.Tensor, name: str = "masks") -> torch.Tensor:
 
     Args:
         masks: (R, H, W), boolean, or numbers that are 0 outside and 1 or 255 inside.
-        name: of the masks in a message.
+        name: name of the masks in messages.
 
     Returns:
         (R, H, W), bool.

@@ -328,7 +328,7 @@ class GeoAlignCLIPModel(StrictAdapterMixin, CLIPModel):
             region_coverage: (B, R, H, W), fraction of each pixel covered, instead of boxes.
             region_mask: (B, R), True for real regions.
             text_ids: (M, L), for N texts packed by `pack_texts`: the text of each of `input_ids`.
-            inputs_embeds: accepted for PEFT, which passes None; any other value is refused.
+            inputs_embeds: None, as PEFT passes it; any other value is refused.
             return_loss: whether to compute CLIP's loss, for which B and N must be equal. It has no term for
                 regions, so that regions are refused beside it.
             return_logits: whether to compare everything with all texts. Training does not need it.

@@ -92,7 +92,7 @@ class GeoAlignCLIPProcessor(ProcessorMixin):
             stretch: two percentiles of each picture that become 0 and 255, for more than 8 bits.
             limits: two values that become 0 and 255, for more than 8 bits.
             bands: numbers of the bands to use as red, green and blue, counted from 1.
-            max_pixels: most pixels that a file may have; None means PIL's limit.
+            max_pixels: largest number of pixels of a file; None means PIL's limit.
             draft_jpeg: whether to decode a JPEG file at 1/2, 1/4 or 1/8 of its size where that is still as
                 large as `pixel_values`. It saves about a third of the decoding. On photographs pixels differ
                 by 2 of 255 on average, and by up to 100 at hard edges. Regions stay in pixels of the file.
@@ -174,9 +174,9 @@ class GeoAlignCLIPProcessor(ProcessorMixin):
 
         Args:
             form: `boxes`, `quads` or `masks`.
-            regions: of one image, as in a call.
+            regions: regions of one image, as in a call.
             size: (width, height) of the image.
-            name: of the regions in a message.
+            name: name of the regions in messages.
             clip: whether to cut boxes that are partly outside.
 
         Returns:
@@ -296,7 +296,7 @@ def _check_text(text, name: str = "text") -> list[str]:
         if any("\ud800" <= character <= "\udfff" for character in words):
             raise ValueError(f"{name}[{i}] is {words!r:.80}, which is no valid Unicode. Correct it.")
         if not words.strip():
-            raise ValueError(f"{name}[{i}] is empty. Every text needs at least one word; leave this one out.")
+            raise ValueError(f"{name}[{i}] is empty. Every text needs at least one word; remove this one.")
     return texts
 
 

@@ -15,9 +15,9 @@ def check_box(box: list[float], width: int, height: int, name: str = "the box", 
 
     Args:
         box: xyxy pixels of the image.
-        width: of the image, in pixels.
-        height: of the image, in pixels.
-        name: of the box in a message.
+        width: width of the image in pixels.
+        height: height of the image in pixels.
+        name: name of the box in messages.
         clip: whether to allow a box that is partly outside; False refuses it.
 
     Raises:
@@ -25,7 +25,7 @@ def check_box(box: list[float], width: int, height: int, name: str = "the box", 
     """
     place = f"{name} = {box}"
     if not all(map(math.isfinite, box)):
-        raise ValueError(f"{place} is not finite. Boxes are four numbers, xyxy pixels; leave this one out.")
+        raise ValueError(f"{place} is not finite. Boxes are four numbers, xyxy pixels; remove this one.")
     for low, high, length, axis in ((box[0], box[2], width, "x"), (box[1], box[3], height, "y")):
         if high <= low:
             raise ValueError(
@@ -34,8 +34,8 @@ def check_box(box: list[float], width: int, height: int, name: str = "the box", 
             )
         if high <= 0 or low >= length:
             raise ValueError(
-                f"{place} lies wholly outside its image of {width} x {height} pixels (width x height). "
-                "Boxes are xyxy pixels of the image as given, before any resizing; leave this one out."
+                f"{place} is completely outside its image of {width} x {height} pixels (width x height). "
+                "Boxes are xyxy pixels of the image as given, before any resizing; remove this one."
             )
     if not clip and (min(box) < 0 or box[2] > width or box[3] > height):
         raise ValueError(
@@ -49,9 +49,9 @@ def check_quad(quad: list[list[float]], width: int, height: int, name: str = "th
 
     Args:
         quad: four corners in pixels of the image, in order around the quad, in either direction.
-        width: of the image, in pixels.
-        height: of the image, in pixels.
-        name: of the quad in a message.
+        width: width of the image in pixels.
+        height: height of the image in pixels.
+        name: name of the quad in messages.
         clip: whether to allow a quad that is partly outside; False refuses it.
 
     Raises:
@@ -60,7 +60,7 @@ def check_quad(quad: list[list[float]], width: int, height: int, name: str = "th
     """
     place = f"{name} = {quad}"
     if not all(math.isfinite(number) for corner in quad for number in corner):
-        raise ValueError(f"{place} is not finite. Quads are four corners x, y in pixels; leave this one out.")
+        raise ValueError(f"{place} is not finite. Quads are four corners x, y in pixels; remove this one.")
     if any(abs(x) > LARGEST_QUAD * width or abs(y) > LARGEST_QUAD * height for x, y in quad):
         raise ValueError(
             f"{place} reaches beyond {LARGEST_QUAD:g} times the size of its image of {width} x {height} "
@@ -72,12 +72,12 @@ def check_quad(quad: list[list[float]], width: int, height: int, name: str = "th
         )
     xs, ys = zip(*quad, strict=True)
     box = [min(xs), min(ys), max(xs), max(ys)]
-    check_box(box, width, height, f"the box round {name}", clip)
+    check_box(box, width, height, f"the box around {name}", clip)
     is_inside = box[0] >= 0 and box[1] >= 0 and box[2] <= width and box[3] <= height
     if not is_inside and measure_area(clip_polygon(quad, (0, 0, width, height))) <= 0:
         raise ValueError(
-            f"{place} lies wholly outside its image of {width} x {height} pixels (width x height), though "
-            "the box round it does not. Leave it out."
+            f"{place} is completely outside its image of {width} x {height} pixels (width x height), though "
+            "the box around it is not. Remove it."
         )
 
 

@@ -70,9 +70,9 @@ def check_boxes(
 
     Args:
         boxes: (R, 4), xyxy pixels of the image.
-        width: of the image, in pixels.
-        height: of the image, in pixels.
-        name: of the boxes in a message.
+        width: width of the image in pixels.
+        height: height of the image in pixels.
+        name: name of the boxes in messages.
         clip: whether to cut a box that is partly outside; False refuses it.
 
     Returns:
@@ -99,9 +99,9 @@ def check_quads(
 
     Args:
         quads: (R, 4, 2), pixels of the image, four corners in order around the quad, in either direction.
-        width: of the image, in pixels.
-        height: of the image, in pixels.
-        name: of the quads in a message.
+        width: width of the image in pixels.
+        height: height of the image in pixels.
+        name: name of the quads in messages.
         clip: whether to allow a quad that is partly outside; False refuses it.
 
     Returns:

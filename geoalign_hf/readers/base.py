@@ -54,13 +54,13 @@ def make_row(
     Args:
         image: File of the image.
         source: Name of the image in its data set.
-        place: What to call the image in a message.
+        place: Name of the image in messages.
         annotations: Its regions.
-        report: Collects what is skipped.
+        report: Collector of what is skipped.
         size: Width and height according to the annotations, in pixels, if they state them.
         unboxed: Concepts that are in the image without a region.
         concepts: The concepts that are allowed; None allows all.
-        drop_difficult: Skip regions that are marked as difficult.
+        drop_difficult: Removal of regions that are marked as difficult.
 
     Returns:
         A row for `build_rows`, or None if the image was skipped. Concepts of skipped regions are `unboxed`.
@@ -187,11 +187,11 @@ def turn_box(x: float, y: float, width: float, height: float, angle: float) -> l
     """Turn a box about its center, clockwise as seen in the image.
 
     Args:
-        x: Center.
-        y: Center, downward.
-        width: Width before turning.
-        height: Height before turning.
-        angle: In radians.
+        x: Center in pixels.
+        y: Center in pixels, downward.
+        width: Width in pixels before turning.
+        height: Height in pixels before turning.
+        angle: Angle of the turn in radians.
 
     Returns:
         Four corners, as eight numbers.

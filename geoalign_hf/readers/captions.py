@@ -24,7 +24,7 @@ def read_captions(
         annotations: A file; see `list_captions` for its forms.
         images: Folder of the images; see `files.ImageFinder` for how a name is found in it.
         caption_split: The split to read; None reads all.
-        report: Collects what is skipped, and decides whether an error stops the reading.
+        report: Collector of what is skipped. It decides whether an error stops the reading.
 
     Yields:
         One row per image, in the order of the file.

@@ -26,8 +26,8 @@ def read_coco(
     Args:
         annotations: A JSON file with `images`, `annotations` and `categories`, or a folder of such files.
         images: Folder that `file_name` is relative to; by default the folder of the annotation file.
-        drop_difficult: Skip annotations that are marked as difficult or occluded.
-        report: Collects what is skipped, and decides whether an error stops the reading.
+        drop_difficult: Removal of annotations that are marked as difficult or occluded.
+        report: Collector of what is skipped. It decides whether an error stops the reading.
 
     Yields:
         One row per image, in the order of the file.

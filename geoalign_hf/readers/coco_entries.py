@@ -32,7 +32,7 @@ class CocoEntries:
 
     Args:
         path: The file.
-        report: Collects wrong entries, and decides whether an error stops the reading.
+        report: Collector of wrong entries. It decides whether an error stops the reading.
 
     Raises:
         ValueError: If it is no COCO file.

@@ -30,10 +30,10 @@ def read_dota(
     Args:
         annotations: A file, or a folder of files.
         images: Folder of the images; see `files.pair_images` for which image belongs to a file.
-        drop_difficult: Skip regions that are marked as difficult.
+        drop_difficult: Removal of regions that are marked as difficult.
         concepts: Names that are allowed; None allows all.
         only: Names without suffix of the files to read; None reads all.
-        report: Collects what is skipped, and decides whether an error stops the reading.
+        report: Collector of what is skipped. It decides whether an error stops the reading.
 
     Returns:
         One row per file, sorted by path, with `quads`, the boxes around them, and `difficult`.

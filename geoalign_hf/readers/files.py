@@ -39,7 +39,7 @@ def list_files(source: str | Path, suffixes: Iterable[str], only: set[str] | Non
 
     Args:
         source: A folder, which is searched with its subfolders, or one file, which is returned as it is.
-        suffixes: Such as ".xml".
+        suffixes: Suffixes of the files, such as ".xml".
         only: Names without suffix of the files to list; None lists all.
 
     Raises:
@@ -87,7 +87,7 @@ def pair_images(
         files: Annotation files.
         source: The folder that they were listed from, or the one file.
         folder: Folder of the images, with subfolders.
-        report: Collects files without an image, or with several.
+        report: Collector of files without an image, or with several.
 
     Returns:
         The image of each file, and the images that belong to no file.
@@ -162,8 +162,9 @@ def normalize_name(name: str) -> str:
 class ImageFinder:
     """Finds images by the file names that annotations give.
 
-    A name that is not the path of a file is looked up with Windows separators and URL escapes replaced, with
-    composed accents and in lower case, and at last without its folder. Each is used only if it is unique.
+    A name that is not the path of a file is looked up in other forms: with Windows separators and URL escapes
+    replaced, with composed accents and in lower case, and at last without its folder. A form is used only if
+    it is unique.
 
     Args:
         folder: Folder that the names are relative to.
@@ -194,8 +195,8 @@ class ImageFinder:
 
         Args:
             name: Path of the image below the folder.
-            place: What to call the entry in a message.
-            report: Collects what is missing, ambiguous or outside the folder.
+            place: Name of the entry in messages.
+            report: Collector of what is missing, ambiguous or outside the folder.
         """
         if ABSOLUTE.match(name) or ".." in re.split(r"[/\\]", name):
             message = f"{place} names the file {name!r}, which may lie outside {self.folder}."
@@ -309,7 +310,7 @@ def parse_json(place: str | Path, text: str, expected: str) -> Any:
     Args:
         place: File or line that the text stands in.
         text: The text.
-        expected: What the user should give instead of a text that is not JSON.
+        expected: Description of what the user should give instead of a text that is not JSON.
 
     Raises:
         ValueError: If the text is not JSON.

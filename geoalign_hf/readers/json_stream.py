@@ -25,11 +25,11 @@ def iterate_entries(path: str | Path, expected: str) -> Iterator[tuple[str, int 
 
     Args:
         path: A JSON file, which may be compressed (`.gz`).
-        expected: What the user should give instead of another file.
+        expected: Description of what the user should give instead of another file.
 
     Yields:
-        (key, number, entry) for each entry of a list, after (key, -1, None) for the list itself, and
-        (key, None, value) for a value that is not a list.
+        For a list, (key, -1, None), and then (key, number, entry) for each of its entries. For any other
+        value, (key, None, value).
 
     Raises:
         ValueError: If the file cannot be read, or is not one JSON object. Entries before the error are

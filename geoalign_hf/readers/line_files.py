@@ -22,12 +22,12 @@ def read_line_files(
     Args:
         annotations: A file, or a folder of files.
         images: Folder of the images; see `files.pair_images` for which image belongs to a file.
-        parse_line: Makes a region of the place and the text of a line. It returns None for a line that is to
-            be ignored, and raises ValueError with the expected form for a wrong line.
+        parse_line: Function that makes a region of the place and the text of a line. It returns None for a
+            line to be ignored, and raises ValueError with the expected form for a wrong line.
         only: Names without suffix of the files to read; None reads all.
-        report: Collects what is skipped, and decides whether an error stops the reading.
+        report: Collector of what is skipped. It decides whether an error stops the reading.
         concepts: Names that are allowed; None allows all.
-        drop_difficult: Skip regions that are marked as difficult.
+        drop_difficult: Removal of regions that are marked as difficult.
 
     Yields:
         One row per file, sorted by path, or None for an image that was skipped.

@@ -22,7 +22,7 @@ class AnnotationFormat(NamedTuple):
     """How the files of one annotation format are read.
 
     Args:
-        description: What the user gives, beginning with a noun, for help texts.
+        description: Description of what the user gives, beginning with a noun, for help texts.
         read: A function `read(annotations, images, report=..., **options)` that yields rows.
         suffixes: Suffixes of its annotation files.
         options: Keywords that `read` takes beyond `annotations`, `images` and `report`.

@@ -9,7 +9,7 @@ class SkipReport:
     """Collects what a run skips.
 
     Args:
-        on_error: What happens to wrong data: "stop" raises an error, "skip" records it and goes on.
+        on_error: Treatment of wrong data: "stop" raises an error, "skip" records it and goes on.
         entries: Dictionaries {"kind": ..., "message": ...}; a message begins with the place.
 
     Example:

@@ -26,7 +26,7 @@ def read_ucas_aod(
         images: Folder of the images.
         concept: Concept of the folder.
         only: Names without suffix of the files to read; None reads all.
-        report: Collects what is skipped, and decides whether an error stops the reading.
+        report: Collector of what is skipped. It decides whether an error stops the reading.
 
     Returns:
         One row per file, sorted by path, with `quads`.

@@ -20,7 +20,7 @@ def read_vedai(
         annotations: The file.
         images: Folder of the images. The colour image of number 12 is `00000012_co.png`.
         classes: Name of each class number.
-        report: Collects what is skipped, and decides whether an error stops the reading.
+        report: Collector of what is skipped. It decides whether an error stops the reading.
 
     Yields:
         One row per image, in the order of the file, with `quads`.

@@ -28,7 +28,7 @@ def read_vhr10(
         images: Folder of the images.
         classes: Name of each class number.
         only: Names without suffix of the files to read; None reads all.
-        report: Collects what is skipped, and decides whether an error stops the reading.
+        report: Collector of what is skipped. It decides whether an error stops the reading.
 
     Returns:
         One row per file, sorted by path.

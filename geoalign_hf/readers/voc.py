@@ -42,12 +42,12 @@ def read_voc(
     Args:
         annotations: A file, or a folder of files.
         images: Folder of the images; see `files.pair_images` for which image belongs to a file.
-        drop_difficult: Skip objects that are marked as difficult.
+        drop_difficult: Removal of objects that are marked as difficult.
         concepts: Names that are allowed; None allows all.
         counts_from_one: Whether a `bndbox` counts pixels from 1 to the last, as Pascal VOC does, so that its
             first pixel is xmin = xmax = 1. Otherwise its numbers are edges.
         only: Names without suffix of the files to read; None reads all.
-        report: Collects what is skipped, and decides whether an error stops the reading.
+        report: Collector of what is skipped. It decides whether an error stops the reading.
 
     Yields:
         One row per file, sorted by path; with `quads` if any of its objects is oriented.
@@ -119,7 +119,7 @@ def _list_objects(root: ElementTree.Element, counts_from_one: bool) -> tuple[lis
     if root.tag != "annotation":
         raise ValueError(
             f"has the root <{root.tag}>; expected <annotation> (Pascal VOC, FAIR1M) or <HRSC_Image>. "
-            "Convert the file, or leave it out."
+            "Convert or remove the file."
         )
     nodes = _collect(root, "object", (".", "objects"))
     # A list of objects under another name would be read as an image without any.

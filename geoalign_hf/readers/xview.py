@@ -20,7 +20,7 @@ def read_xview(
         annotations: The file.
         images: Folder of the images.
         classes: Name of each class number.
-        report: Collects what is skipped, and decides whether an error stops the reading.
+        report: Collector of what is skipped. It decides whether an error stops the reading.
 
     Yields:
         One row per image, in the order of the file.

@@ -24,15 +24,15 @@ def read_yolo(
 ) -> Iterator[dict | None]:
     """Read YOLO text files, in fractions of the image.
 
-    A line is `class x y width height` (a box about its center), `class x1 y1 ... x4 y4` (an oriented box), or
-    `class x1 y1 x2 y2 ...` with another number of points (a segment, of which the box around it is taken).
+    A line is `class x y width height` (a box with its center), `class x1 y1 ... x4 y4` (an oriented box), or
+    `class x1 y1 x2 y2 ...` with another number of points. Such a segment becomes the box around it.
 
     Args:
         annotations: A file, or a folder of files.
         images: Folder of the images; see `files.pair_images` for which image belongs to a file. An image
             without a file has no regions, if another image of its folder has a file.
         concepts: Names by number, or the file that lists them: `data.yaml`, or text with one name a line.
-        report: Collects what is skipped, and decides whether an error stops the reading.
+        report: Collector of what is skipped. It decides whether an error stops the reading.
 
     Yields:
         One row per image, sorted by path; with `quads` if any of its lines is oriented.
@@ -65,7 +65,7 @@ def _list_backgrounds(unlabelled: list[Path], labelled: set[Path], report: SkipR
     for folder in sorted({image.parent for image in unlabelled} - folders):
         count = sum(image.parent == folder for image in unlabelled)
         message = f"{folder} holds {count} images, none of which has a label file."
-        report.refuse("no labels", f"{message} Give the folder of their labels, or leave these images out.")
+        report.refuse("no labels", f"{message} Give the folder of their labels, or remove these images.")
     return [image for image in unlabelled if image.parent in folders]
 
 

@@ -83,13 +83,13 @@ class SceneJob:
         output: folder of the archive.
         tile_side: side of a tile, in pixels of the scene.
         overlap: part of a tile's side that it shares with the next one, in [0, 1).
-        bands: see `Scene`.
-        stretch: see `Scene`.
-        limits: see `Scene`.
-        rule: see `Scene`.
+        bands: numbers of the bands to use, see `Scene`.
+        stretch: two percentiles that become 0 and 255, see `Scene`.
+        limits: two values that become 0 and 255, see `Scene`.
+        rule: `image_rule` of the model's processor, see `Scene`.
         regions: vector file of regions; each scene gets those that touch it. Or a COCO file.
-        buffer: see `read_regions`.
-        context: see `embed_scene_regions`.
+        buffer: radius of a point or line in metres, see `read_regions`.
+        context: side of a window as a multiple of the region's longer side, see `embed_scene_regions`.
         part_size: number of tiles or regions per file.
 
     Raises:
@@ -207,8 +207,8 @@ class SceneJob:
 
         Args:
             embedder: a model and its processor.
-            name: of the model, for `scenes.json`.
-            accelerator: an `accelerate.Accelerator`: it gives the number of processes. None is one process.
+            name: name of the model, for `scenes.json`.
+            accelerator: an `accelerate.Accelerator`, for the number of processes. None is one process.
 
         Returns:
             See `write`.

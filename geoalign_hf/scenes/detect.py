@@ -30,7 +30,7 @@ def detect_in_scene(
         scene: the scene.
         proposals: polygons as `read_regions` gives them; a column `objectness` holds numbers from 0 to 1.
             None takes the windows of a grid, with `sides` and `overlap` of the detector's options.
-        context: see `embed_scene_regions`.
+        context: side of a window as a multiple of the region's longer side, see `embed_scene_regions`.
 
     Returns:
         The detections, best first, in the scene's reference system: columns of their proposals, `label`,
@@ -56,6 +56,8 @@ def detect_in_scene(
         windows = list_windows((scene.width, scene.height), options.sides, options.overlap).numpy()
         outlines = [scene.to_ground(box) for box in shapely.box(*windows.T)]
         proposals = geopandas.GeoDataFrame(geometry=outlines, crs=scene.crs)
+    if proposals.empty:
+        return proposals.assign(label=np.array([], str), score=np.array([]), valid_ground=np.array([]))
     objectness = _read_objectness(proposals)
     parts = []
     for start in logging.tqdm(range(0, len(proposals), CHUNK), desc="parts"):

@@ -39,7 +39,7 @@ class Scene:
     """A raster file that is read in windows and never as a whole.
 
     Args:
-        path: of a GeoTIFF, or of any other raster that rasterio opens.
+        path: path of a GeoTIFF, or of any other raster that rasterio opens.
         bands: numbers, from 1, of the bands that are red, green and blue, or of one band for grey. None takes
             the bands that the file declares as such, or its only band.
         stretch: two percentiles that become 0 and 255. They are measured over the chosen bands together, on
@@ -50,8 +50,8 @@ class Scene:
             or do not declare their bands.
 
     Raises:
-        ValueError: if the file cannot be opened or has no coordinates, its bands do not exist, or are neither
-            given nor declared, or an option has an impossible value.
+        ValueError: if the file cannot be opened or has no coordinates, or an option has an impossible value.
+            Bands that do not exist, or are neither given nor declared, are also refused.
     """
 
     path: str | Path

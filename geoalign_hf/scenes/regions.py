@@ -36,8 +36,8 @@ def read_regions(path: str | Path, scene: Scene, buffer: float | None = None) ->
         The features with all their columns, as polygons in the scene's reference system.
 
     Raises:
-        ValueError: if there are no features, the file has no reference system, a geometry is empty, points
-            are given without `buffer`, or all regions lie outside the scene.
+        ValueError: if there are no features, the file has no reference system, a geometry is empty, or all
+            regions lie outside the scene. Points without `buffer` are also refused.
     """
     path = Path(path)
     if is_coco(path):
@@ -194,15 +194,16 @@ def classify_scene_regions(
     Args:
         embedder: a GeoAlignCLIP model and its processor.
         scene: the scene.
-        regions: as `read_regions` gives them.
+        regions: N polygons, as `read_regions` gives them.
         concepts: C names to choose from.
         templates: sentences with one `{}` for a concept.
-        context: see `embed_scene_regions`.
+        context: side of a window as a multiple of the region's longer side, see `embed_scene_regions`.
 
     Returns:
-        The same features with the columns `concept`, `score` (probability among the concepts), `valid_ground`
-        (the part of the region that is valid ground) and one column `score: <concept>` for each concept. A
-        region without valid ground has no concept and no scores. Columns of these names are replaced.
+        The same features with the columns `concept`, `score` (probability among the concepts) and
+        `valid_ground` (the part of the region that is valid ground). For each concept there also is a column
+        `score: <concept>`. A region without valid ground has no concept and no scores. Columns of these names
+        are replaced.
     """
     concept_embeds = embedder.embed_concepts(concepts, templates)
     region_embeds, valid_ground = embed_scene_regions(embedder, scene, regions.geometry, context)

@@ -182,7 +182,7 @@ def write_score_maps(
         limits: the scores at the ends of the picture's colour scale. They do not depend on the maps, so that
             equal colours mean equal scores in all pictures.
         label: name of the scores, beside the colour bar.
-        tags: what the GeoTIFFs record about how they were made.
+        tags: metadata that the GeoTIFFs record about how they were made.
 
     Returns:
         The paths of the GeoTIFFs: float32, in the scene's reference system, NaN as nodata.

@@ -82,10 +82,11 @@ class GeoAlignTrainingArguments(TrainingArguments):
     and two checkpoints that are kept.
 
     Args:
-        mini_batch_size: rows that are encoded at once. The gradient is that of the whole batch (GradCache).
-        gradient_accumulation_steps: batches whose gradients are averaged before a step. Only rows of the same
-            batch are negatives of each other, so this is another objective than one large batch. Prefer a
-            larger `per_device_train_batch_size` with `mini_batch_size`, which is exact.
+        mini_batch_size: number of rows that are encoded at once. The gradient is that of the whole batch
+            (GradCache).
+        gradient_accumulation_steps: number of batches whose gradients are averaged before a step. Only rows
+            of the same batch are negatives of each other, so this is another objective than one large batch.
+            Prefer a larger `per_device_train_batch_size` with `mini_batch_size`, which is exact.
         layer_decay: factor on the learning rate of each block of a tower, per block above it, and of the
             embeddings below the blocks. Projections, scales and everything after the last block have the
             learning rate itself. 1 gives every weight the same rate.
@@ -99,13 +100,13 @@ class GeoAlignTrainingArguments(TrainingArguments):
         teacher_decay: decay of the teacher `ema` per step.
         ema_decay: decay of the moving average of the trained weights, which is evaluated and saved. 0
             evaluates and saves the trained weights themselves.
-        overwrite_output_dir: whether to remove what an earlier run left in `output_dir`.
+        overwrite_output_dir: removal of the results of an earlier run from `output_dir`.
         resume_from_checkpoint: checkpoint folder to resume from; `last` takes the newest in `output_dir`.
 
     Raises:
         TypeError: if a number is expected and something else is given.
-        ValueError: if a number is out of its range or not finite, a choice is unknown, or an argument of
-            Trainer is set that has no effect here.
+        ValueError: if a number is out of its range or not finite, or a choice is unknown. Arguments of
+            Trainer that have no effect here are also refused.
     """
 
     _argument_group_name = "training"
@@ -245,7 +246,7 @@ class GeoAlignTrainingArguments(TrainingArguments):
     def describe(self) -> dict:
         """Return the arguments that define a run: those of this class, and others that were changed.
 
-        Paths, trackers and what belongs to the Hub are left out, so that the result can be published.
+        Paths, trackers and settings of the Hub are removed, so that the result can be published.
         """
         private = {"output_dir", "resume_from_checkpoint", "overwrite_output_dir", "report_to", "run_name"}
         private |= {"use_cpu", "dataloader_pin_memory", "dataloader_num_workers", "accelerator_config"}

@@ -15,7 +15,7 @@ class WeightAverage:
     forgotten.
 
     Args:
-        model: the model in training. Under FSDP each process averages its own shards.
+        model: model in training. Under FSDP each process averages its own shards.
         decay: decay per step, in (0, 1).
     """
 

@@ -145,8 +145,8 @@ def prepare_output(output_dir: Path, is_resumed: bool, overwrite: bool) -> None:
 
     Args:
         output_dir: folder of the run.
-        is_resumed: whether the run continues another one.
-        overwrite: whether to remove what another run left.
+        is_resumed: True if the run continues another one.
+        overwrite: True removes the results of another run.
 
     Raises:
         RuntimeError: if it cannot be written, or holds results of a run that is neither resumed nor

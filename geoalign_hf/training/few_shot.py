@@ -1,7 +1,7 @@
 """Few-shot adaptation: learns new concepts from a few boxes each, and measures what is forgotten.
 
 The base model was not trained on the new concepts. They are learned in closed form (prototypes, ridge
-regression) or by LoRA, and are scored on boxes of new concepts, of old concepts, and of both.
+regression) or by LoRA. The scores are those on boxes of new concepts, of old concepts, and of both.
 """
 
 from collections.abc import Sequence
@@ -104,12 +104,12 @@ def split_rows(rows, test_fraction: float = 0.25, seed: int = 0) -> tuple:
 def draw_shots(rows, concepts: Sequence[str], num_shots: int, seed: int):
     """Draw boxes of each concept at random.
 
-    With the same seed, a smaller draw is part of a larger one, and the draw of a concept does not depend on
-    the other concepts.
+    With the same seed, a smaller draw is part of a larger one. The draw of a concept does not depend on the
+    other concepts.
 
     Args:
         rows: a dataset of rows.
-        concepts: the concepts to draw boxes of.
+        concepts: names of the concepts whose boxes are drawn.
         num_shots: number of boxes per concept.
         seed: seed of the draw.
 

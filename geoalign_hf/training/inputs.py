@@ -106,7 +106,7 @@ def count_cut_texts(rows, tokenizer, loss_weights: LossWeights) -> dict[str, int
     """Count the texts of the rows that are longer than the text tower and lose their ends in training.
 
     Returns:
-        The number of different texts that are cut, by column. Columns without any are left out.
+        The number of different texts that are cut, by column. Columns without such texts are not listed.
     """
     columns = {"caption": "captions", "description": "description", "phrase": "phrases"}
     longest, counts = tokenizer.model_max_length, {}

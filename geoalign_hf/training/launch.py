@@ -39,7 +39,8 @@ def check_backend(accelerator: Accelerator, asks_for_fsdp: bool) -> None:
 
     Args:
         accelerator: the accelerator of the trainer.
-        asks_for_fsdp: whether the training arguments ask for FSDP. A launcher asks by a variable.
+        asks_for_fsdp: True if the training arguments ask for FSDP. A launcher asks by an environment
+            variable.
 
     Raises:
         ValueError: if it is another backend, FSDP 1, or fp16 on a device that has no gradient scaler.
@@ -62,7 +63,7 @@ def check_backend(accelerator: Accelerator, asks_for_fsdp: bool) -> None:
     elif asks_for_fsdp or is_set("ACCELERATE_USE_FSDP"):
         raise RuntimeError(
             f"FSDP was asked for, but Accelerate started {backend.value} on {accelerator.device.type} "
-            "without it. FSDP needs GPUs, and accelerate launch or torchrun. Start it so, or leave out fsdp."
+            "without it. FSDP needs GPUs, and accelerate launch or torchrun. Start it so, or remove fsdp."
         )
     if accelerator.mixed_precision == "fp16" and accelerator.scaler is None:
         raise ValueError(

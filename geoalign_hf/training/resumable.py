@@ -90,8 +90,8 @@ class ResumableTrainer(Trainer):
         Args:
             resume_from_checkpoint: checkpoint folder; True or `last` for the newest one in `output_dir`. None
                 takes `args.resume_from_checkpoint`.
-            trial: see Trainer.
-            ignore_keys_for_eval: see Trainer.
+            trial: trial of a hyperparameter search, as for Trainer.
+            ignore_keys_for_eval: names of outputs that an evaluation ignores, as for Trainer.
 
         Returns:
             As Trainer does.

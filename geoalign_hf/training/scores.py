@@ -11,7 +11,8 @@ def check_scores(evaluator: str, scores: object) -> dict:
 
     Args:
         evaluator: name of the evaluator, for the message.
-        scores: what it returned: a dictionary, at any depth of numbers, texts, lists and dictionaries.
+        scores: dictionary that the evaluator returned. It may hold numbers, texts, lists and dictionaries at
+            any depth.
 
     Returns:
         The same with plain numbers in place of NumPy's and torch's.

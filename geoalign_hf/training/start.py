@@ -14,7 +14,7 @@ def load_start(source: str) -> tuple[GeoAlignCLIPModel, ProcessorMixin]:
     """Load the model to train, and its processor.
 
     Args:
-        source: folder or Hub repository of a GeoAlignCLIP, or anything that `convert_clip` reads, such as
+        source: folder or Hub repository of a GeoAlignCLIP, or any source that `convert_clip` reads, such as
             `openai/clip-vit-base-patch16`.
 
     Returns:

@@ -35,10 +35,10 @@ def compute_gradients(
         model: the prepared model, with its wrapper.
         batch: batch of this process, as `RowCollator` makes it.
         loss_weights: weights of the terms.
-        teacher: gives the targets of `crop_consistency`; None takes the model itself.
+        teacher: source of the targets of `crop_consistency`. None takes the model itself.
         mini_batch_size: largest number of images that are encoded at once; None encodes the whole batch. The
             gradient is the same. It must be equal on all processes.
-        label_smoothing: see `compute_losses`.
+        label_smoothing: part of the target of the concept terms, in [0, 1]; see `compute_losses`.
 
     Returns:
         The terms and `loss`, as `compute_losses` returns them.
@@ -114,8 +114,8 @@ def split_batch(batch: dict[str, torch.Tensor], num_chunks: int) -> list[dict[st
     through both towers.
 
     Args:
-        batch: as `RowCollator` makes it.
-        num_chunks: number of chunks, at most the number of images.
+        batch: batch of B rows, as `RowCollator` makes it.
+        num_chunks: number of chunks, from 1 to B.
 
     Returns:
         The chunks. Their concatenated embeddings are those of the batch.

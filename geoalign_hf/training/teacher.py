@@ -33,7 +33,8 @@ class Teacher:
 
         Args:
             student: the model in training, without wrapper.
-            batch: has `crop_values`, and `crop_boxes` or `crop_quads`.
+            batch: batch with `crop_values` (Q, 3, S, S), and with `crop_boxes` (Q, 1, 4) or `crop_quads`
+                (Q, 1, 4, 2).
 
         Returns:
             (Q, D), unit vectors, without gradient.

@@ -62,7 +62,7 @@ class GeoAlignTrainer(ResumableTrainer):
             default that is the primary metric of the first evaluator.
         augmentation: changes of the rows. None trains on the rows as they are.
         templates: sentences with one `{}` for a concept.
-        card_settings: what else `args.json` and the model cards show, see `write_card`.
+        card_settings: further settings that `args.json` and the model cards show, see `write_card`.
         callbacks: further callbacks, as for Trainer.
         optimizers: an optimizer and a scheduler, as for Trainer.
 
@@ -111,7 +111,7 @@ class GeoAlignTrainer(ResumableTrainer):
         cut = count_cut_texts(train_dataset, processing_class.tokenizer, self.loss_weights)
         if args.process_index == 0:
             for term, column in dropped.items():
-                logger.warning(f"The rows have nothing in {column!r}, so the term {term!r} is left out.")
+                logger.warning(f"The rows have nothing in {column!r}, so the term {term!r} is skipped.")
             for column, number in cut.items():
                 logger.warning(
                     f"{number} texts in {column!r} are longer than the text tower "
@@ -284,7 +284,7 @@ class GeoAlignTrainer(ResumableTrainer):
 
         Args:
             eval_dataset: other evaluators; None takes those of the trainer.
-            ignore_keys: no effect.
+            ignore_keys: argument of Trainer, which has no effect here.
             metric_key_prefix: prefix of the names of the numbers.
 
         Returns:

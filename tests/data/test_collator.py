@@ -278,7 +278,7 @@ def test_a_batch_without_any_words_keeps_the_text_tower_in_step(collate, model):
 
 
 def test_a_text_without_words_is_refused(collate):
-    with refuses("text[0] is empty. Every text needs at least one word; leave this one out."):
+    with refuses("text[0] is empty. Every text needs at least one word; remove this one."):
         collate([make_row(captions=["  "])])
 
 

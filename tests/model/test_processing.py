@@ -290,19 +290,19 @@ def test_a_saved_processor_prepares_the_same(processor, tmp_path):
         ),
         (
             {"boxes": [[[150, 0, 180, 50]]]},
-            "boxes[0][0] = [150.0, 0.0, 180.0, 50.0] lies wholly outside its image of 150 x 100 pixels "
+            "boxes[0][0] = [150.0, 0.0, 180.0, 50.0] is completely outside its image of 150 x 100 pixels "
             "(width x height). Boxes are xyxy pixels of the image as given, before any resizing; "
-            "leave this one out.",
+            "remove this one.",
         ),
         (
             {"boxes": [[[0, 0, float("nan"), 50]]]},
             "boxes[0][0] = [0.0, 0.0, nan, 50.0] is not finite. Boxes are four numbers, xyxy pixels; "
-            "leave this one out.",
+            "remove this one.",
         ),
         (
             {"boxes": [[[0, 0, float("inf"), 50]]]},
             "boxes[0][0] = [0.0, 0.0, inf, 50.0] is not finite. Boxes are four numbers, xyxy pixels; "
-            "leave this one out.",
+            "remove this one.",
         ),
         (
             {"boxes": [[], [], []], "images": [draw_image(), draw_image()]},
@@ -337,11 +337,11 @@ def test_a_saved_processor_prepares_the_same(processor, tmp_path):
         ),
         (
             {"text": ["a ship", " "]},
-            "text[1] is empty. Every text needs at least one word; leave this one out.",
+            "text[1] is empty. Every text needs at least one word; remove this one.",
         ),
         (
             {"images": np.zeros((0, 10, 3), dtype=np.uint8)},
-            "image 0 has 10 x 0 pixels (width x height). Leave it out.",
+            "image 0 has 10 x 0 pixels (width x height). Remove it.",
         ),
         (
             {"images": []},
@@ -365,7 +365,7 @@ def test_what_cannot_be_prepared_is_refused(processor, inputs, message):
 
 
 def test_an_image_of_no_pixels_is_refused(processor):
-    with refuses("image 1 has 0 x 5 pixels (width x height). Leave it out."):
+    with refuses("image 1 has 0 x 5 pixels (width x height). Remove it."):
         processor(images=[draw_image(), Image.new("RGB", (0, 5))], return_tensors="pt")
 
 
@@ -385,7 +385,7 @@ def test_an_unreadable_file_is_refused_by_its_path(tmp_path):
         (
             ["ship", ""],
             ["a {}"],
-            "concepts[1] is empty. Every text needs at least one word; leave this one out.",
+            "concepts[1] is empty. Every text needs at least one word; remove this one.",
         ),
         (["ship"], [], "templates is []; it must be a list of at least one string."),
         (["ship"], ["a {}", "a"], "templates[1] = 'a' must have one {} for the concept. Write one into it."),

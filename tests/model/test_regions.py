@@ -488,7 +488,7 @@ def test_no_boxes_and_no_quads_pass():
 def test_a_box_that_is_not_finite_is_refused(number):
     with refuses(
         f"boxes[1] = [1.0, 2.0, {number}, 4.0] is not finite. Boxes are four numbers, xyxy pixels; "
-        "leave this one out."
+        "remove this one."
     ):
         check_boxes(torch.tensor([[1.0, 2.0, 3.0, 4.0], [1.0, 2.0, number, 4.0]]), width=20, height=20)
 
@@ -507,8 +507,8 @@ def test_an_empty_box_is_refused_with_its_place_and_axis(box, axis):
 def test_a_box_wholly_outside_its_image_is_refused(box):
     box = [float(number) for number in box]
     with refuses(
-        f"boxes[0] = {box} lies wholly outside its image of 20 x 10 pixels (width x height). "
-        "Boxes are xyxy pixels of the image as given, before any resizing; leave this one out."
+        f"boxes[0] = {box} is completely outside its image of 20 x 10 pixels (width x height). "
+        "Boxes are xyxy pixels of the image as given, before any resizing; remove this one."
     ):
         check_boxes(torch.tensor([box]), width=20, height=10)
 
@@ -533,7 +533,7 @@ def test_a_quad_that_touches_its_image_passes_unchanged_in_float64():
 def test_a_quad_that_is_not_finite_is_refused():
     with refuses(
         "quads[0] = [[0.0, 0.0], [nan, 0.0], [4.0, 4.0], [0.0, 4.0]] is not finite. "
-        "Quads are four corners x, y in pixels; leave this one out."
+        "Quads are four corners x, y in pixels; remove this one."
     ):
         check_quads(torch.tensor([[[0, 0], [math.nan, 0], [4, 4], [0, 4]]]), width=9, height=9)
 
@@ -561,9 +561,9 @@ def test_a_quad_without_area_or_with_sides_that_cross_is_refused(quad):
 
 def test_a_quad_beside_its_image_is_refused_by_the_box_round_it():
     with refuses(
-        "the box round quads[2][0] = [20.0, 0.0, 24.0, 4.0] lies wholly outside its image of 20 x 10 pixels "
-        "(width x height). Boxes are xyxy pixels of the image as given, before any resizing; "
-        "leave this one out."
+        "the box around quads[2][0] = [20.0, 0.0, 24.0, 4.0] is completely outside its image of 20 x 10 "
+        "pixels (width x height). Boxes are xyxy pixels of the image as given, before any resizing; "
+        "remove this one."
     ):
         diamond = torch.tensor([[[22, 0], [24, 2], [22, 4], [20, 2]]])
         check_quads(diamond, width=20, height=10, name="quads[2]")
@@ -571,8 +571,8 @@ def test_a_quad_beside_its_image_is_refused_by_the_box_round_it():
 
 def test_a_quad_that_passes_a_corner_of_its_image_is_refused_though_the_box_round_it_overlaps():
     with refuses(
-        "quads[0] = [[-4.0, 2.0], [2.0, -4.0], [-1.0, -5.0], [-5.0, -1.0]] lies wholly outside its image of "
-        "20 x 10 pixels (width x height), though the box round it does not. Leave it out."
+        "quads[0] = [[-4.0, 2.0], [2.0, -4.0], [-1.0, -5.0], [-5.0, -1.0]] is completely outside its image "
+        "of 20 x 10 pixels (width x height), though the box around it is not. Remove it."
     ):
         quad = torch.tensor([[[-4, 2], [2, -4], [-1, -5], [-5, -1]]])
         check_quads(quad, width=20, height=10)
@@ -580,7 +580,7 @@ def test_a_quad_that_passes_a_corner_of_its_image_is_refused_though_the_box_roun
 
 def test_a_quad_partly_outside_is_refused_where_cutting_is_not_allowed():
     with refuses(
-        "the box round quads[0] = [-1.0, 0.0, 3.0, 4.0] reaches outside its image of 20 x 10 pixels "
+        "the box around quads[0] = [-1.0, 0.0, 3.0, 4.0] reaches outside its image of 20 x 10 pixels "
         "(width x height). Cut it, or allow cutting with clip=True."
     ):
         check_quads(torch.tensor([[[1, 0], [3, 2], [1, 4], [-1, 2]]]), width=20, height=10, clip=False)

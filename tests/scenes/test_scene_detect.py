@@ -93,6 +93,12 @@ def test_a_scene_without_objects_gives_an_empty_result(detector, scene):
     assert len(found) == 0 and {"label", "score", "valid_ground"} <= set(found.columns)
 
 
+def test_no_proposals_give_an_empty_result(detector, scene):
+    none = geopandas.GeoDataFrame({"name": []}, geometry=[], crs=scene.crs)
+    found = detect_in_scene(detector, scene, none)
+    assert len(found) == 0 and list(found.columns) == ["name", "geometry", "label", "score", "valid_ground"]
+
+
 def test_what_a_scene_cannot_do_is_refused(detector, scene):
     for options, facts in (
         (replace(OPTIONS, proposer="peaks"), "'peaks'"),

@@ -233,7 +233,7 @@ def test_only_matrices_decay(model, processor, rows, tmp_path):
 
 
 def test_fsdp_that_accelerate_ignores_is_refused(model, processor, rows, tmp_path, monkeypatch):
-    """Accelerate leaves it out without a word on CPUs and with a single process."""
+    """Accelerate skips FSDP without a message on CPUs and with a single process."""
     for variable in ("ACCELERATE_USE_FSDP", "FSDP_CPU_RAM_EFFICIENT_LOADING"):
         monkeypatch.setenv(variable, "false")  # they are set on the way, and restored after the test
     with refuses("FSDP was asked for", "cpu", kind=RuntimeError):

@@ -15,7 +15,7 @@ class RetrievalRecall(MetricModule):
     candidates that belong to it.
 
     Args:
-        recall_at: every k.
+        recall_at: values of k.
         **kwargs: arguments of every `evaluate.Metric`.
 
     Example:

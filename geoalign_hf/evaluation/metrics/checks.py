@@ -16,7 +16,7 @@ def check_numbers(values: ArrayLike, name: str, *num_axes: int) -> np.ndarray:
 
     Args:
         values: numbers.
-        name: of the argument, for messages.
+        name: name of the argument, for messages.
         *num_axes: numbers of axes that the array may have.
 
     Returns:
@@ -51,7 +51,7 @@ def check_indices(values: ArrayLike, name: str, count: int, *num_axes: int) -> n
 
     Args:
         values: integers.
-        name: of the argument, for messages.
+        name: name of the argument, for messages.
         count: number of things that the indices choose from.
         *num_axes: numbers of axes that the array may have.
 

@@ -16,9 +16,9 @@ def score_hard_negatives(
     """Score how often a phrase beats all of its hard negatives.
 
     Args:
-        positives: (N,), the score of each region with its own phrase.
-        negatives: for each region the scores with its hard negatives, any number of them.
-        kinds: for each negative what was changed. None calls all of them "unknown".
+        positives: (N,), score of each region with its own phrase.
+        negatives: N lists of any length, scores of each region with its hard negatives.
+        kinds: N lists, kinds of the changes of each negative. None calls all of them "unknown".
 
     Returns:
         `accuracy`, the fraction of regions whose phrase scores higher than every negative; `chance`, what
@@ -73,9 +73,9 @@ def score_choices(
     """Score multiple choice.
 
     Args:
-        scores: for each question the scores of its options, two or more.
-        answers: for each question the index of the correct option.
-        subjects: what each question is about, for scores by subject. None omits them.
+        scores: Q lists, scores of the two or more options of each question.
+        answers: (Q,), index of the correct option of each question.
+        subjects: (Q,), subject of each question, for scores by subject. None omits them.
 
     Returns:
         `accuracy`, the fraction of questions whose correct option scores higher than every other; `chance`,

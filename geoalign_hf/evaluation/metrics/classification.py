@@ -41,9 +41,9 @@ def score_concepts(
 
     Args:
         predictions: (N,), index into `concepts` of the best one for each scene; or (N, k), best first.
-        references: (N,), index of the correct one.
+        references: (N,), index of the correct concept.
         concepts: C names.
-        noun: what is counted.
+        noun: word for what is counted.
 
     Returns:
         `top1_micro`, the accuracy; `top1_macro`, the mean of the accuracies of the concepts that occur; with
@@ -86,7 +86,7 @@ def score_regions(
         predictions: (N,), index into `concepts` of the best one for each region; or (N, k), best first.
         references: (N,), index of the correct one.
         concepts: C names.
-        areas: (N,), of the boxes, in square pixels of the image as given. None omits the scores by size.
+        areas: (N,), areas of the boxes in square pixels of the image as given. None omits the scores by size.
 
     Returns:
         The scores of `score_concepts`; with `areas` also `by_size`, top-1 accuracies by the names of

@@ -33,7 +33,7 @@ class Truth(NamedTuple):
     Args:
         mask: (H, W), True in any of the K places.
         centers: (K, 2), x and y.
-        radii: (K,), how far from the center of a place a peak still counts for it.
+        radii: (K,), largest distance from the center of a place at which a peak counts for it.
     """
 
     mask: np.ndarray
@@ -50,8 +50,8 @@ def polygons_to_truth(polygons: Sequence, shape: tuple[int, int], stride: int = 
         stride: side of a cell of the map, in pixels of the picture.
 
     Raises:
-        ValueError: if there is no polygon, one has fewer than three corners or a corner that is not finite,
-            or the polygons cover nothing or all of the map.
+        ValueError: if there is no polygon, a polygon has fewer than three corners, or a corner is not finite.
+            Polygons that cover nothing or all of the map are also refused.
 
     Example:
         >>> truth = polygons_to_truth([[[0, 0], [2, 0], [2, 2], [0, 2]]], shape=(4, 4))
@@ -94,7 +94,7 @@ def masks_to_truth(masks: ArrayLike) -> Truth:
     covered, centers, radii = check_numbers(masks, "masks", 3) != 0, [], []
     for k, mask in enumerate(covered):
         if not mask.any():
-            raise ValueError(f"masks[{k}] covers nothing. Leave it out.")
+            raise ValueError(f"masks[{k}] covers nothing. Remove it.")
         rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
         width, height = columns[-1] + 1 - columns[0], rows[-1] + 1 - rows[0]
         centers.append((columns[0] + width / 2, rows[0] + height / 2))
@@ -122,7 +122,7 @@ def normalize_map(scores: ArrayLike, stride: int = 1, through_jpeg: bool = False
     Args:
         scores: (H, W), any range.
         stride: side of a cell, in pixels of the picture.
-        through_jpeg: store the map as JPEG and read it again, as the published code does.
+        through_jpeg: whether the map is stored as JPEG and read again, as the published code does.
 
     Returns:
         (H, W), in [0, 1]; a map of equal scores becomes 0.
@@ -151,7 +151,7 @@ def score_localization(score_map: ArrayLike, truth: Truth, stride: int = 1) -> d
 
     Args:
         score_map: (H, W), in [0, 1], as `normalize_map` returns it.
-        truth: of the same shape.
+        truth: truth of a map of the same shape.
         stride: side of a cell, in pixels of the picture.
 
     Returns:
@@ -246,7 +246,7 @@ def filter_median(values: np.ndarray, side: int) -> np.ndarray:
 
     Args:
         values: (H, W), uint8.
-        side: of the square, odd.
+        side: side of the square in cells, odd.
 
     Returns:
         (H, W), uint8.

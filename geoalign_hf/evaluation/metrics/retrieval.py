@@ -14,7 +14,7 @@ def rank_own(scores: ArrayLike, own: Sequence[Sequence[int]]) -> np.ndarray:
     """Compute the rank of each query's best own candidate among the candidates that are not its own.
 
     Args:
-        scores: (Q, N), of queries and candidates.
+        scores: (Q, N), scores of queries and candidates.
         own: for each query the indices of the candidates that belong to it, at least one.
 
     Returns:
@@ -34,7 +34,7 @@ def rank_own(scores: ArrayLike, own: Sequence[Sequence[int]]) -> np.ndarray:
     lengths = np.array([len(candidates) for candidates in own])
     if not lengths.all():
         query = int(lengths.argmin())
-        raise ValueError(f"own[{query}] is empty: query {query} has no candidate of its own. Leave it out.")
+        raise ValueError(f"own[{query}] is empty: query {query} has no candidate of its own. Remove it.")
     num_candidates = scores.shape[1]
     flat = [index for candidates in own for index in candidates]
     candidates = check_indices(flat, "own, all queries in one list,", num_candidates, 1)
@@ -56,7 +56,7 @@ def score_ranks(ranks: ArrayLike, recall_at: Sequence[int] = RECALL_AT) -> dict[
 
     Args:
         ranks: (Q,), as `rank_own` returns them.
-        recall_at: every k.
+        recall_at: values of k.
 
     Returns:
         `recall_at_<k>` for each k, and `mean_recall`, the mean over k of 1, 5 and 10.
@@ -80,7 +80,7 @@ def score_retrieval(ranks: Mapping[str, ArrayLike], recall_at: Sequence[int] = R
 
     Args:
         ranks: ranks as `rank_own` returns them, by direction, such as `image_to_text`.
-        recall_at: every k.
+        recall_at: values of k.
 
     Returns:
         `<direction>_recall_at_<k>` and `<direction>_mean_recall`; and `mean_recall` over all directions.
