@@ -45,14 +45,19 @@ def normalize_features(output: Any) -> torch.Tensor:
     return nn.functional.normalize(output.pooler_output, dim=-1)
 
 
-def check_arguments(unnamed, inputs_embeds, input_ids, pixel_values, has_regions, return_loss):
-    """Refuse arguments of `forward` that it does not know, or that do not fit together."""
+def check_names(unnamed) -> None:
+    """Refuse arguments that no tower knows, which it would ignore."""
     unknown = sorted(name for name in unnamed if name not in TransformersKwargs.__annotations__)
     if unknown:
         raise ValueError(
             f"the model does not know the arguments {unknown}. Prepare images, texts and "
             "regions with GeoAlignCLIPProcessor; regions are region_boxes, region_quads or region_coverage."
         )
+
+
+def check_arguments(unnamed, inputs_embeds, input_ids, pixel_values, has_regions, return_loss) -> None:
+    """Refuse arguments of `forward` that it does not know, or that do not fit together."""
+    check_names(unnamed)
     if inputs_embeds is not None:
         raise ValueError("inputs_embeds is given, but CLIP's text tower takes token ids. Pass input_ids.")
     if input_ids is None and pixel_values is None:

@@ -18,7 +18,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .adapters_geoalign_clip import StrictAdapterMixin
 from .configuration_geoalign_clip import DENSE_MODES, GeoAlignCLIPConfig, Pipelines
-from .interface_geoalign_clip import GeoAlignCLIPOutput, check_arguments, normalize_features
+from .interface_geoalign_clip import GeoAlignCLIPOutput, check_arguments, check_names, normalize_features
 from .packing_geoalign_clip import convert_mask, locate_texts
 from .regions_geoalign_clip import pool_regions, weigh_regions
 from .scales_geoalign_clip import RegionScale, SceneScale, fold_scene_scale
@@ -189,8 +189,7 @@ class GeoAlignCLIPModel(StrictAdapterMixin, CLIPModel):
         Returns:
             (B, D), unit vectors.
         """
-        features = self.get_image_features(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
-        return normalize_features(features)
+        return normalize_features(self.get_image_features(pixel_values, interpolate_pos_encoding))
 
     @can_return_tuple
     def get_region_features(
@@ -222,9 +221,10 @@ class GeoAlignCLIPModel(StrictAdapterMixin, CLIPModel):
             normalised; zeros for padding.
 
         Raises:
-            ValueError: if regions are given in no form or several, for another number of images, or outside
-                of [0, 1].
+            ValueError: if an argument is unknown, or regions are given in no form or several, for another
+                number of images, or outside of [0, 1].
         """
+        check_names(kwargs)
         regions = (region_boxes, region_quads, region_coverage, region_mask)
         weights = weigh_regions(pixel_values.shape[0], self._grid(pixel_values), *regions)
         output, features = self._encode_pixels(pixel_values, dense_mode, interpolate_pos_encoding, **kwargs)

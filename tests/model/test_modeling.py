@@ -393,6 +393,13 @@ def test_what_cannot_be_embedded_is_refused(built, change, message):
         built[0](**inputs)
 
 
+@pytest.mark.parametrize("method", ["get_region_features", "embed_regions"])
+def test_arguments_that_no_tower_knows_are_refused_beside_regions(built, method):
+    with pytest.raises(ValueError, match=r"does not know the arguments \['boxes', 'input_boxes'\]"):
+        getattr(built[0], method)(draw_pixels(), BOXES, boxes=BOXES, input_boxes=BOXES)
+    getattr(built[0], method)(draw_pixels(), BOXES, output_hidden_states=True)
+
+
 def test_regions_in_no_form_are_refused(built):
     message = "no regions are given. Give region_boxes, region_quads or region_coverage."
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
