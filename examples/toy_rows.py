@@ -42,9 +42,9 @@ class Ground(NamedTuple):
 
 
 GROUNDS = {
-    "grass": Ground((98, 116, 64), 13, "green", (0.08, 0, 0.2, 0.4, 0.32)),
+    "grass": Ground((98, 116, 64), 13, "green", (0.14, 0, 0.2, 0.36, 0.3)),
     "water": Ground((44, 76, 96), 7, "blue", (0, 0.86, 0.14, 0, 0)),
-    "an apron": Ground((164, 160, 152), 8, None, (0.5, 0, 0.26, 0.06, 0.18)),
+    "an apron": Ground((164, 160, 152), 8, None, (0.42, 0, 0.24, 0.08, 0.26)),
     "bare soil": Ground((150, 118, 84), 12, None, (0.12, 0, 0.4, 0.18, 0.3)),
 }
 
@@ -155,7 +155,7 @@ def draw_tennis_court(rgb: RGB, rng: np.random.Generator) -> list[Part]:
 
 def draw_road(rgb: RGB, rng: np.random.Generator) -> list[Part]:
     """Draw a long strip with dark edges and a dashed line along its center."""
-    width, num_dashes = rng.uniform(0.08, 0.11), int(rng.integers(5, 8))
+    width, num_dashes = rng.uniform(0.11, 0.15), int(rng.integers(5, 8))
     starts = (np.arange(num_dashes) + 0.2) / num_dashes - 0.5
     paint = DARK if sum(rgb) > 450 else WHITE
     return [

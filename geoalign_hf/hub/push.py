@@ -15,6 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import (
     CommitInfo,
@@ -48,16 +49,6 @@ HANDLER = Path(__file__).parent / "endpoint" / "handler.py"
 PLACEHOLDER = "[More Information Needed]"  # in the cards of PEFT and transformers
 # Files of an older push that would be mistaken for a part of the new one.
 REPLACED = r"(adapter_)?model(-\d+-of-\d+)?\.safetensors(\.index\.json)?|data/[^/]+\.parquet"
-
-
-@dataclass(frozen=True)
-class HubConfig:
-    """Where a training run is published. Its names are those of transformers' Trainer."""
-
-    push_to_hub: bool = False
-    hub_model_id: str | None = None
-    hub_private_repo: bool = False
-    hub_revision: str | None = None
 
 
 @dataclass(frozen=True)
@@ -323,13 +314,15 @@ class BackgroundPush:
 
     Args:
         repo_id: name, or owner/name.
-        config: settings of the push: whether a new repository is private, and the branch.
+        private: whether a new repository is private.
+        **options: `revision` and `token`, see `push`.
     """
 
-    def __init__(self, repo_id: str, config: HubConfig):
-        self.options = {"private": config.hub_private_repo or None, "revision": config.hub_revision}
-        with explain_errors(repo_id, None):
-            self.repo_id = prepare_repository(HfApi(), repo_id, "model", self.options["private"])
+    def __init__(self, repo_id: str, private: bool | None = None, **options: str | None):
+        self.options: dict[str, Any] = {"private": private or None, **options}
+        token = options.get("token")
+        with explain_errors(repo_id, token):
+            self.repo_id = prepare_repository(HfApi(token=token), repo_id, "model", private or None)
         self.executor = ThreadPoolExecutor(max_workers=1)
         self.under_way: Future | None = None
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import MISSING, dataclass, fields
+from typing import get_args
 
 import torch
 from transformers import TrainingArguments
@@ -16,7 +17,11 @@ LOWEST = {
     "adam_beta1": (0, True),
     "adam_beta2": (0, True),
     "adam_epsilon": (0, False),
+    "data_seed": (0, True),
     "dataloader_num_workers": (0, True),
+    "dataloader_prefetch_factor": (1, True),
+    "ddp_bucket_cap_mb": (1, True),
+    "ddp_timeout": (1, True),
     "ema_decay": (0, True),
     "eval_delay": (0, True),
     "eval_steps": (0, False),
@@ -39,6 +44,7 @@ LOWEST = {
     "save_total_limit": (1, True),
     "seed": (0, True),
     "teacher_decay": (0, True),
+    "torch_empty_cache_steps": (1, True),
     "warmup_steps": (0, True),
     "weight_decay": (0, True),
 }
@@ -46,10 +52,16 @@ BELOW_ONE = ("adam_beta1", "adam_beta2", "ema_decay", "label_smoothing_factor", 
 # Arguments of Trainer that have no effect here, and what to do instead.
 UNSUPPORTED = {
     "auto_find_batch_size": "Set mini_batch_size, which bounds the memory and keeps all negatives",
+    "batch_eval_metrics": "Pass evaluators, which compute the metrics",
+    "bf16_full_eval": "Evaluators embed with the weights as they are",
+    "dataloader_in_order": "Batches always come in their order",
     "dataloader_persistent_workers": "Workers start with every epoch, which decides what they augment",
     "deepspeed": INSTEAD.removesuffix("."),
     "enable_jit_checkpoint": "SIGTERM and SIGINT save a checkpoint without it",
+    "eval_accumulation_steps": "Evaluators keep no outputs on the device",
+    "fp16_full_eval": "Evaluators embed with the weights as they are",
     "full_determinism": "Training on one CPU process is deterministic without it",
+    "hub_always_push": "A checkpoint is pushed unless the one before is still under way",
     "ignore_data_skip": "A resumed run always continues with the next batch",
     "include_for_metrics": "Pass evaluators, which compute the metrics",
     "label_names": "Rows have no labels",
@@ -57,6 +69,7 @@ UNSUPPORTED = {
     "neftune_noise_alpha": "It changes token embeddings of language models",
     "prediction_loss_only": "Pass evaluators, which decide what is computed",
     "save_only_model": "Every checkpoint can be resumed",
+    "use_cache": "CLIP has no cache of keys and values",
     "use_liger_kernel": "It has no kernels for CLIP",
 }
 
@@ -91,6 +104,7 @@ class GeoAlignTrainingArguments(TrainingArguments):
         resume_from_checkpoint: checkpoint folder to resume from; `last` takes the newest in `output_dir`.
 
     Raises:
+        TypeError: if a number is expected and something else is given.
         ValueError: if a number is out of its range or not finite, or a choice is unknown. Arguments of
             Trainer that have no effect here are also refused.
     """
@@ -200,19 +214,22 @@ class GeoAlignTrainingArguments(TrainingArguments):
             )
         if not torch.accelerator.is_available():
             self.use_cpu = True  # else several processes would not find each other, and bf16 were refused
-        # Trainer would set "loss", which it does not compute here.
+        # Trainer would set "loss" and a direction by the name. `choose_metric` asks the evaluators instead.
         chosen = self.metric_for_best_model, self.greater_is_better
         super().__post_init__()
-        if chosen[0] is None:
-            self.metric_for_best_model, self.greater_is_better = chosen
+        self.metric_for_best_model, self.greater_is_better = chosen
 
     def _check_numbers(self) -> None:
         for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
+            value, kinds = getattr(self, field.name), {field.type, *get_args(field.type)} & {int, float}
+            if value is None or not kinds or field.name in UNSUPPORTED:
                 continue
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise TypeError(f"{field.name} is {value!r}; it must be a number.")
             if not math.isfinite(value):
                 raise ValueError(f"{field.name} is {value}; it must be a finite number.")
+            if int in kinds and not isinstance(value, int):
+                raise ValueError(f"{field.name} is {value}; it must be a whole number.")
             low, includes_low = LOWEST.get(field.name, (-math.inf, True))
             if value < low or (value == low and not includes_low):
                 bound = "at least" if includes_low else "above"

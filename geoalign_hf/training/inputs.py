@@ -127,7 +127,8 @@ def choose_metric(args: GeoAlignTrainingArguments, evaluators: Sequence) -> None
 
     Raises:
         TypeError: if an evaluator lacks an attribute.
-        ValueError: if two evaluators have the same name, or an argument needs evaluators.
+        ValueError: if two evaluators have the same name, an argument needs evaluators, or
+            `metric_for_best_model` is not one of their scores as far as this can be known now.
     """
     for evaluator in evaluators:
         for attribute in ("name", "primary_metric", "greater_is_better"):
@@ -146,7 +147,29 @@ def choose_metric(args: GeoAlignTrainingArguments, evaluators: Sequence) -> None
             )
         args.set_without_evaluation()
         return
+    primary = {f"{each.name}_{each.primary_metric}": each.greater_is_better for each in evaluators}
     if args.metric_for_best_model is None:
-        args.metric_for_best_model = f"eval_{names[0]}_{evaluators[0].primary_metric}"
-        if args.greater_is_better is None:
-            args.greater_is_better = evaluators[0].greater_is_better
+        args.metric_for_best_model = f"eval_{next(iter(primary))}"
+    else:
+        _check_metric(args, names, list(primary))
+    metric = args.metric_for_best_model.removeprefix("eval_")
+    if args.greater_is_better is None:
+        args.greater_is_better = primary.get(metric, not metric.endswith("loss"))
+
+
+def _check_metric(args: GeoAlignTrainingArguments, names: list[str], primary: list[str]) -> None:
+    """Refuse a metric that no evaluation gives, or that would be found missing only after an epoch."""
+    chosen = f"metric_for_best_model is {args.metric_for_best_model!r}"
+    metric = str(args.metric_for_best_model).removeprefix("eval_")
+    if args.eval_strategy == "no":
+        raise ValueError(f"{chosen}, but eval_strategy is 'no'. Set it to 'epoch' or 'steps'.")
+    if not any(metric.startswith(f"{name}_") for name in names):
+        listed = [f"eval_{name}" for name in primary]
+        raise ValueError(
+            f"{chosen}, but the evaluators are named {names}. Give one of their scores, such as {listed}."
+        )
+    if metric not in primary and not args.eval_on_start:
+        raise ValueError(
+            f"{chosen}, and only an evaluation shows whether there is such a score. Leave eval_on_start at "
+            "True, so that a wrong name does not cost an epoch."
+        )

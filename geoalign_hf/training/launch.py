@@ -43,7 +43,7 @@ def check_backend(accelerator: Accelerator, asks_for_fsdp: bool) -> None:
             variable.
 
     Raises:
-        ValueError: if it is another backend, or FSDP 1.
+        ValueError: if it is another backend, FSDP 1, or fp16 on a device that has no gradient scaler.
         RuntimeError: if FSDP was asked for and is not used.
     """
     backend = accelerator.distributed_type
@@ -64,6 +64,11 @@ def check_backend(accelerator: Accelerator, asks_for_fsdp: bool) -> None:
         raise RuntimeError(
             f"FSDP was asked for, but Accelerate started {backend.value} on {accelerator.device.type} "
             "without it. FSDP needs GPUs, and accelerate launch or torchrun. Start it so, or remove fsdp."
+        )
+    if accelerator.mixed_precision == "fp16" and accelerator.scaler is None:
+        raise ValueError(
+            f"fp16 was asked for, but on {accelerator.device.type} Accelerate would train in float32 without "
+            "a word. Use bf16, or leave out fp16."
         )
 
 

@@ -20,7 +20,7 @@ from transformers.trainer_utils import HubStrategy, TrainOutput
 from transformers.utils import logging
 
 from ..hub.cards import has_protocol, write_card
-from ..hub.push import BackgroundPush, HubConfig
+from ..hub.push import BackgroundPush
 from ..storage import lock_folder, write_json
 from .arguments import GeoAlignTrainingArguments
 from .average import WeightAverage
@@ -230,9 +230,10 @@ class ResumableTrainer(Trainer):
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Create the repository before the run starts, so that a wrong name or token is reported early."""
         if self.accelerator.is_main_process:
-            name = self.args.hub_model_id or Path(self.args.output_dir).resolve().name
-            options = HubConfig(True, name, bool(self.args.hub_private_repo), self.args.hub_revision)
-            self._background = BackgroundPush(name, options)
+            args = self.args
+            name = args.hub_model_id or Path(args.output_dir).resolve().name
+            options = {"revision": args.hub_revision, "token": token or args.hub_token}
+            self._background = BackgroundPush(name, args.hub_private_repo, **options)
             self.hub_model_id = self._background.repo_id
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:

@@ -16,7 +16,7 @@ from hub_server import Fault
 from huggingface_hub import HfApi
 
 from geoalign_hf.hub.cards import UNNAMED, write_card
-from geoalign_hf.hub.push import BackgroundPush, HubConfig, check_folder, push
+from geoalign_hf.hub.push import BackgroundPush, check_folder, push
 
 
 @pytest.fixture
@@ -449,7 +449,7 @@ def test_rows_are_pushed_and_loaded_by_name(hub, coco_folder, tmp_path):
 
 def test_a_folder_is_pushed_beside_what_goes_on_even_if_it_is_dropped_meanwhile(hub, saved, caplog):
     hub.faults = [Fault("POST .*preupload", 1.0)]
-    background = BackgroundPush("harbors", HubConfig(push_to_hub=True, hub_private_repo=True))
+    background = BackgroundPush("harbors", private=True)
     assert hub.repositories["model", "you/harbors"].private
     checkpoint = saved.rename(saved.with_name("checkpoint-8"))
     start = time.perf_counter()
@@ -468,7 +468,7 @@ def test_a_folder_is_pushed_beside_what_goes_on_even_if_it_is_dropped_meanwhile(
 
 
 def test_a_push_in_the_background_that_fails_stops_nothing_and_the_final_one_says_so(hub, saved):
-    background = BackgroundPush("harbors", HubConfig(push_to_hub=True))
+    background = BackgroundPush("harbors")
     hub.faults = [Fault("POST .*/commit/", "cut", times=2)]
     background.start(saved)
     with pytest.raises(RuntimeError, match="^you/harbors: the push failed"):

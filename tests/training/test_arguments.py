@@ -1,18 +1,33 @@
 """Laws of the training arguments: every number has a range, and nothing is ignored."""
 
 from dataclasses import fields
+from typing import get_args
 
 import pytest
 from refusals import refuses
 
-from geoalign_hf.training.arguments import LOWEST, GeoAlignTrainingArguments
+from geoalign_hf.training.arguments import LOWEST, UNSUPPORTED, GeoAlignTrainingArguments
 from geoalign_hf.training.launch import OTHER_BACKENDS
 
-NUMBERS = [
-    option.name
-    for option in fields(GeoAlignTrainingArguments)
-    if isinstance(option.default, (int, float)) and not isinstance(option.default, bool)
-]
+KINDS = {option.name: {option.type, *get_args(option.type)} for option in fields(GeoAlignTrainingArguments)}
+NUMBERS = [name for name, kinds in KINDS.items() if kinds & {int, float} and name not in UNSUPPORTED]
+
+
+def test_every_number_has_a_range():
+    assert set(NUMBERS) - set(LOWEST) == {"local_rank"}  # which a launcher sets
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("value", ["5", True])
+def test_what_is_no_number_is_refused(name, value):
+    with refuses(name, repr(value), kind=TypeError):
+        GeoAlignTrainingArguments(**{name: value})
+
+
+@pytest.mark.parametrize("name", [name for name in NUMBERS if int in KINDS[name]])
+def test_a_fraction_is_refused_where_a_count_is_expected(name):
+    with refuses(name, "2.5", "whole number"):
+        GeoAlignTrainingArguments(**{name: 2.5})
 
 
 @pytest.mark.parametrize("name", NUMBERS)
@@ -46,6 +61,11 @@ def test_a_decay_of_1_is_refused(name):
         {"train_sampling_strategy": "group_by_length"},
         {"dataloader_persistent_workers": True, "dataloader_num_workers": 1},
         {"hub_strategy": "all_checkpoints"},
+        {"hub_always_push": True},
+        {"eval_accumulation_steps": 1},
+        {"bf16_full_eval": True},
+        {"dataloader_in_order": False},
+        {"use_cache": True},
         {"max_steps": 0},
         {"teacher": "mine"},
     ],

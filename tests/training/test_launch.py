@@ -257,6 +257,11 @@ def test_other_backends_are_refused_by_name(backend, settings, fact):
         check_backend(SimpleNamespace(distributed_type=DistributedType[backend], state=state), False)
 
 
+def test_fp16_on_a_device_without_a_gradient_scaler_is_refused(model, processor, rows, tmp_path):
+    with refuses("fp16", "cpu", "bf16"):
+        build_trainer(model, processor, rows, tmp_path, fp16=True)
+
+
 def test_processes_that_did_not_come_up_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
     with refuses("WORLD_SIZE is 4", "1 process", "torchrun --nproc_per_node 4", kind=RuntimeError):

@@ -47,3 +47,23 @@ def test_what_is_no_score_is_refused_with_its_name():
         check_scores("served", {"score": 0.5, "model": torch.nn.Linear(1, 1)})
     with refuses("'served'", "float", "dictionary", kind=TypeError):
         check_scores("served", 0.5)
+
+
+@pytest.mark.parametrize("name", ["served_score", "eval_served_score"])
+def test_the_direction_of_a_primary_metric_is_that_of_its_evaluator(start, name):
+    evaluators = [ServedScores(greater_is_better=False)]
+    trainer = start(evaluators=evaluators, metric_for_best_model=name, eval_on_start=False)
+    assert trainer.args.greater_is_better is False
+
+
+@pytest.mark.parametrize(
+    ("options", "fact"),
+    [
+        ({"metric_for_best_model": "regions_top1"}, "eval_served_score"),
+        ({"metric_for_best_model": "served_top1", "eval_on_start": False}, "eval_on_start"),
+        ({"metric_for_best_model": "served_score", "eval_strategy": "no"}, "eval_strategy"),
+    ],
+)
+def test_a_best_metric_that_could_fail_later_is_refused_before_the_run(start, options, fact):
+    with refuses("metric_for_best_model", options["metric_for_best_model"], fact):
+        start(evaluators=[ServedScores(0.5)], **options)
