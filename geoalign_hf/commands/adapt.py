@@ -33,7 +33,7 @@ from ..training.few_shot import (
     write_table,
 )
 from ..training.lora import AdapterConfig
-from .inputs import MODEL, ROWS, check_model_exists, load_rows
+from .inputs import MODEL, ROWS, check_is_geoalign, check_model_exists, load_rows
 
 
 @dataclass
@@ -80,6 +80,7 @@ def adapt(
 
     # 1. Training rows, test rows, new and old concepts.
     processor = AutoProcessor.from_pretrained(options.model)
+    check_is_geoalign(processor, options.model)
     data = describe_dataset(options.dataset)
     image_options = image_options.with_fallback(data["image_rule"] or processor.image_rule)
     processor.image_rule = image_options.make_rule()

@@ -29,7 +29,7 @@ from ..readers.captions import list_captions, read_captions
 from ..readers.files import list_images, parse_json, read_text
 from ..storage import read_json
 from .detect import DetectionTaskOptions
-from .inputs import ModelOptions, RowOptions, load_model
+from .inputs import TEST_ROWS, ModelOptions, RowOptions, load_model
 
 SAVE_HELP = "Storage of the embeddings behind the scores, in .npz files."
 
@@ -201,6 +201,8 @@ def evaluate_retrieval(
     """Score a model on retrieval: find the captions of images, and the images of captions."""
     if not options.captions:
         row_options.check()
+    elif row_options.dataset != TEST_ROWS:
+        raise ValueError(f"--captions {options.captions} is given beside --dataset. Give one of them.")
     elif not row_options.images:
         raise ValueError(f"--captions is {options.captions}, but --images is not given. Give both.")
     embedder, output_dir, metrics = model_options.load(image_options), Path(options.output_dir), {}
@@ -291,9 +293,10 @@ def evaluate_localization(
     options: LocalizationTaskOptions, model_options: ModelOptions, image_options: ImageOptions
 ) -> Path:
     """Draw maps of where phrases are true in large images, and score them where polygons are given."""
-    given = bool(options.image and options.phrases), bool(options.queries and options.images)
-    if given[0] == given[1]:
-        raise ValueError("Expected either --image with --phrases, or --queries with --images.")
+    given = [name for name in ("image", "phrases", "queries", "images") if getattr(options, name)]
+    if given not in (["image", "phrases"], ["queries", "images"]):
+        found = " ".join(f"--{name}" for name in given) or "neither"
+        raise ValueError(f"Expected --image with --phrases, or --queries with --images; found {found}.")
     if options.queries:
         entries = read_entries(Path(options.queries), ("jpg_name", "caption", "points"))
         entries.sort(key=lambda entry: entry["jpg_name"])  # queries of one image share its tiles

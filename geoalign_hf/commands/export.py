@@ -13,7 +13,7 @@ from transformers import AutoModel, AutoProcessor, PreTrainedModel
 
 from ..options import option
 from ..storage import write_json
-from .inputs import MODEL, check_model_exists
+from .inputs import MODEL, check_is_geoalign, check_model_exists
 
 TOLERANCE = 1e-4
 SMALLEST_COSINE = 0.95  # of embeddings in int8 and in float32
@@ -58,8 +58,9 @@ def export(options: ExportOptions) -> Path:
     tower is also written with weights of 8 bits. `parity.json` holds how far every file is from the model.
     """
     check_model_exists(options.model)
-    model = AutoModel.from_pretrained(options.model, dtype=torch.float32).eval()
     processor = AutoProcessor.from_pretrained(options.model)
+    check_is_geoalign(processor, options.model)
+    model = AutoModel.from_pretrained(options.model, dtype=torch.float32).eval()
     form, output_dir = options.region_form, Path(options.output_dir)
     images, texts, tokens, regions = (Dim(name) for name in ("images", "texts", "tokens", "regions"))
     region_axes, text_axes = {0: images, 1: regions}, {0: texts, 1: tokens}

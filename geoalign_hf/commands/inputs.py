@@ -17,6 +17,7 @@ from ..embedding.embedder import Embedder
 from ..hub.cards import name_dataset
 from ..images import DEFAULT_OPTIONS, ImageOptions
 from ..model.configuration_geoalign_clip import GeoAlignCLIPConfig
+from ..model.processing_geoalign_clip import GeoAlignCLIPProcessor
 from ..options import option
 
 MODEL = "outputs/train/final"
@@ -116,6 +117,31 @@ def check_model_exists(name: str) -> None:
     """
     if name == MODEL and not Path(name).exists():
         raise ValueError(f"{name} does not exist. Train a model with geoalign-hf train, or give --model.")
+
+
+def check_is_geoalign(processor: ProcessorMixin, name: str) -> None:
+    """Refuse a stock CLIP for a verb that needs a GeoAlignCLIP.
+
+    Raises:
+        ValueError: If the processor of the model is not that of a GeoAlignCLIP.
+    """
+    if not isinstance(processor, GeoAlignCLIPProcessor):
+        raise ValueError(
+            f"{name} has a {type(processor).__name__}, but this verb needs a GeoAlignCLIP. Convert the model "
+            f"first: geoalign-hf convert {name} OUTPUT_DIR."
+        )
+
+
+def check_search(texts: list[str], images: list[str], top_k: int) -> None:
+    """Check what is searched for, before a model is loaded.
+
+    Raises:
+        ValueError: If there is neither a text nor an image, or `top_k` is below 1.
+    """
+    if not texts and not images:
+        raise ValueError("there is nothing to search for. Give a text, or files with --image.")
+    if top_k < 1:
+        raise ValueError(f"--top_k is {top_k}. Give 1 or more.")
 
 
 def load_model(name: str) -> tuple[torch.nn.Module, ProcessorMixin]:

@@ -31,7 +31,7 @@ from ..scenes.score import (
 from ..scenes.search import check_model, read_description, search_archive
 from ..training.launch import check_processes
 from .detect import LabelOptions
-from .inputs import MODEL, ModelOptions, check_model_exists, load_model
+from .inputs import MODEL, ModelOptions, check_is_geoalign, check_model_exists, check_search, load_model
 
 ARCHIVE = "outputs/archive"
 
@@ -82,6 +82,19 @@ class RegionOptions:
         "the one that the model was trained for.",
     )
 
+    def check(self, source: str | None, name: str) -> None:
+        """Check the buffer.
+
+        Args:
+            source: Vector file whose points and lines it applies to, or None.
+            name: Option of that file.
+
+        Raises:
+            ValueError: If there is a buffer without a file.
+        """
+        if self.buffer is not None and source is None:
+            raise ValueError(f"--buffer has no effect without {name}. Add {name}, or omit it.")
+
 
 @dataclass
 class SceneScoreOptions:
@@ -118,6 +131,7 @@ def scene_score(options: SceneScoreOptions, pixel_options: PixelOptions, model_o
     check_map_options(options.queries, options.scale, options.overlap, limits)
     scene = pixel_options.open(options.scene, model_options.model)
     embedder = model_options.load()
+    check_is_geoalign(embedder.processor, model_options.model)
     maps = score_scene(embedder, scene, options.queries, options.scale, options.overlap, options.background)
     protocol = {"model": model_options.model, "background": options.background}
     protocol |= {"scale": options.scale, "overlap": options.overlap}
@@ -217,6 +231,7 @@ def scene_detect(
     """Detect objects in a georeferenced scene: name proposals, or windows of a grid, with labels."""
     synonyms = label_options.read_synonyms()
     check_suffix(options.output)
+    region_options.check(options.proposals, "--proposals")
     scene = pixel_options.open(options.scene, model_options.model)
     proposals = read_regions(options.proposals, scene, region_options.buffer) if options.proposals else None
     detector = Detector(model_options.load(), label_options.labels, detection, synonyms)
@@ -265,6 +280,7 @@ def scene_embed(
     check_processes(num_processes, "-m geoalign_hf scene embed")
     if not accelerator.is_main_process:
         logging.disable_progress_bar()
+    region_options.check(options.regions, "--regions")
     scenes = list_scenes(options.scenes)
     embedder = model_options.load()
     job = SceneJob(
@@ -310,8 +326,7 @@ class SceneSearchOptions:
 
 def scene_search(options: SceneSearchOptions) -> Path:
     """Search an archive of scenes for the places that are most similar to a text or an image."""
-    if not options.query and not options.image:
-        raise ValueError("there is nothing to search for. Give a text, or files with --image.")
+    check_search(options.query, options.image, options.top_k)
     check_suffix(options.output)
     description = read_description(options.archive)
     model, processor = load_model(options.model)

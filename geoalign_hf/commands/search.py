@@ -12,7 +12,7 @@ from ..embedding.shards import check_model, read_description, read_embeds
 from ..images import ImageOptions
 from ..options import option
 from .embed import EMBEDS
-from .inputs import MODEL, load_model
+from .inputs import MODEL, check_search, load_model
 
 
 @dataclass
@@ -40,8 +40,7 @@ def search(options: SearchOptions, image_options: ImageOptions) -> Path | None:
 
     Example images are read with the options that the embedded images were read with, unless others are given.
     """
-    if not options.query and not options.image:
-        raise ValueError("there is nothing to search for. Give a text, or files with --image.")
+    check_search(options.query, options.image, options.top_k)
     folder = Path(options.embeds)
     model, processor = load_model(options.model)
     check_model(folder, model)

@@ -9,6 +9,7 @@ when the same command is run again.
 """
 
 import json
+import re
 import shutil
 import time
 from collections import Counter
@@ -257,6 +258,11 @@ def _check_config(config: BuildConfig) -> None:
     for name in ("images_per_shard", "shard_megabytes", "num_workers"):
         if getattr(config, name) < 1:
             raise ValueError(f"--{name} is {getattr(config, name)}. Give 1 or more.")
+    for name in ("max_negatives", "sheet_rows", "seed"):
+        if getattr(config, name) < 0:
+            raise ValueError(f"--{name} is {getattr(config, name)}. Give 0 or more.")
+    if not re.fullmatch(r"\w+(\.\w+)*", config.split):  # as datasets requires
+        raise ValueError(f"--split is {config.split!r}. Give letters, digits and underscores.")
 
 
 def _check_recipe(config: BuildConfig) -> None:

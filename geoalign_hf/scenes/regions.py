@@ -37,9 +37,12 @@ def read_regions(path: str | Path, scene: Scene, buffer: float | None = None) ->
 
     Raises:
         ValueError: if there are no features, the file has no reference system, a geometry is empty, or all
-            regions lie outside the scene. Points without `buffer` are also refused.
+            regions lie outside the scene. Points without `buffer`, and a `buffer` of 0 or less, are also
+            refused.
     """
     path = Path(path)
+    if buffer is not None and not buffer > 0:
+        raise ValueError(f"buffer is {buffer}; expected a radius above 0 in metres.")
     if is_coco(path):
         frame = read_coco_regions(path, scene)
         if not len(frame):
