@@ -322,7 +322,7 @@ class BackgroundPush:
         self.options: dict[str, Any] = {"private": private or None, **options}
         token = options.get("token")
         with explain_errors(repo_id, token):
-            self.repo_id = prepare_repository(HfApi(token=token), repo_id, "model", private or None)
+            self.repo_id = prepare_repository(HfApi(token=token), repo_id, "model", self.options["private"])
         self.executor = ThreadPoolExecutor(max_workers=1)
         self.under_way: Future | None = None
 

@@ -68,7 +68,7 @@ def check_backend(accelerator: Accelerator, asks_for_fsdp: bool) -> None:
     if accelerator.mixed_precision == "fp16" and accelerator.scaler is None:
         raise ValueError(
             f"fp16 was asked for, but on {accelerator.device.type} Accelerate would train in float32 without "
-            "a word. Use bf16, or leave out fp16."
+            "a word. Use bf16, or remove fp16."
         )
 
 

@@ -274,7 +274,8 @@ def test_an_interrupted_build_continues_and_removes_no_file_of_the_user(built, c
 def test_a_build_killed_ten_times_equals_one_that_was_never_killed(num_workers, tmp_path):
     (tmp_path / "source").mkdir()
     coco = write_coco(tmp_path / "source", draw_rows(60, seed=2))
-    whole = BuildConfig(output_dir=str(tmp_path / "whole"), coco=str(coco), images_per_shard=2)
+    # So many shards that the build is not done before ten kills, also where this process has to wait.
+    whole = BuildConfig(output_dir=str(tmp_path / "whole"), coco=str(coco), images_per_shard=1)
     build(whole)
     killed = replace(whole, output_dir=str(tmp_path / "killed"), num_workers=num_workers)
     num_kills = 0
