@@ -3,11 +3,13 @@
 import json
 import os
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before any import of the library reads it
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
+import hypothesis
 import pytest
 import torch
 from toy_rows import CONCEPTS, draw_rows
@@ -16,6 +18,15 @@ from geoalign_hf.convert.from_scratch import build_model
 from geoalign_hf.data.schema import build_rows
 from geoalign_hf.model.processing_geoalign_clip import CONCEPT_TEMPLATES
 
+# The same examples in every run. For others, give --hypothesis-profile=default --hypothesis-seed=N.
+hypothesis.settings.register_profile(
+    "repeatable",
+    derandomize=True,
+    database=None,
+    deadline=timedelta(seconds=20),  # a hang is an error
+    suppress_health_check=list(hypothesis.HealthCheck),
+)
+hypothesis.settings.load_profile("repeatable")
 torch.set_num_threads(1)  # small tensors: more threads wait for each other
 
 

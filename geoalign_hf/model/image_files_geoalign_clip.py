@@ -10,7 +10,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 WIDE_MODES = frozenset({"I", "F", "I;16", "I;16L", "I;16B", "I;16N"})  # one band of more than eight bits
@@ -79,6 +79,10 @@ def open_file(source: str | Path | io.BytesIO, name: str, max_pixels: int | None
             image = Image.open(source)
         except Image.DecompressionBombError:
             image = _open_without_limit(source)
+    except UnidentifiedImageError as error:  # its message is the address of an object in memory
+        raise ValueError(
+            f"{name} cannot be read as an image (it begins as no format that PIL knows). Replace it."
+        ) from error
     except Exception as error:  # a damaged file makes PIL raise almost any exception
         raise ValueError(f"{name} cannot be read as an image ({error}). Replace it.") from error
     check_num_pixels(image.size, name, max_pixels)

@@ -119,16 +119,21 @@ def load_images(images, do_rescale: bool = True, layout=None, **options) -> list
         images = [images]
     elif not hasattr(images, "__iter__"):
         raise ValueError(f"images is a {type(images).__name__}. Give an image or a list of images.")
-    # Some pipelines of transformers pass one list of images per text.
-    flat = [image for entry in images for image in (entry if isinstance(entry, (list, tuple)) else [entry])]
+    flat = []
+    for i, entry in enumerate(images):
+        if isinstance(entry, (list, tuple)):  # some pipelines of transformers pass a list per text
+            flat += [(f"image {i}[{j}]", image) for j, image in enumerate(entry)]
+        else:
+            flat.append((f"image {i}", entry))
     if not flat:
         raise ValueError("images is empty. Give at least one image.")
     layout = getattr(layout, "value", layout)
     if layout not in (None, "channels_first", "channels_last"):
         raise ValueError(f"input_data_format is {layout!r}. Give channels_first or channels_last.")
     loaded = []
-    for i, image in enumerate(flat):
-        name = f"image {i} ({str(image)[:200]!r})" if isinstance(image, (str, Path)) else f"image {i}"
+    for name, image in flat:
+        if isinstance(image, (str, Path)):
+            name = f"{name} ({str(image)[:200]!r})"
         if not do_rescale and "float" in str(getattr(image, "dtype", "")):
             raise ValueError(
                 f"{name} holds floats, and do_rescale is False. Leave do_rescale at True: floats in [0, 1] "

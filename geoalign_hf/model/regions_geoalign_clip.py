@@ -193,7 +193,7 @@ def weigh_quads(region_quads: torch.Tensor, grid: tuple[int, int]) -> torch.Tens
     quads = as_float(region_quads)
     cover = _cover_by_quads(quads, grid)
     # If float32 rounding leaves no area inside the image, the box around the quad is used instead.
-    is_closed = cover.sum(dim=-1, keepdim=True) <= 0
+    is_closed = cover.sum(dim=-1, keepdim=True) <= SMALLEST_SIDE**2
     around = weigh_boxes(quads_to_xyxy(quads).clamp(0, 1), grid)
     return torch.where(is_closed, around, normalize_weights(cover))
 
@@ -209,8 +209,8 @@ def _cover_by_quads(region_quads: torch.Tensor, grid: tuple[int, int]) -> torch.
         x0, y0 = corners[..., k, :, None].unbind(-2)  # (..., 1)
         x1, y1 = corners[..., (k + 1) % 4, :, None].unbind(-2)
         left, right = x0.clamp(column, column + 1), x1.clamp(column, column + 1)  # (..., w)
-        # A vertical edge has no extent in x and adds nothing.
-        slope = (y1 - y0) / torch.where(x0 == x1, 1, x1 - x0)
+        # An edge that is as good as vertical adds nothing, and its slope could be infinite.
+        slope = (y1 - y0) / torch.where((x1 - x0).abs() < 1e-12, 1, x1 - x0)
         y_left, y_right = y0 + (left - x0) * slope, y0 + (right - x0) * slope
         low = torch.minimum(y_left, y_right).unsqueeze(-2) - row  # (..., h, w), from the top of each row
         high = torch.maximum(y_left, y_right).unsqueeze(-2) - row

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from geoalign_hf.captioning.grammar import (
@@ -78,7 +78,6 @@ def test_every_number_has_words_of_its_own_and_no_digits():
     assert len(set(words)) == 3000 and not any(map(re.compile(r"\d|  |^ | $").search, words))
 
 
-@settings(deadline=None)
 @given(st.text())
 def test_spelling_a_concept_twice_changes_nothing(name):
     assert spell_concept(spell_concept(name)) == spell_concept(name)

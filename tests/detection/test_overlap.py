@@ -23,7 +23,7 @@ boxes = st.lists(st.tuples(center, center, side, side), min_size=1, max_size=6).
 
 
 @given(quads, quads, st.floats(0, math.pi))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_overlaps_are_symmetric_in_the_unit_range_and_the_same_in_a_turned_picture(first, second, angle):
     ious = measure_quad_ious(first, second)
     assert ((ious >= 0) & (ious <= 1 + 1e-9)).all()
@@ -34,7 +34,7 @@ def test_overlaps_are_symmetric_in_the_unit_range_and_the_same_in_a_turned_pictu
 
 
 @given(boxes, boxes)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_upright_quads_overlap_as_boxes(first, second):
     ious = measure_quad_ious(xyxy_to_quads(first), xyxy_to_quads(second))
     torch.testing.assert_close(ious, measure_box_ious(first, second), atol=1e-9, rtol=0)

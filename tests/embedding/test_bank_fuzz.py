@@ -5,14 +5,11 @@ import struct
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from geoalign_hf.embedding.concept_bank import ConceptBank
 
-BOUNDED = settings(
-    max_examples=100, deadline=None, suppress_health_check=list(HealthCheck), database=None
-)  # the folder of a test serves all of its examples
 BANK = ConceptBank(["ship", "storage tank"], torch.eye(2, 3), ("a {}", "{} from above"))
 SCALARS = st.none() | st.booleans() | st.integers(-9, 9) | st.floats(-1, 1) | st.text(max_size=4)
 VALUES = st.recursive(
@@ -30,7 +27,6 @@ def check(path) -> None:
     assert all(isinstance(text, str) for text in (*bank.concepts, *bank.templates))
 
 
-@BOUNDED
 @given(
     st.lists(st.text(st.characters(codec="utf-8")), min_size=1, max_size=4),
     st.lists(st.text(st.characters(codec="utf-8")), max_size=3),
@@ -44,7 +40,6 @@ def test_a_saved_bank_survives_a_round_trip(tmp_path, concepts, templates, dtype
     assert (loaded.concepts, loaded.templates) == (concepts, tuple(templates))
 
 
-@BOUNDED
 @given(st.data())
 def test_a_file_with_changed_bytes_is_a_bank_or_is_refused(tmp_path, data):
     path = tmp_path / "bank.safetensors"
@@ -56,7 +51,6 @@ def test_a_file_with_changed_bytes_is_a_bank_or_is_refused(tmp_path, data):
     check(path)
 
 
-@BOUNDED
 @given(st.dictionaries(st.sampled_from(["concepts", "templates", "more"]), VALUES), st.booleans())
 def test_a_file_with_other_metadata_is_a_bank_or_is_refused(tmp_path, metadata, is_plain):
     path = tmp_path / "bank.safetensors"

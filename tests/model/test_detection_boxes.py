@@ -34,7 +34,7 @@ def as_boxes(values) -> torch.Tensor:
 
 
 @given(st.integers(1, 90), st.integers(1, 90), st.floats(1, 120), st.sampled_from([0, 0.3, 0.5, 0.75]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_windows_cover_the_image_lie_inside_it_and_overlap_as_asked(width, height, side, overlap):
     windows = list_windows((width, height), [side], overlap)
     extents = [min(side, width), min(side, height)]
@@ -116,7 +116,7 @@ def test_a_probability_is_worked_by_hand():
 
 
 @given(boxes, boxes)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_ious_are_symmetric_in_the_unit_range_and_those_of_pycocotools(first, second):
     first, second = as_boxes(first), as_boxes(second)
     ious = measure_box_ious(first, second)
@@ -129,7 +129,7 @@ def test_ious_are_symmetric_in_the_unit_range_and_those_of_pycocotools(first, se
 
 
 @given(boxes, st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_chosen_regions_do_not_overlap_and_every_other_one_overlaps_a_better_one(values, data):
     regions = as_boxes(values)
     scores = torch.tensor(

@@ -310,6 +310,10 @@ def test_a_saved_processor_prepares_the_same(processor, tmp_path):
             "Give one list per image, an empty one where there are no regions.",
         ),
         (
+            {"images": [draw_image(), [draw_image(), b"x"]]},
+            "image 1[1] cannot be read as an image (it begins as no format that PIL knows). Replace it.",
+        ),
+        (
             {"boxes": [[[0, 0, 5, 5]] * 3], "max_regions": 2},
             "image 0 has 3 boxes, but max_regions is 2. Raise max_regions, or choose the regions to keep.",
         ),

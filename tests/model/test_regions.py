@@ -296,6 +296,17 @@ def test_a_quad_whose_sides_float32_has_closed_still_weighs_1():
     assert_equal(weigh_quads(torch.full((4, 2), 0.3), grid=(14, 14)).sum(), 1.0, 1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_quads_with_corners_at_almost_the_same_place_have_finite_weights_that_sum_to_1(dtype):
+    generator = torch.Generator().manual_seed(3)
+    tiny = [0, 1e-320, 1e-45, 1e-38, 1e-20, 1e-10, 3e-8, 1e-7, 1e-3, 1 / 9, 1 / 7, 0.5, 1 - 1e-7, 1]
+    numbers = torch.tensor(tiny, dtype=dtype)
+    quads = numbers[torch.randint(len(tiny), (20_000, 4, 2), generator=generator)]
+    weights = weigh_quads(quads, grid=(4, 4))
+    assert weights.isfinite().all() and (weights >= 0).all()
+    assert_equal(weights.sum(dim=-1), torch.ones(len(quads)), 1e-4)
+
+
 # What holds for every form
 
 

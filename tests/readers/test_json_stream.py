@@ -36,7 +36,7 @@ def collect(path) -> dict:
     return content
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     content=st.dictionaries(st.text(), VALUES, max_size=5),
     chunk=st.integers(1, 40),
