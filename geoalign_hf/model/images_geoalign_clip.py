@@ -12,12 +12,14 @@ from pathlib import Path
 import numpy as np
 from huggingface_hub import get_session
 from PIL import Image, ImageOps
-from PIL.TiffImagePlugin import TiffImageFile
 
 from .image_files_geoalign_clip import (
+    ONE_PICTURE,
     WIDE_MODES,
+    Header,
     describe_image,
-    describe_tags,
+    describe_opened,
+    load_pixels,
     open_file,
     read_start,
 )
@@ -161,14 +163,21 @@ def _read_file(source, name: str, stretch, limits, bands, max_pixels, draft_side
     prefix, header = read_start(source, name, max_pixels)
     if header is not None and header.problem:
         raise ReaderNeeded(name, header)
-    with open_file(source, name, max_pixels) as image:
+    try:
+        image = open_file(source, name, max_pixels)
+    except ValueError as error:
+        if header is None:
+            raise
+        header.problem = "is a TIFF that PIL cannot open"
+        raise ReaderNeeded(name, header) from error
+    with image:
         header = header or describe_image(image, prefix, name)
         if header.problem:
             raise ReaderNeeded(name, header)
         try:
             if draft_side is not None and image.format == "JPEG":
                 image.draft(None, (draft_side, draft_side))
-            image.load()
+            load_pixels(image)
             if header.is_turned:
                 ImageOps.exif_transpose(image, in_place=True)
         except Exception as error:  # a damaged file makes PIL raise almost any exception
@@ -178,12 +187,7 @@ def _read_file(source, name: str, stretch, limits, bands, max_pixels, draft_side
             if draft_side is not None and result.size != header.size:
                 result.info[FULL_SIZE] = header.size
             return result
-        array = np.asarray(image)
-        if header.kind == "uint" and image.mode == "I":
-            array = array.view(np.uint32)
-        if image.format == "JPEG2000":
-            array = array >> (16 - header.bits)  # PIL fills all 16 bits
-        return to_rgb(array[..., None], name, stretch, limits, bands, header.is_inverted)
+        return _convert_wide(image, header, name, stretch, limits, bands)
 
 
 def get_full_size(image: Image.Image) -> tuple[int, int]:
@@ -191,21 +195,33 @@ def get_full_size(image: Image.Image) -> tuple[int, int]:
     return image.info.get(FULL_SIZE, image.size)
 
 
+def _convert_wide(
+    image: Image.Image, header: Header | None, name: str, stretch, limits, bands
+) -> Image.Image:
+    """Convert an image of one band of more than eight bits."""
+    array = np.asarray(image)
+    if header is None:
+        return to_rgb(array[..., None], name, stretch, limits, bands)
+    if header.bits == 32 and header.kind == "uint":
+        array = array.view(np.uint32)
+    if image.format == "JPEG2000":
+        array = array >> (16 - header.bits)  # PIL fills all 16 bits
+    is_valid = None if header.nodata is None else array != header.nodata
+    return to_rgb(array[..., None], name, stretch, limits, bands, header.is_inverted, is_valid)
+
+
 def _convert_image(image: Image.Image, name: str, stretch, limits, bands) -> Image.Image:
     if 0 in image.size:
         raise ValueError(f"{name} has {image.width} x {image.height} pixels (width x height). Remove it.")
     try:
-        is_deep = any(";16" in str(tile[3]) for tile in getattr(image, "tile", []))  # empty after loading
-        image.load()
+        header = describe_opened(image, name)
+        load_pixels(image)
     except Exception as error:  # a damaged file makes PIL raise almost any exception
         raise ValueError(f"{name} cannot be read as an image ({error}). Replace it.") from error
-    problem = describe_tags(image.tag_v2).problem if isinstance(image, TiffImageFile) else None
-    if is_deep and image.mode not in WIDE_MODES:
-        problem = "has 16 bits per band, of which PIL reads 8"
-    if problem:
-        raise ValueError(f"{name} {problem}. {READER_REMEDY}")
+    if header is not None and header.problem and header.remedy != ONE_PICTURE:  # the frame is chosen already
+        raise ValueError(f"{name} {header.problem}. {header.remedy or READER_REMEDY}")
     if image.mode in WIDE_MODES:
-        return to_rgb(np.asarray(image)[..., None], name, stretch, limits, bands)
+        return _convert_wide(image, header, name, stretch, limits, bands)
     if image.mode not in PLAIN_MODES:
         raise ValueError(f"{name} has the mode {image.mode}, which is not read. Convert it to RGB first.")
     if image.mode in ("RGBa", "La"):  # multiplied by the alpha band
