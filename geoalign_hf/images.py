@@ -184,6 +184,8 @@ def sample_to_row(sample: Mapping) -> dict:
         >>> row["image"].shape, row["boxes"]
         ((8, 6, 4), [[0, 0, 3, 2]])
     """
+    if "image" not in sample:
+        raise ValueError(f"The sample has {list(sample)}, but no image. Give a tensor as its image.")
     if "boxes" in sample:
         return dict(sample)
     image = np.asarray(sample["image"])

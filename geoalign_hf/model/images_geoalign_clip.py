@@ -32,6 +32,7 @@ from .image_options_geoalign_clip import (
 )
 
 COLOUR_MODES = frozenset({"RGB", "RGBA", "RGBa", "RGBX", "P", "PA", "CMYK", "YCbCr", "HSV"})
+OTHER_COLOURS = frozenset({"P", "PA", "CMYK", "YCbCr", "HSV"})  # whose bands are not red, green and blue
 FILES = (str, Path, bytes, bytearray, io.BytesIO)  # paths, URLs and files in memory
 PLAIN_MODES = COLOUR_MODES | {"1", "L", "LA", "La"}  # eight bits per band or fewer
 FULL_SIZE = "geoalign_full_size"
@@ -57,7 +58,8 @@ def read_image(
 
     Args:
         image: a path, a URL, a `data:` URL, the bytes of a file, a PIL image, an array or a tensor. The shape
-            is (H, W), (H, W, bands) or (bands, H, W). A file is turned upright by its orientation tag.
+            is (H, W), (H, W, bands) or (bands, H, W). Masked pixels of a masked array have no data. A file is
+            turned upright by its orientation tag.
         name: name of the image in messages.
         stretch: two percentiles of the picture, over all chosen bands together, that become 0 and 255.
         limits: two values that become 0 and 255. Neither option changes pictures of 8 bits.
@@ -227,7 +229,7 @@ def _convert_image(image: Image.Image, name: str, stretch, limits, bands) -> Ima
     if image.mode in ("RGBa", "La"):  # multiplied by the alpha band
         image = image.convert(image.mode.upper())
     if bands is not None:
-        image = image.convert("RGB") if image.mode in ("P", "PA") else image
+        image = image.convert("RGB") if image.mode in OTHER_COLOURS else image
         return to_rgb(np.atleast_3d(np.asarray(image)), name, stretch, limits, bands)
     if image.mode == "RGB":
         return image
@@ -238,30 +240,41 @@ def _convert_image(image: Image.Image, name: str, stretch, limits, bands) -> Ima
 
 
 def _convert_array(image, name: str, stretch, limits, bands, layout) -> Image.Image:
-    if hasattr(image, "detach"):
-        image = image.detach().cpu()
-        image = (image.float() if str(image.dtype) == "torch.bfloat16" else image).numpy()
-    elif not hasattr(image, "__array__"):
+    if not hasattr(image, "__array__"):
         raise ValueError(
             f"{name} is a {type(image).__name__}. Give a path, a URL, a PIL image, an array or a tensor."
         )
-    array = np.asarray(image)
+    is_masked = isinstance(image, np.ma.MaskedArray)
+    try:
+        if hasattr(image, "detach"):
+            image = image.detach().cpu().resolve_conj().resolve_neg()
+            image = image.float() if str(image.dtype) == "torch.bfloat16" else image
+        array = np.asarray(image)
+    except Exception as error:  # libraries of arrays raise errors of many kinds
+        message = (
+            f"{name}, a {type(image).__name__}, cannot become an array ({error}). Give an ordinary array."
+        )
+        raise ValueError(message) from error
+    is_valid = ~np.ma.getmaskarray(image) if is_masked else None
     if array.dtype.kind not in "buifc":
         raise ValueError(f"{name} is an array of {array.dtype}. Give an array of numbers.")
     if array.ndim == 2:
-        array = array[..., None]
+        array, is_valid = array[..., None], is_valid[..., None] if is_masked else None
     elif array.ndim != 3:
         raise ValueError(
             f"{name} is an array of the shape {array.shape}. Give (height, width), (height, width, bands) or "
             "(bands, height, width)."
         )
     elif _is_channels_first(array.shape, name, layout, bands):
-        array = array.transpose(1, 2, 0)
+        array, is_valid = array.transpose(1, 2, 0), is_valid.transpose(1, 2, 0) if is_masked else None
     if 0 in array.shape[:2]:
         raise ValueError(
             f"{name} has {array.shape[1]} x {array.shape[0]} pixels (width x height). Remove it."
         )
-    return to_rgb(array, name, stretch, limits, bands)
+    if is_masked:  # a pixel has data if all bands that are used have
+        used = range(array.shape[2]) if bands is None else [int(b) - 1 for b in bands if b <= array.shape[2]]
+        is_valid = is_valid[..., list(used)].all(axis=-1)
+    return to_rgb(array, name, stretch, limits, bands, is_valid=is_valid)
 
 
 def _is_channels_first(shape: tuple[int, ...], name: str, layout: str | None, bands) -> bool:
