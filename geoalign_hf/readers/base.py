@@ -204,12 +204,14 @@ def turn_box(x: float, y: float, width: float, height: float, angle: float) -> l
 
 
 def bound_points(numbers: list[float]) -> list[float]:
-    """Return the box around points.
+    """Return the box around points. It is not finite if one of them is not.
 
     Example:
         >>> bound_points([3, 1, 5, 2, 4, 7])
         [3, 1, 5, 7]
     """
+    if not all(map(math.isfinite, numbers)):
+        return [math.nan] * 4  # min and max may ignore NaN
     return [min(numbers[::2]), min(numbers[1::2]), max(numbers[::2]), max(numbers[1::2])]
 
 
