@@ -46,6 +46,7 @@ def run_here(monkeypatch, capsys, tmp_path):
     return run_path
 
 
+@pytest.mark.slow
 def test_train_then_evaluate_regions_on_a_coco_file(coco_folder, geoalign, tmp_path, toy_rows):
     small = [
         "--image_size",
