@@ -17,9 +17,10 @@ from ..embedding.embedder import Embedder
 from ..embedding.templates import resolve_templates
 from ..options import option
 from ..scenes.archive import SceneJob, list_scenes
+from ..scenes.classify import classify_scene_regions
 from ..scenes.detect import detect_in_scene
 from ..scenes.reader import Scene
-from ..scenes.regions import check_suffix, classify_scene_regions, read_regions, write_regions
+from ..scenes.regions import check_suffix, read_regions, write_regions
 from ..scenes.score import (
     COSINE_LIMITS,
     PROBABILITY_LIMITS,
