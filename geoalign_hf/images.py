@@ -34,6 +34,16 @@ except ImportError:
     rasterio = None
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".jp2", ".j2k"})
+# What makes a picture upright, by the orientation tag of its file.
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 @dataclass(frozen=True)
@@ -174,6 +184,8 @@ def sample_to_row(sample: Mapping) -> dict:
         >>> row["image"].shape, row["boxes"]
         ((8, 6, 4), [[0, 0, 3, 2]])
     """
+    if "image" not in sample:
+        raise ValueError(f"The sample has {list(sample)}, but no image. Give a tensor as its image.")
     if "boxes" in sample:
         return dict(sample)
     image = np.asarray(sample["image"])
@@ -207,8 +219,8 @@ def has_natural_colour(image: Image.Image) -> bool:
 
 def _read_by_rasterio(path, name: str, header: Header, options: ImageOptions) -> Image.Image:
     """Read chosen bands in full depth. Pixels without data become black, and percentiles ignore them."""
-    if "pages" in header.problem:
-        raise ValueError(f"{name} {header.problem}. Save the page that you mean as a file of its own.")
+    if header.remedy:
+        raise ReaderNeeded(name, header)
     try:
         with rasterio.open(path) as file:
             check_num_pixels((file.width, file.height), name, options.max_pixels)
@@ -223,7 +235,11 @@ def _read_by_rasterio(path, name: str, header: Header, options: ImageOptions) ->
             is_valid = (file.read_masks(list(bands)) > 0).all(axis=0)
     except rasterio.errors.RasterioError as error:
         raise ValueError(f"{name} cannot be read by rasterio ({error}). {READER_REMEDY}") from error
+    if header.bits < 8 and array.dtype == np.uint8:
+        array = array * (255 / (2**header.bits - 1))
+        array = array.round().astype(np.uint8)
     chosen = tuple(range(1, len(bands) + 1)) if options.bands else None
     rgb = to_rgb(array, name, options.stretch, options.limits, chosen, header.is_inverted, is_valid)
     rgb.info["natural_colour"] = False  # the file does not declare 8-bit red, green and blue
-    return rgb
+    turn = TURNS.get(header.orientation)
+    return rgb if turn is None else rgb.transpose(turn)

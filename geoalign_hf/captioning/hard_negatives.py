@@ -10,7 +10,7 @@ import numpy as np
 
 from .attributes import Facts
 from .grammar import COLOURS, NUMBERS, PLACES, RELATIONS, SIZES, add_article, pluralize
-from .phrases import match_phrase, name_place
+from .phrases import is_sayable, match_phrase, name_place
 from .vocabulary import may_be_same, prefer_look_alikes
 
 KINDS = ("concept", "colour", "size", "count", "position", "relation")
@@ -88,7 +88,10 @@ def list_changes(
                 yield "concept", _exchange(phrase, found[0].span(), other)
         return
     is_plural = match["number"] is not None
+    adjectives = [match[name] for name in ("size", "colour", "extreme") if match[name]]
     for other in exchanged:
+        if not all(is_sayable(word, other) for word in adjectives):
+            continue  # "a small large vehicle", which no phrase says
         yield "concept", _exchange(phrase, match.span("noun"), pluralize(other) if is_plural else other)
     if match["neighbour"]:
         for other in absent:

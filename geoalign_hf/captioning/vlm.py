@@ -170,7 +170,7 @@ def _read_answers(path: Path) -> dict[tuple, dict]:
     whole = path.read_bytes().rpartition(b"\n")[0]
     if path.stat().st_size > len(whole) + 1:
         path.write_bytes(whole + b"\n" if whole else b"")
-    entries = [json.loads(line) for line in whole.decode("utf-8").splitlines()]
+    entries = [json.loads(line) for line in whole.decode("utf-8").split("\n") if line]
     return {(entry["row"], entry["granularity"], entry["region"]): entry for entry in entries}
 
 

@@ -31,7 +31,7 @@ from ..scenes.score import (
 from ..scenes.search import check_model, read_description, search_archive
 from ..training.launch import check_processes
 from .detect import LabelOptions
-from .inputs import MODEL, ModelOptions, check_is_geoalign, check_model_exists, check_search, load_model
+from .inputs import MODEL, ModelOptions, check_model_exists, check_search, load_model
 
 ARCHIVE = "outputs/archive"
 
@@ -131,7 +131,6 @@ def scene_score(options: SceneScoreOptions, pixel_options: PixelOptions, model_o
     check_map_options(options.queries, options.scale, options.overlap, limits)
     scene = pixel_options.open(options.scene, model_options.model)
     embedder = model_options.load()
-    check_is_geoalign(embedder.processor, model_options.model)
     maps = score_scene(embedder, scene, options.queries, options.scale, options.overlap, options.background)
     protocol = {"model": model_options.model, "background": options.background}
     protocol |= {"scale": options.scale, "overlap": options.overlap}

@@ -6,20 +6,27 @@ PIL reduces some files to 8 bits or to one band without a message. The header sh
 
 import io
 import os
+import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
-from PIL.TiffImagePlugin import ImageFileDirectory_v2
+from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 
 WIDE_MODES = frozenset({"I", "F", "I;16", "I;16L", "I;16B", "I;16N"})  # one band of more than eight bits
+ANIMATED = frozenset({"AVIF", "GIF", "PNG", "WEBP"})
+TO_RGB = "Convert it to 8-bit RGB."
+ONE_PICTURE = "Save the picture that you mean as a file of its own."
+START = 4096  # bytes at the beginning of a file that are examined
 # Tags of TIFF 6.0, and what they may hold in a picture of eight bits that PIL decodes as it is meant.
 ORIENTATION, PHOTOMETRIC, PAGE_KIND, EXTRA_SAMPLES, SAMPLE_FORMAT = 274, 262, 254, 338, 339
-WIDTH, HEIGHT, BITS, NUM_SAMPLES = 256, 257, 258, 277
-TIFF_COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}  # photometric interpretation: number of its bands
+WIDTH, HEIGHT, BITS, NUM_SAMPLES, PLANES = 256, 257, 258, 277, 284
+COMPRESSION, NODATA = 259, 42113
+TIFF_COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3}  # photometric interpretation: number of its bands
 _UNSIGNED = {(bits, "uint") for bits in (1, 2, 4, 8, 12, 16, 32)}
-TIFF_SAMPLES = _UNSIGNED | {(16, "int"), (32, "int"), (32, "float")}  # of one band
+SWAPPED_SAMPLES = {(16, "int"), (32, "int"), (32, "float")}  # misread by PIL if big-endian and compressed
+TIFF_SAMPLES = _UNSIGNED | SWAPPED_SAMPLES  # of one band
 
 
 @dataclass
@@ -34,6 +41,9 @@ class Header:
         problem: reason why PIL alone would not give the picture as it is meant; None if it does.
         is_inverted: whether 0 means white.
         is_turned: whether the orientation of the EXIF data is applied to the pixels.
+        orientation: orientation tag of a TIFF, of which GDAL returns the pixels as they are stored.
+        nodata: value of pixels without data in a TIFF, as GDAL states it.
+        remedy: what to do about the problem; None if another program can read the file.
     """
 
     size: tuple[int, int]
@@ -43,6 +53,9 @@ class Header:
     problem: str | None = None
     is_inverted: bool = False
     is_turned: bool = True
+    orientation: int = 1
+    nodata: float | None = None
+    remedy: str | None = None
 
 
 def check_file(path: str | Path, name: str):
@@ -85,8 +98,21 @@ def open_file(source: str | Path | io.BytesIO, name: str, max_pixels: int | None
         ) from error
     except Exception as error:  # a damaged file makes PIL raise almost any exception
         raise ValueError(f"{name} cannot be read as an image ({error}). Replace it.") from error
+    if image.format in ("EPS", "WMF"):
+        raise ValueError(f"{name} is a drawing ({image.format}), not a picture. Convert it to PNG.")
     check_num_pixels(image.size, name, max_pixels)
     return image
+
+
+def load_pixels(image: Image.Image):
+    """Decode the pixels of an opened image.
+
+    Pillow maps the pixels of some TIFF files into memory instead. It then exchanges width and height of a
+    turned picture, which scrambles it. Without the name of the file, it decodes them.
+    """
+    if isinstance(image, TiffImageFile) and image.tag_v2.get(ORIENTATION, 1) > 4:
+        image.filename = ""
+    image.load()
 
 
 def check_num_pixels(size: tuple[int, int], name: str, max_pixels: int | None):
@@ -136,7 +162,7 @@ def read_start(source, name: str, max_pixels: int | None) -> tuple[bytes, Header
         check_file(source, name)
         file = open(source, "rb")
     with file:
-        prefix = file.read(64)
+        prefix = file.read(START)
         if prefix[:4] not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
             return prefix, None
         header = _read_tiff_header(file, name)
@@ -145,7 +171,7 @@ def read_start(source, name: str, max_pixels: int | None) -> tuple[bytes, Header
 
 
 def describe_image(image: Image.Image, prefix: bytes, name: str) -> Header:
-    """Describe an image that is not a TIFF; `prefix` are the first 64 bytes of its file."""
+    """Describe an image that is not a TIFF; `prefix` is the start of its file."""
     header = Header(image.size, len(image.getbands()))
     if image.mode in WIDE_MODES:
         header.bits, header.kind = (32, "float") if image.mode == "F" else (16, "uint")
@@ -159,13 +185,37 @@ def describe_image(image: Image.Image, prefix: bytes, name: str) -> Header:
         header.problem = _find_lost_depth(image, header.bits)
         if header.kind != "uint":
             header.problem = "holds signed numbers, or bands of different depths"
-    elif image.format == "PPM" and image.mode == "RGB" and b"65535" in prefix[:32].split():
-        header.bits, header.problem = 16, "has 16 bits per band, of which PIL reads 8"
+    elif image.format == "PPM" and prefix[:2] in (b"P2", b"P3", b"P5", b"P6"):
+        highest = int(re.sub(rb"#.*", b"", prefix).split(None, 4)[3])
+        header.bits = highest.bit_length()
+        if highest > 255 and not (highest == 65535 and image.mode in WIDE_MODES):
+            header.problem = f"has values up to {highest}, which PIL changes"
+    elif image.format == "SGI":
+        header.bits = 8 * prefix[3]
+        header.problem = _find_lost_depth(image, header.bits)
+    elif image.format == "FITS" and image.mode in WIDE_MODES:
+        header.problem = "is a FITS file, whose scale and offset PIL ignores"
+    if image.format in ANIMATED and getattr(image, "is_animated", False):
+        header.problem, header.remedy = "holds several frames", ONE_PICTURE
     try:
         if header.is_turned and image.getexif().get(ORIENTATION) in (5, 6, 7, 8):
             header.size = image.height, image.width
     except Exception as error:  # damaged EXIF data make PIL raise almost any exception
         raise ValueError(f"{name} has EXIF data that cannot be read ({error}). Remove them.") from error
+    return header
+
+
+def describe_opened(image: Image.Image, name: str) -> Header | None:
+    """Describe an image that was opened elsewhere; None if its file is not known or not open any more."""
+    if isinstance(image, TiffImageFile):
+        return describe_tags(image.tag_v2)
+    file = getattr(image, "fp", None)
+    if file is None or image.format not in ("PNG", "JPEG2000", "PPM", "SGI", "FITS"):
+        return None
+    place = file.tell()
+    file.seek(0)
+    header = describe_image(image, file.read(START), name)
+    file.seek(place)
     return header
 
 
@@ -193,29 +243,52 @@ def _read_tiff_header(file, name: str) -> Header:
     except Exception as error:  # damaged tags make PIL raise almost any exception
         raise ValueError(f"{name} cannot be read as a TIFF ({error}). Replace or remove it.") from error
     if len(pictures) > 1:
-        header.problem = f"has {len(pictures)} pages"
+        header.problem, header.remedy = f"has {len(pictures)} pages", ONE_PICTURE
+    elif pages[0] is not pictures[0]:
+        header.problem, header.remedy = "begins with a thumbnail or mask, not with its picture", ONE_PICTURE
+    elif header.bits > 8 and any(page.get(PAGE_KIND, 0) & 4 for page in pages):
+        header.problem = header.problem or "has a mask of the pixels with data, which PIL ignores"
     return header
 
 
 def describe_tags(tags) -> Header:
     """Describe one page of a TIFF."""
     width, height, num_bands = int(tags[WIDTH]), int(tags[HEIGHT]), int(tags.get(NUM_SAMPLES, 1))
-    bits = max(tags.get(BITS, (1,)))
+    all_bits = tags.get(BITS, (1,))
+    bits = max(all_bits)
     kind = {1: "uint", 2: "int", 3: "float", 4: "uint"}.get(max(tags.get(SAMPLE_FORMAT, (1,))), "complex")
-    photometric, extra = tags.get(PHOTOMETRIC, 0), tags.get(EXTRA_SAMPLES, ())
-    size = (height, width) if tags.get(ORIENTATION, 1) in (5, 6, 7, 8) else (width, height)
-    header = Header(size, num_bands, bits, kind)
+    photometric, extra = tags.get(PHOTOMETRIC), tags.get(EXTRA_SAMPLES, ())
+    orientation = tags.get(ORIENTATION, 1)
+    size = (height, width) if orientation in (5, 6, 7, 8) else (width, height)
+    header = Header(size, num_bands, bits, kind, orientation=orientation)
     header.is_inverted = photometric == 0
+    try:
+        header.nodata = float(tags.get(NODATA, ""))
+    except ValueError:
+        header.nodata = None
+    is_jpeg = tags.get(COMPRESSION, 1) in (6, 7)  # its decoders convert YCbCr to RGB
+    if photometric not in (0, 1, 2) and not (photometric == 6 and is_jpeg):
+        header.remedy = TO_RGB  # rasterio returns other colours as they are
     num_colours = TIFF_COLOURS.get(photometric, 0)
     has_alpha = len(extra) == 1 and extra[0] in (1, 2) and num_bands == num_colours + 1
     if num_colours == 0:
         header.problem = f"has the colour space {photometric} of TIFF"
+    elif photometric == 6 and not is_jpeg:
+        header.problem = "has YCbCr colours without JPEG, which PIL takes for RGB"
+    elif len(all_bits) not in (1, num_bands):
+        header.problem = f"has {num_bands} bands, but states the bits of {len(all_bits)}"
+        header.remedy = TO_RGB
     elif num_bands != num_colours and not has_alpha and not (num_colours == 3 and num_bands > 3):
         header.problem = f"has {num_bands} bands, and its header does not say which of them are colours"
     elif num_bands > 1 and (bits > 8 or kind != "uint"):
         header.problem = f"has {num_bands} bands of {bits} bits ({kind}), of which PIL reads 8"
+    elif num_bands == 1 and tags.get(PLANES, 1) == 2:
+        header.problem = "stores its only band as a plane of its own, which PIL misreads"
     elif num_bands == 1 and (bits, kind) not in TIFF_SAMPLES:
         header.problem = f"has samples of {bits} bits ({kind})"
+    elif (bits, kind) in SWAPPED_SAMPLES and tags.prefix == b"MM" and tags.get(COMPRESSION, 1) != 1:
+        header.problem = f"has compressed samples of {bits} bits ({kind}), highest byte first, of which PIL "
+        header.problem += "exchanges the bytes"
     return header
 
 

@@ -19,7 +19,7 @@ class ReaderNeeded(ValueError):
     """An image file that PIL cannot read as it is meant; `header` describes it."""
 
     def __init__(self, name: str, header: Header):
-        super().__init__(f"{name} {header.problem}. {READER_REMEDY}")
+        super().__init__(f"{name} {header.problem}. {header.remedy or READER_REMEDY}")
         self.header = header
 
 

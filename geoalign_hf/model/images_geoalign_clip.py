@@ -12,12 +12,14 @@ from pathlib import Path
 import numpy as np
 from huggingface_hub import get_session
 from PIL import Image, ImageOps
-from PIL.TiffImagePlugin import TiffImageFile
 
 from .image_files_geoalign_clip import (
+    ONE_PICTURE,
     WIDE_MODES,
+    Header,
     describe_image,
-    describe_tags,
+    describe_opened,
+    load_pixels,
     open_file,
     read_start,
 )
@@ -30,6 +32,7 @@ from .image_options_geoalign_clip import (
 )
 
 COLOUR_MODES = frozenset({"RGB", "RGBA", "RGBa", "RGBX", "P", "PA", "CMYK", "YCbCr", "HSV"})
+OTHER_COLOURS = frozenset({"P", "PA", "CMYK", "YCbCr", "HSV"})  # whose bands are not red, green and blue
 FILES = (str, Path, bytes, bytearray, io.BytesIO)  # paths, URLs and files in memory
 PLAIN_MODES = COLOUR_MODES | {"1", "L", "LA", "La"}  # eight bits per band or fewer
 FULL_SIZE = "geoalign_full_size"
@@ -55,7 +58,8 @@ def read_image(
 
     Args:
         image: a path, a URL, a `data:` URL, the bytes of a file, a PIL image, an array or a tensor. The shape
-            is (H, W), (H, W, bands) or (bands, H, W). A file is turned upright by its orientation tag.
+            is (H, W), (H, W, bands) or (bands, H, W). Masked pixels of a masked array have no data. A file is
+            turned upright by its orientation tag.
         name: name of the image in messages.
         stretch: two percentiles of the picture, over all chosen bands together, that become 0 and 255.
         limits: two values that become 0 and 255. Neither option changes pictures of 8 bits.
@@ -161,14 +165,21 @@ def _read_file(source, name: str, stretch, limits, bands, max_pixels, draft_side
     prefix, header = read_start(source, name, max_pixels)
     if header is not None and header.problem:
         raise ReaderNeeded(name, header)
-    with open_file(source, name, max_pixels) as image:
+    try:
+        image = open_file(source, name, max_pixels)
+    except ValueError as error:
+        if header is None:
+            raise
+        header.problem = "is a TIFF that PIL cannot open"
+        raise ReaderNeeded(name, header) from error
+    with image:
         header = header or describe_image(image, prefix, name)
         if header.problem:
             raise ReaderNeeded(name, header)
         try:
             if draft_side is not None and image.format == "JPEG":
                 image.draft(None, (draft_side, draft_side))
-            image.load()
+            load_pixels(image)
             if header.is_turned:
                 ImageOps.exif_transpose(image, in_place=True)
         except Exception as error:  # a damaged file makes PIL raise almost any exception
@@ -178,12 +189,7 @@ def _read_file(source, name: str, stretch, limits, bands, max_pixels, draft_side
             if draft_side is not None and result.size != header.size:
                 result.info[FULL_SIZE] = header.size
             return result
-        array = np.asarray(image)
-        if header.kind == "uint" and image.mode == "I":
-            array = array.view(np.uint32)
-        if image.format == "JPEG2000":
-            array = array >> (16 - header.bits)  # PIL fills all 16 bits
-        return to_rgb(array[..., None], name, stretch, limits, bands, header.is_inverted)
+        return _convert_wide(image, header, name, stretch, limits, bands)
 
 
 def get_full_size(image: Image.Image) -> tuple[int, int]:
@@ -191,27 +197,39 @@ def get_full_size(image: Image.Image) -> tuple[int, int]:
     return image.info.get(FULL_SIZE, image.size)
 
 
+def _convert_wide(
+    image: Image.Image, header: Header | None, name: str, stretch, limits, bands
+) -> Image.Image:
+    """Convert an image of one band of more than eight bits."""
+    array = np.asarray(image)
+    if header is None:
+        return to_rgb(array[..., None], name, stretch, limits, bands)
+    if header.bits == 32 and header.kind == "uint":
+        array = array.view(np.uint32)
+    if image.format == "JPEG2000":
+        array = array >> (16 - header.bits)  # PIL fills all 16 bits
+    is_valid = None if header.nodata is None else array != header.nodata
+    return to_rgb(array[..., None], name, stretch, limits, bands, header.is_inverted, is_valid)
+
+
 def _convert_image(image: Image.Image, name: str, stretch, limits, bands) -> Image.Image:
     if 0 in image.size:
         raise ValueError(f"{name} has {image.width} x {image.height} pixels (width x height). Remove it.")
     try:
-        is_deep = any(";16" in str(tile[3]) for tile in getattr(image, "tile", []))  # empty after loading
-        image.load()
+        header = describe_opened(image, name)
+        load_pixels(image)
     except Exception as error:  # a damaged file makes PIL raise almost any exception
         raise ValueError(f"{name} cannot be read as an image ({error}). Replace it.") from error
-    problem = describe_tags(image.tag_v2).problem if isinstance(image, TiffImageFile) else None
-    if is_deep and image.mode not in WIDE_MODES:
-        problem = "has 16 bits per band, of which PIL reads 8"
-    if problem:
-        raise ValueError(f"{name} {problem}. {READER_REMEDY}")
+    if header is not None and header.problem and header.remedy != ONE_PICTURE:  # the frame is chosen already
+        raise ValueError(f"{name} {header.problem}. {header.remedy or READER_REMEDY}")
     if image.mode in WIDE_MODES:
-        return to_rgb(np.asarray(image)[..., None], name, stretch, limits, bands)
+        return _convert_wide(image, header, name, stretch, limits, bands)
     if image.mode not in PLAIN_MODES:
         raise ValueError(f"{name} has the mode {image.mode}, which is not read. Convert it to RGB first.")
     if image.mode in ("RGBa", "La"):  # multiplied by the alpha band
         image = image.convert(image.mode.upper())
     if bands is not None:
-        image = image.convert("RGB") if image.mode in ("P", "PA") else image
+        image = image.convert("RGB") if image.mode in OTHER_COLOURS else image
         return to_rgb(np.atleast_3d(np.asarray(image)), name, stretch, limits, bands)
     if image.mode == "RGB":
         return image
@@ -222,30 +240,41 @@ def _convert_image(image: Image.Image, name: str, stretch, limits, bands) -> Ima
 
 
 def _convert_array(image, name: str, stretch, limits, bands, layout) -> Image.Image:
-    if hasattr(image, "detach"):
-        image = image.detach().cpu()
-        image = (image.float() if str(image.dtype) == "torch.bfloat16" else image).numpy()
-    elif not hasattr(image, "__array__"):
+    if not hasattr(image, "__array__"):
         raise ValueError(
             f"{name} is a {type(image).__name__}. Give a path, a URL, a PIL image, an array or a tensor."
         )
-    array = np.asarray(image)
+    is_masked = isinstance(image, np.ma.MaskedArray)
+    try:
+        if hasattr(image, "detach"):
+            image = image.detach().cpu().resolve_conj().resolve_neg()
+            image = image.float() if str(image.dtype) == "torch.bfloat16" else image
+        array = np.asarray(image)
+    except Exception as error:  # libraries of arrays raise errors of many kinds
+        message = (
+            f"{name}, a {type(image).__name__}, cannot become an array ({error}). Give an ordinary array."
+        )
+        raise ValueError(message) from error
+    is_valid = ~np.ma.getmaskarray(image) if is_masked else None
     if array.dtype.kind not in "buifc":
         raise ValueError(f"{name} is an array of {array.dtype}. Give an array of numbers.")
     if array.ndim == 2:
-        array = array[..., None]
+        array, is_valid = array[..., None], is_valid[..., None] if is_masked else None
     elif array.ndim != 3:
         raise ValueError(
             f"{name} is an array of the shape {array.shape}. Give (height, width), (height, width, bands) or "
             "(bands, height, width)."
         )
     elif _is_channels_first(array.shape, name, layout, bands):
-        array = array.transpose(1, 2, 0)
+        array, is_valid = array.transpose(1, 2, 0), is_valid.transpose(1, 2, 0) if is_masked else None
     if 0 in array.shape[:2]:
         raise ValueError(
             f"{name} has {array.shape[1]} x {array.shape[0]} pixels (width x height). Remove it."
         )
-    return to_rgb(array, name, stretch, limits, bands)
+    if is_masked:  # a pixel has data if all bands that are used have
+        used = range(array.shape[2]) if bands is None else [int(b) - 1 for b in bands if b <= array.shape[2]]
+        is_valid = is_valid[..., list(used)].all(axis=-1)
+    return to_rgb(array, name, stretch, limits, bands, is_valid=is_valid)
 
 
 def _is_channels_first(shape: tuple[int, ...], name: str, layout: str | None, bands) -> bool:

@@ -20,7 +20,7 @@ from transformers.processing_utils import ImagesKwargs, ProcessingKwargs, TextKw
 from .image_options_geoalign_clip import check_rule
 from .images_geoalign_clip import get_full_size, load_images
 from .masks_geoalign_clip import check_masks, masks_to_coverage
-from .regions_geoalign_clip import check_boxes, check_quads
+from .regions_geoalign_clip import check_boxes, check_quads, stack_regions
 from .resizing_geoalign_clip import can_resize_fast, resize_fast
 
 CONCEPT_TEMPLATES = ("a satellite photo of {}.", "an aerial image of {}.", "{} seen from above.")
@@ -187,10 +187,10 @@ class GeoAlignCLIPProcessor(ProcessorMixin):
         """
         width, height = size
         if form == "masks":
-            return check_masks(_to_tensor(regions, (height, width), name), name)
+            return check_masks(stack_regions(regions, (height, width), name), name)
         if form == "quads":
-            return check_quads(_to_tensor(regions, (4, 2), name), width, height, name, clip)
-        return check_boxes(_to_tensor(regions, (4,), name), width, height, name, clip)
+            return check_quads(stack_regions(regions, (4, 2), name), width, height, name, clip)
+        return check_boxes(stack_regions(regions, (4,), name), width, height, name, clip)
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """Save the processor as every processor does."""
@@ -231,12 +231,14 @@ class GeoAlignCLIPProcessor(ProcessorMixin):
             raise ValueError(f"return_tensors is {form!r}; expected 'pt', 'np' or None.")
         if isinstance(size := merged["images_kwargs"].get("size"), int):
             merged["images_kwargs"]["size"] = {"height": size, "width": size}
+        _check_values(merged["text_kwargs"])
         return merged["images_kwargs"], merged["text_kwargs"]
 
     def _merge_settings(self, options: dict) -> dict:
         """Return all settings of the image processor, those of this call first."""
         names = {*self.image_processor.valid_kwargs.__annotations__, "do_rescale", "size"}
         settings = {name: getattr(self.image_processor, name, None) for name in names} | options
+        _check_values(settings)
         if (size := settings["size"]) is not None:
             if isinstance(size, (list, tuple)) and len(size) == 1:
                 size = size[0]
@@ -298,6 +300,19 @@ def _check_text(text, name: str = "text") -> list[str]:
         if not words.strip():
             raise ValueError(f"{name}[{i}] is empty. Every text needs at least one word; remove this one.")
     return texts
+
+
+def _check_values(options: dict):
+    """Refuse options that the image processor and the tokenizer do not check."""
+    for name in ("image_mean", "image_std", "rescale_factor"):
+        if (value := options.get(name)) is not None and not np.isfinite(np.asarray(value, np.float64)).all():
+            raise ValueError(f"{name} is {value!r}. Give finite numbers.")
+    for name, lowest in (("resample", 0), ("max_length", 1)):
+        value = options.get(name)
+        if value is not None and (not isinstance(value, int) or value < lowest):
+            raise ValueError(f"{name} is {value!r:.80}. Give a whole number from {lowest}.")
+    if options.get("size") in ([], ()):
+        raise ValueError("size is empty. Give the side of a square in pixels.")
 
 
 def _check_frame(settings: dict) -> tuple[int, int]:
@@ -364,30 +379,6 @@ def _check_counts(form: str, counts: list[int], max_regions: int | None) -> int:
                 "Raise max_regions, or choose the regions to keep."
             )
     return max_regions
-
-
-def _to_tensor(regions, shape: tuple[int, ...], name: str) -> torch.Tensor:
-    """Return the regions of one image as (R, *shape)."""
-    if len(regions) == 0:
-        return torch.zeros(0, *shape)
-    if not isinstance(regions, torch.Tensor):
-        dtype = torch.float64 if len(shape) == 1 or shape == (4, 2) else None
-        try:
-            parts = [np.asarray(region) if isinstance(region, Image.Image) else region for region in regions]
-            regions = torch.stack([torch.as_tensor(part, dtype=dtype) for part in parts])
-        except (OverflowError, RuntimeError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"{name} holds regions that are not numbers, or not of the same shape; each must be "
-                f"{list(shape)}."
-            ) from error
-    if tuple(regions.shape[1:]) != shape:
-        raise ValueError(
-            f"{name} has the shape {list(regions.shape)}; expected [R, {', '.join(map(str, shape))}]. "
-            "Give a list per image, and in it one entry per region."
-        )
-    if regions.is_complex():
-        raise ValueError(f"{name} holds complex numbers. Give real numbers.")
-    return regions.detach().cpu()
 
 
 def _convert(tensors: dict[str, torch.Tensor], return_tensors) -> BatchFeature:

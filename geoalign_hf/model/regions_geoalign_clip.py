@@ -9,7 +9,9 @@ Frames: `boxes` and `quads` are pixels of the image as given. `region_boxes`, `r
 `region_coverage` are fractions of `pixel_values`. The origin is at the top left, and y points down.
 """
 
+import numpy as np
 import torch
+from PIL import Image
 
 from .masks_geoalign_clip import as_float, normalize_weights, weigh_masks
 from .region_checks_geoalign_clip import LARGEST_QUAD, SMALLEST_SIDE, check_box, check_quad
@@ -120,6 +122,51 @@ def check_quads(
     for r, quad in enumerate(quads.tolist()):
         check_quad(quad, width, height, f"{name}[{r}]", clip)
     return quads
+
+
+def stack_regions(regions, shape: tuple[int, ...], name: str) -> torch.Tensor:
+    """Return the regions of one image as one tensor.
+
+    Args:
+        regions: a list, an array or a tensor.
+        shape: shape of one region.
+        name: name of the regions in messages.
+
+    Returns:
+        (R, *shape), on the CPU.
+
+    Raises:
+        ValueError: with the name, if they have another shape, or are not numbers.
+    """
+    if np.ma.is_masked(regions):
+        raise ValueError(f"{name} holds masked numbers. Fill or remove them.")
+    if getattr(regions, "is_nested", False):
+        raise ValueError(f"{name} is a nested tensor. Give a list of tensors.")
+    if len(regions) == 0:
+        return torch.zeros(0, *shape)
+    if not isinstance(regions, torch.Tensor):
+        dtype = torch.float64 if len(shape) == 1 or shape == (4, 2) else None
+        try:
+            parts = [np.asarray(region) if isinstance(region, Image.Image) else region for region in regions]
+            regions = torch.stack([torch.as_tensor(part, dtype=dtype) for part in parts])
+        except (OverflowError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{name} holds regions that are not numbers, or not of the same shape; each must be "
+                f"{list(shape)}."
+            ) from error
+    try:
+        regions = regions.detach().cpu().resolve_neg()
+        (regions.float() if regions.dtype == torch.bfloat16 else regions.resolve_conj()).numpy()
+    except (NotImplementedError, RuntimeError, TypeError) as error:
+        raise ValueError(f"{name} cannot become an array ({error}). Give an ordinary tensor.") from error
+    if tuple(regions.shape[1:]) != shape:
+        raise ValueError(
+            f"{name} has the shape {list(regions.shape)}; expected [R, {', '.join(map(str, shape))}]. "
+            "Give a list per image, and in it one entry per region."
+        )
+    if regions.is_complex():
+        raise ValueError(f"{name} holds complex numbers. Give real numbers.")
+    return regions
 
 
 def weigh_boxes(region_boxes: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:

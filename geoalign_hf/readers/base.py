@@ -204,12 +204,14 @@ def turn_box(x: float, y: float, width: float, height: float, angle: float) -> l
 
 
 def bound_points(numbers: list[float]) -> list[float]:
-    """Return the box around points.
+    """Return the box around points. It is not finite if one of them is not.
 
     Example:
         >>> bound_points([3, 1, 5, 2, 4, 7])
         [3, 1, 5, 7]
     """
+    if not all(map(math.isfinite, numbers)):
+        return [math.nan] * 4  # min and max may ignore NaN
     return [min(numbers[::2]), min(numbers[1::2]), max(numbers[::2]), max(numbers[1::2])]
 
 
@@ -250,8 +252,10 @@ def check_rows(read: Callable[P, Iterator[dict | None]]) -> Callable[P, Iterator
             yield row
         skipped = report.entries[num_before:]
         if not seen:
-            message = f"{source} has no images that can be used; skipped: {report.count_kinds()}."
-            raise ValueError(message + (f" The first: {skipped[0]['message']}" if skipped else ""))
+            message = f"{source} has no images that can be used"
+            if skipped:
+                message += f"; skipped: {report.count_kinds()}. The first: {skipped[0]['message']}"
+            raise ValueError(message if skipped else f"{message}: it lists none. Give a file that does.")
         logger.info(f"{source}: {len(seen)} images, {num_regions} regions of {len(concepts)} concepts")
         if skipped:
             logger.warning(f"{source}: skipped {report.count_kinds()}. The report lists each with its place.")

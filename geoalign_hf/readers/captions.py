@@ -123,6 +123,6 @@ def _list_objects(path: Path) -> list[tuple[str, object]]:
 
 def _is_text(caption: object) -> bool:
     """Return whether a caption has words and can be written as UTF-8."""
-    if not isinstance(caption, str) or not caption.strip():
+    if not isinstance(caption, str) or not any(map(str.isalnum, caption)) or "\0" in caption:
         return False
     return not any("\ud800" <= character <= "\udfff" for character in caption)

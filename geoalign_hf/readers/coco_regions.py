@@ -8,6 +8,8 @@ from .files import parse_flag, parse_numbers
 
 # Of detectron2: how the numbers of `bbox` are meant. Modes with _REL are fractions of the image.
 BBOX_MODES = {0: "XYXY_ABS", 1: "XYWH_ABS", 2: "XYXY_REL", 3: "XYWH_REL"}
+MODE_FIELDS = ("bbox_mode", "box_mode", "bbox_format", "box_format", "bbox_type")
+MODE_ALIASES = {"XYWH": "XYWH_ABS", "COCO": "XYWH_ABS", "XYXY": "XYXY_ABS", "PASCAL_VOC": "XYXY_ABS"}
 # Flags of annotations that are not one region: the concept is in the image, but the box is not usable.
 GROUP_FLAGS = ("iscrowd", "isgroup", "is_group", "isgroupof", "ignore")
 DIFFICULT_FLAGS = ("difficult", "occluded")
@@ -61,10 +63,7 @@ def parse_region(annotation: dict, size: tuple[float, float]) -> list[float]:
         return _bound_segmentation(annotation["segmentation"], size)
     if not isinstance(bbox, list) or [type(n) in (int, float) for n in bbox] != [True] * 4:
         raise ValueError(f"has the bbox {bbox!r:.200}; a COCO box is four numbers, x, y, width and height.")
-    mode = annotation.get("bbox_mode", 1)
-    name = BBOX_MODES.get(mode, "") if type(mode) is int else str(mode).rpartition(".")[2].upper()
-    if name not in BBOX_MODES.values():
-        raise ValueError(f"has the bbox_mode {mode!r}; known are {BBOX_MODES}.")
+    name = _find_mode(annotation)
     x, y, right, bottom = map(to_float, bbox)
     if name.startswith("XYWH"):
         right, bottom = x + right, y + bottom
@@ -76,11 +75,34 @@ def parse_region(annotation: dict, size: tuple[float, float]) -> list[float]:
     return [x, y, right, bottom]
 
 
+def _find_mode(annotation: dict) -> str:
+    """Return how the numbers of `bbox` are meant, one of the names of `BBOX_MODES`."""
+    found = {field: annotation[field] for field in MODE_FIELDS if field in annotation}
+    names = set()
+    for field, mode in found.items():
+        name = BBOX_MODES.get(mode, "") if type(mode) is int else str(mode).rpartition(".")[2].upper()
+        name = MODE_ALIASES.get(name, name)
+        if name not in BBOX_MODES.values():
+            raise ValueError(f"has the {field} {mode!r:.50}; known are {BBOX_MODES}.")
+        names.add(name)
+    if len(names) > 1:
+        raise ValueError(f"has {found}, which contradict each other. Correct them.")
+    return names.pop() if names else "XYWH_ABS"
+
+
 def _find_angle(annotation: dict) -> float:
     """Return the rotation that CVAT states, in degrees; 0 without a rotation."""
     for key, value in _list_fields(annotation):
-        number = parse_numbers([str(value)]) if key.lower() in ANGLES else None
-        if number is None or number[0] == 0:
+        if (
+            key.lower() not in ANGLES
+            or value is None
+            or (isinstance(value, str) and not any(map(str.isdigit, value)))
+        ):
+            continue  # also a text such as "frontal"
+        number = parse_numbers([str(value)])
+        if number is None:
+            raise ValueError(f"has the {key} {value!r:.50}, which is not a number. Correct or remove it.")
+        if number[0] == 0:
             continue
         is_cvat = key == "rotation" and key not in annotation
         if not is_cvat or abs(number[0]) > 360:

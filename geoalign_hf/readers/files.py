@@ -290,9 +290,19 @@ def read_text(path: str | Path) -> str:
 
 def read_lines(path: str | Path) -> Iterator[tuple[str, str]]:
     """Read the lines of a text that are not empty, each with its place."""
-    for i, line in enumerate(read_text(path).splitlines(), start=1):
+    for i, line in enumerate(split_lines(read_text(path)), start=1):
         if line.strip():
             yield f"{path} line {i}", line.strip()
+
+
+def split_lines(text: str) -> list[str]:
+    r"""Split a text at its line ends, of which Unicode has more, that may stand in a text of JSON.
+
+    Example:
+        >>> split_lines("a\r\nb\u2028c\n")
+        ['a', 'b\u2028c', '']
+    """
+    return re.split(r"\r\n|\r|\n", text)
 
 
 def try_read_lines(path: Path, report: SkipReport) -> list[tuple[str, str]] | None:

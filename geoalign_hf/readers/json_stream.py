@@ -39,6 +39,8 @@ def iterate_entries(path: str | Path, expected: str) -> Iterator[tuple[str, int 
         limit = check_size(path)
         with _open(Path(path)) as file:
             yield from _iterate_object(_Text(file, limit))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 ({error}). Save the file as UTF-8.") from error
     except (OSError, EOFError, ValueError, RecursionError, zlib.error) as error:
         raise ValueError(f"{path} cannot be read as JSON ({error}). Give {expected}.") from error
 

@@ -20,6 +20,7 @@ HRSC_EDGES = tuple(f"box_{name}" for name in EDGES)
 HRSC_TURNED = ("mbox_cx", "mbox_cy", "mbox_w", "mbox_h", "mbox_ang")
 # Elements of the root that may have content in a file without objects.
 ROOT_FIELDS = {"source", "owner", "size", "object", "objects", "research", "annotator", "imagesize"}
+GROUP_FLAGS = ("ignore", "iscrowd", "crowd")  # the concept is in the image, but the box is not one region
 SHAPES = ("robndbox", "bndbox", "points", "polygon")  # an oriented box is preferred to the box around it
 
 
@@ -69,14 +70,18 @@ def read_voc(
         if not is_annotated:  # HRSC2016 has such images
             report.skip("not annotated", f"{path} says that its image was not annotated.")
             continue
-        regions = []
+        regions, unboxed = [], []
         for i, node in enumerate(nodes, start=1):
             place = f"{path}: object {i}"
             try:
                 if _find_flag(node, "deleted"):
                     report.skip("deleted", f"{place} is marked as deleted.")
+                    continue
+                name, numbers = parse_object(node)
+                if flag := next(filter(lambda name: _find_flag(node, name), GROUP_FLAGS), None):
+                    report.skip("ignored", f"{place} has the flag {flag}, so it is no single region.")
+                    unboxed.append(name)
                 else:
-                    name, numbers = parse_object(node)
                     for part in node.findall("part"):
                         report.skip(
                             "part", f"{place} has the part {part.findtext('name')!r}, which is not read."
@@ -87,7 +92,9 @@ def read_voc(
             except ValueError as error:
                 report.refuse("bad region", f"{place} {error} Correct or remove it.", error)
         source = image.relative_to(images).as_posix()
-        yield make_row(image, source, str(path), regions, report, size, (), concepts, drop_difficult)
+        yield make_row(
+            image, source, str(path), regions, report, size, tuple(unboxed), concepts, drop_difficult
+        )
 
 
 def _parse_xml(path: Path) -> ElementTree.Element:
@@ -162,7 +169,11 @@ def _find_flag(node: ElementTree.Element, name: str) -> bool | None:
 
 def _parse_size(root: ElementTree.Element) -> tuple[float, float] | None:
     """Return the stated width and height; None if they are missing or 0, as some tools write them."""
-    for names in (("size/width", "size/height"), ("img_sizewidth", "img_sizeheight")):
+    for names in (
+        ("size/width", "size/height"),
+        ("imagesize/ncols", "imagesize/nrows"),
+        ("img_sizewidth", "img_sizeheight"),
+    ):
         texts = [_find_text(root, name) or "0" for name in names]
         numbers = parse_numbers(texts)
         if numbers is None or min(numbers) < 0:
@@ -194,9 +205,24 @@ def _parse_object(node: ElementTree.Element, counts_from_one: bool) -> tuple[str
     angle = _find_text(node, "angle") or "0"
     if tag == "bndbox" and parse_numbers([angle]) != [0.0]:
         raise ValueError(f"has the angle {angle!r} beside an upright <bndbox>; expected a robndbox.")
+    if tag == "bndbox" and len(numbers) == 4 and (degrees := _find_rotation(node)):
+        x0, y0, x1, y1 = numbers
+        numbers = turn_box((x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0, math.radians(degrees))
     if counts_from_one and tag == "bndbox" and len(numbers) == 4:
         numbers = [numbers[0] - 1, numbers[1] - 1, *numbers[2:]]
     return names[0], numbers
+
+
+def _find_rotation(node: ElementTree.Element) -> float:
+    """Return the attribute `rotation` that CVAT writes beside a box, in degrees; 0 without it."""
+    for attribute in node.findall("attributes/attribute"):
+        if (_find_text(attribute, "name") or "").lower() == "rotation":
+            text = _find_text(attribute, "value") or "0"
+            numbers = parse_numbers([text])
+            if numbers is None or abs(numbers[0]) > 360:
+                raise ValueError(f"has the rotation {text!r}; expected degrees, from 0 to 360.")
+            return numbers[0]
+    return 0.0
 
 
 def _parse_shape(shape: ElementTree.Element) -> list[float]:

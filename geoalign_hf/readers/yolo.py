@@ -1,5 +1,6 @@
 """Reads YOLO text files into rows."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from .base import Annotation, bound_points, check_rows, is_concept, make_row, try_read_size
-from .files import list_files, pair_images, parse_numbers, read_text, try_read_lines
+from .files import list_files, pair_images, parse_numbers, read_text, split_lines, try_read_lines
 from .skipped import SkipReport
 
 FORM = "`class x y width height`, or `class x1 y1 x2 y2 ...` with three points or more"
@@ -122,12 +123,17 @@ def read_names(path: Path) -> list[str]:
     """
     text = read_text(path)
     if path.suffix.lower() not in (".yaml", ".yml"):
-        return _check_names(path, [line.strip() for line in text.splitlines() if line.strip()])
+        return _check_names(path, _parse_list(path, text))
     try:
         content = yaml.load(text, Loader=_NamesLoader)
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:  # TypeError: a list as a key
         message = f"{path} cannot be read as YAML ({error})."
         raise ValueError(f"{message} Give the data.yaml of a YOLO set, without aliases.") from error
+    if isinstance(content, dict) and "kpt_shape" in content:
+        message = (
+            f"{path} has kpt_shape, so its label files hold key points, which would be read as polygons."
+        )
+        raise ValueError(f"{message} Export boxes or polygons.")
     names = content.get("names") if isinstance(content, dict) else None
     if isinstance(names, dict) and names.keys() == {str(i) for i in range(len(names))}:
         names = [names[str(i)] for i in range(len(names))]
@@ -135,6 +141,19 @@ def read_names(path: Path) -> list[str]:
         message = f"{path} has the names {str(names):.200}; expected a list, or names numbered from 0."
         raise ValueError(f"{message} Correct the file.")
     return _check_names(path, names)
+
+
+def _parse_list(path: Path, text: str) -> list[str]:
+    """Return the lines of a text. Their places are the class numbers, so nothing else may stand there."""
+    names = [line.strip() for line in split_lines(text.rstrip())]
+    for i, name in enumerate(names):
+        if (not name and len(names) > 1) or name.startswith("#"):
+            message = f"{path} line {i + 1} is {name!r}, no name, and would shift the numbers of the names."
+            raise ValueError(f"{message} Remove the line.")
+    for first in (0, 1):
+        if len(names) > 1 and all(re.match(rf"{i}\W+\w", name) for i, name in enumerate(names, first)):
+            raise ValueError(f"{path} numbers its names, as in {names[0]!r}. Write the names alone.")
+    return list(filter(None, names))
 
 
 def _check_names(path: Path, names: list) -> list[str]:

@@ -211,7 +211,7 @@ def classify_scene_regions(
     concept_embeds = embedder.embed_concepts(concepts, templates)
     region_embeds, valid_ground = embed_scene_regions(embedder, scene, regions.geometry, context)
     with torch.no_grad():
-        logits = region_embeds @ concept_embeds.T * embedder.model.region_scale().float().cpu()
+        logits = region_embeds @ concept_embeds.T * embedder.region_scale
     probabilities = logits.softmax(dim=-1).numpy()
     has_ground = valid_ground > 0
     probabilities[~has_ground] = np.nan

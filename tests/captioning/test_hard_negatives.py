@@ -206,3 +206,20 @@ def test_without_another_concept_there_is_no_negative():
     row = {"image": Image.new("RGB", (50, 50)), "boxes": [[5.0, 20.0, 20.0, 35.0]], "concepts": ["ship"]}
     row = add_negatives(row | {"phrases": ["a ship"]}, find_facts(row), ["ship"], np.random.default_rng(0))
     assert row["hard_negatives"] == [[]] and row["negative_kinds"] == [[]]
+
+
+def test_no_negative_puts_a_size_before_a_concept_that_has_one():
+    vocabulary = [*VOCABULARY, "small vehicle", "large vehicle", "white car"]
+    count = 0
+    for seed in range(40):
+        row = draw_scene(seed)
+        facts = find_facts(row)
+        for r, concept in enumerate(row["concepts"]):
+            for word in ("small", "white", "small white", "largest"):
+                phrase = f"the largest {concept}" if word == "largest" else f"a {word} {concept}"
+                for kind, words in list_changes(phrase, r, facts, list_absent(facts, vocabulary)):
+                    adjectives = words.replace("vehicle", "").replace("car", "").split()
+                    count += kind == "concept"
+                    assert adjectives.count("white") < 2, words
+                    assert sum(adjectives.count(size) for size in ("small", "large", "largest")) < 2, words
+    assert count > 100

@@ -107,3 +107,22 @@ def test_an_image_that_is_missing_or_elsewhere_is_refused(path, images, name):
     path.write_text(path.read_text().replace("a.png", name))
     with refuses(f"{path}: images[0]", repr(name)):
         read_captions(path, images)
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x0b", "\x1c"])
+def test_line_separators_of_unicode_do_not_end_a_line_of_json(tmp_path, images, separator):
+    path = tmp_path / "lines.jsonl"
+    entries = [{"filename": name, "captions": [f"a{separator}ship"]} for name in ("a.png", "b.png")]
+    text = "\r\n".join(json.dumps(entry, ensure_ascii=False) for entry in entries)
+    if separator < "\x20":
+        text = text.replace(separator, f"\\u{ord(separator):04x}")
+    path.write_bytes(text.encode())
+    assert [row["captions"] for row in read_captions(path, images)] == [[f"a{separator}ship"]] * 2
+
+
+@pytest.mark.parametrize("caption", ["...", "\u200b", "-", "a\x00ship"])
+def test_a_caption_without_words_is_refused(path, images, content, caption):
+    content["images"][1]["sentences"] = [{"raw": caption}]
+    path.write_text(json.dumps(content))
+    with refuses("dataset.json", "images[1]", "words"):
+        read_captions(path, images)

@@ -439,3 +439,45 @@ def test_ten_times_the_boxes_of_an_image_take_about_ten_times_the_time(read, coc
         assert len(read(coco)[0]["boxes"]) == count
         durations.append(time.process_time() - start)
     assert durations[1] < 40 * durations[0]  # a quadratic reader takes 100 times as long
+
+
+@pytest.mark.parametrize("field", ["bbox_mode", "box_mode", "bbox_format", "box_format", "bbox_type"])
+def test_a_field_that_says_how_a_box_is_written_is_obeyed_or_refused(read_one, field):
+    for mode, box in (("xywh", [2, 2, 10, 6]), ("COCO", [2, 2, 10, 6]), ("xyxy", [2, 2, 8, 4])):
+        assert read_one(**{field: mode})["boxes"] == [box]
+    for mode in ("cxcywh", "yolo", "", 9, True, []):
+        with refuses("coco.json", "annotation 1", field):
+            read_one(**{field: mode})
+
+
+def test_fields_that_contradict_each_other_are_refused(read_one):
+    assert read_one(bbox_mode=0, bbox_format="xyxy")["boxes"] == [[2, 2, 8, 4]]
+    with refuses("annotation 1", "bbox_mode", "bbox_format"):
+        read_one(bbox_mode=1, bbox_format="xyxy")
+
+
+@pytest.mark.parametrize("value", ["45,5", "4 5", float("nan"), [45], True])
+def test_a_rotation_that_is_no_number_is_refused(read_one, value):
+    with refuses("annotation 1", "rotation"):
+        read_one(attributes={"rotation": value})
+
+
+def test_a_text_that_is_named_like_an_angle_is_no_rotation(read_one):
+    for value in ("frontal", "", None):
+        assert read_one(attributes={"angle": value})["boxes"] == [[2, 2, 10, 6]]
+
+
+@pytest.mark.parametrize("place", range(8))
+def test_a_polygon_with_nan_anywhere_is_refused(read_one, place):
+    points = [2, 2, 9, 2, 9, 8, 2, 8]
+    assert read_one(segmentation=[points])["boxes"] == [[2, 2, 9, 8]]
+    points[place] = float("nan")
+    with refuses("annotation 1", "not finite"):
+        read_one(segmentation=[points])
+
+
+def test_a_file_of_another_encoding_is_refused_with_the_remedy(path, images, coco):
+    for encoding in ("utf-16", "utf-32"):
+        path.write_text(json.dumps(coco), encoding=encoding)
+        with refuses("coco.json", "UTF-8"):
+            read_coco(path, images)

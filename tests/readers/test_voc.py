@@ -203,3 +203,31 @@ def test_cut_xml_and_entities_are_refused(path, images):
     path.write_bytes(text.encode("utf-16"))
     with refuses(str(path), "entities"):
         read_voc(path, images)
+
+
+def test_the_rotation_that_cvat_writes_beside_a_box_turns_it(read):
+    box = "<bndbox><xmin>5</xmin><ymin>4</ymin><xmax>15</xmax><ymax>6</ymax></bndbox>"
+    attribute = "<attributes><attribute><name>{}</name><value>{}</value></attribute></attributes>"
+    row = read(box + attribute.format("rotation", 90))
+    assert row["boxes"] == [pytest.approx([9, 0, 11, 10])] and len(row["quads"]) == 1
+    for name, value in (("rotation", "0.0"), ("colour", "90"), ("rotation", "")):
+        assert read(box + attribute.format(name, value))["quads"] == []
+    for value in ("45,5", "nan", "400", "left"):
+        with refuses("a.xml", "object 1", "rotation", value):
+            read(box + attribute.format("rotation", value))
+
+
+@pytest.mark.parametrize("flag", ["ignore", "iscrowd", "crowd"])
+def test_objects_that_are_no_single_region_are_unboxed(read, flag):
+    report = SkipReport()
+    row = read(f"{BOX}<{flag}>1</{flag}>", report)
+    assert row["boxes"] == [] and row["unboxed"] == ["ship"] and flag in report.entries[0]["message"]
+    assert read(f"{BOX}<{flag}>0</{flag}>")["concepts"] == ["ship"]
+
+
+def test_the_size_that_labelme_states_is_compared_with_the_image(read):
+    size = "<imagesize><nrows>{}</nrows><ncols>20</ncols></imagesize>"
+    content = f"<annotation>{size}<object><name>ship</name>{BOX}</object></annotation>"
+    assert read(content.format(10))["concepts"] == ["ship"]
+    with refuses("a.xml", "20 x 12"):
+        read(content.format(12))

@@ -156,3 +156,33 @@ def test_aliases_that_multiply_are_refused_at_once(tmp_path, use):
     (tmp_path / "data.yaml").write_text("\n".join([*lines, use]))
     with refuses(str(tmp_path / "data.yaml"), "alias"):
         read_names(tmp_path / "data.yaml")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "plane\n\nship\n",
+        "# names\nplane\nship\n",
+        "0 plane\n1 ship",
+        "1: plane\n2: ship",
+        "0,plane\n1,ship\n",
+    ],
+)
+def test_a_list_whose_lines_are_not_the_names_by_number_is_refused(tmp_path, text):
+    path = tmp_path / "classes.txt"
+    path.write_text(text)
+    with refuses("classes.txt"):
+        read_names(path)
+
+
+def test_a_list_of_names_may_hold_numbers_and_end_with_blank_lines(tmp_path):
+    path = tmp_path / "classes.txt"
+    path.write_text("737\r\n747\r\n2 cars\r\n\r\n\r\n")
+    assert read_names(path) == ["737", "747", "2 cars"]
+
+
+def test_the_names_of_a_set_with_key_points_are_refused(tmp_path):
+    path = tmp_path / "data.yaml"
+    path.write_text("kpt_shape: [3, 2]\nnames: [plane]\n")
+    with refuses("data.yaml", "kpt_shape"):
+        read_names(path)
