@@ -103,6 +103,10 @@ def adapt(
         test_rows = load_rows(options.test_dataset, options.images, None, "test", image_options)
     else:
         rows, test_rows = split_rows(rows)
+    # Too few boxes are an error before anything is computed or removed.
+    draw_shots(rows, new, config.list_shots()[-1], seed=0)
+    if config.rehearsed:
+        draw_shots(rows, old, config.rehearsed, seed=0)
     study = FewShotStudy(options.model, processor, test_rows, new, old)
     about = {"script": asdict(options), "few_shot": asdict(config), "adapters": asdict(adapters)}
     about |= {"data": data}

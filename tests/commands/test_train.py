@@ -105,7 +105,9 @@ def test_adapt_learns_a_concept_that_train_left_out(
     again = ["--shots", "1", "--overwrite_output_dir"]
     line = geoalign_refuses("adapt", "--model", "outputs/adapt/final", *files, *few, *again)
     assert "outputs/adapt/final" in line and "another folder" in line
-    geoalign("adapt", "--model", folder, *files, *few, *again)
+    line = geoalign_refuses("adapt", "--model", folder, *files, *few, *test, *again, "--shots", "1,99")
+    assert "99 boxes" in line and (tmp_path / "outputs/adapt/final").exists()
+    geoalign("adapt", "--model", folder, *files, *few, *test, *again)
     assert not (tmp_path / "outputs/adapt/lora/2_shots_seed_0").exists()
 
     geoalign("train", *files, *SMALL, *SHORT, "--eval_dataset", files[1], "--exclude_concepts", new)
