@@ -277,7 +277,7 @@ def scene_embed(
     # A process that has ended waits for the others, which may take hours.
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=30))])
     rank, num_processes = accelerator.process_index, accelerator.num_processes
-    check_processes(num_processes, "-m geoalign_hf scene embed")
+    check_processes(num_processes)
     if not accelerator.is_main_process:
         logging.disable_progress_bar()
     region_options.check(options.regions, "--regions")
