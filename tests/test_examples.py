@@ -426,3 +426,40 @@ def test_all_benchmarks_agree_with_their_peers_and_write_one_table(tmp_path):
         assert len(case["measured"]) == 4 and case["title"] in table
     assert results["training"]["images_per_second"] > 0
     assert results["decoding"]["cores_for_training"]["draft"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "line"),
+    [
+        ("cached_accumulation.py --rounds 1 --width 64 --depth 1 --image_size 32 --batch_sizes 8",
+         r"^ +8 +cached .* [0-9.]+e-\d+$"),
+        ("text_packing.py --num_images 1 --depth 1 --width 64 --rounds 1", "^largest difference of embedd"),
+        ("scene_profile.py --side 224 --regions 2", r"^classify .* % outside the model"),
+        ("training_memory.py --batch_sizes 1,2 --model CLIP", r"^\| .*LoRA"),
+        ("detection.py --train rows.json --test rows.json --images . --max_steps 2 --proposals noisy~boxes",
+         r"^noisy boxes +\d+ proposals per image  mAP"),
+    ],
+    ids=lambda text: text.split()[0],
+)  # fmt: skip
+def test_a_benchmark_runs_at_a_small_size(command, line, coco_folder, clip_folder):
+    script, *options = (word.replace("~", " ") for word in command.replace("CLIP", str(clip_folder)).split())
+    printed = run(f"benchmarks/{script}", *options, cwd=coco_folder)
+    assert re.search(line, printed, flags=re.MULTILINE), printed
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_the_loss_fails_where_its_blocks_save_too_little_memory(tmp_path):
+    command = [sys.executable, EXAMPLES / "benchmarks/loss_memory.py", "--rows", "256", "--rounds", "1"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 1 and "expected less than 0.1" in result.stderr + result.stdout
+
+
+def test_every_script_is_run_by_a_test_or_imported_by_another_script():
+    scripts = [path for path in EXAMPLES.rglob("*.py") if path.name != "app.py"]  # test_app.py runs it
+    imported = {
+        name for path in scripts for name in re.findall(r"^from (\w+) import", path.read_text(), re.M)
+    }
+    tested = "".join(path.read_text() for path in Path(__file__).parent.rglob("test_*.py"))
+    missing = [p.name for p in scripts if p.stem not in imported and not re.search(rf"\b{p.stem}\b", tested)]
+    assert missing == []

@@ -52,6 +52,9 @@ class Options:
     max_steps: int = HfArg(default=300, help="Number of training steps.")
     batch_size: int = HfArg(default=48, help="Number of windows of a step.")
     num_calibration: int = HfArg(default=20, help="Number of training images that calibrate the scores.")
+    proposals: list[str] = HfArg(
+        default_factory=lambda: ["noisy boxes", "grid", "peaks"], help="Kinds of proposals, each scored."
+    )
     seed: int = HfArg(default=0, help="Seed of weights, background and proposals.")
 
 
@@ -108,7 +111,9 @@ def train(rows: Dataset, options: Options) -> Path:
         train_dataset=rows,
         processing_class=processor,
         loss_weights=LossWeights(**CONCEPT_ALONE),
-        augmentation=Augmentation(whole_share=0, max_context=2.0, shift=0.03, stretch=0.1, views_per_row=100),
+        augmentation=Augmentation(
+            whole_share=0, max_context=2.0, shift=0.03, stretch_sides=0.1, views_per_row=100
+        ),
     )
     trainer.train()
     return options.output_dir / "final"
@@ -137,7 +142,7 @@ def main(options: Options) -> None:
     known = rows.shuffle(seed=options.seed).select(range(min(options.num_calibration, len(rows))))
     base = DetectionOptions(threshold=0.01, background_labels=["background"], max_iou=0.4)
     results = {}
-    for name in ("noisy boxes", "grid", "peaks"):
+    for name in options.proposals:
         kind = replace(base, proposer="grid" if name == "noisy boxes" else name)
         given = [propose(part, rng) if name == "noisy boxes" else None for part in (known, test_rows)]
         fitted = DetectionEvaluator(known, given[0], options=kind).calibrate(embedder)
