@@ -4,8 +4,7 @@
     torchrun --nproc_per_node 2 examples/train_accelerate.py ...
     accelerate launch --config_file examples/accelerate_configs/ddp.yaml examples/train_accelerate.py ...
 
-It gives the losses of `GeoAlignTrainer` with the same arguments, which adds trackers, callbacks, a safe
-interruption, averages and cards. `--resume` continues from the checkpoint of the last complete epoch.
+It gives the losses of `GeoAlignTrainer`. `--resume` continues from the last complete epoch.
 """
 
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from geoalign_hf import Augmentation, LossWeights, RegionClassificationEvaluator
 from geoalign_hf.data.loading import read_rows
 from geoalign_hf.data.schema import list_concepts
 from geoalign_hf.data.training_dataset import EpochSampler, TrainingDataset
-from geoalign_hf.training.checkpoints import find_newest_checkpoint, load_tree, save_tree, write_folder
+from geoalign_hf.training.checkpoints import load_tree, resolve_checkpoint, save_tree, write_folder
 from geoalign_hf.training.identity import checksum_rows, describe_model
 from geoalign_hf.training.launch import check_processes
 from geoalign_hf.training.step import compute_gradients
@@ -49,7 +48,7 @@ def main() -> None:
     """Train, evaluate and save after every epoch."""
     options = HfArgumentParser(Options).parse_args_into_dataclasses()[0]
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
-    check_processes(accelerator.num_processes, "examples/train_accelerate.py")
+    check_processes(accelerator.num_processes)
     torch.manual_seed(options.seed)
 
     # 1. Data. The order and the augmentation follow from the seed, the epoch and the index.
@@ -79,7 +78,9 @@ def main() -> None:
     # 3. The newest checkpoint. It is read without unpickling anything.
     output_dir, first_epoch = Path(options.output_dir), 0
     whole = states.StateDictOptions(full_state_dict=True)
-    if newest := options.resume and find_newest_checkpoint(output_dir):
+    if newest := resolve_checkpoint(output_dir, "last"):
+        if not options.resume:
+            raise SystemExit(f"{output_dir} holds {newest.name}. Add --resume, or give another --output_dir.")
         state = load_tree(newest / "state" / "loop.safetensors")
         if state["identity"] != identity:
             raise SystemExit(f"{newest} is of a run with other rows or another model. Use another folder.")
@@ -104,14 +105,13 @@ def main() -> None:
         if eval_rows and accelerator.is_main_process:
             scores = RegionClassificationEvaluator(eval_rows)(trained, processor)
             print(f"epoch {epoch}: region top-1 macro {scores['top1_macro']:.4f}")
-        state = {"model": trained.state_dict(), "epoch": epoch, "schedule": schedule.state_dict()}
-        state["identity"] = identity
+        state = {"identity": identity, "epoch": epoch, "schedule": schedule.state_dict()}
         state["optimizer"] = states.get_optimizer_state_dict(model, optimizer.optimizer, options=whole)
         with write_folder(accelerator, output_dir / f"checkpoint-{epoch + 1}") as folder:
             if accelerator.is_main_process:
                 trained.save_pretrained(folder)
                 processor.save_pretrained(folder)
-                save_tree(state, folder / "state" / "loop.safetensors")
+                save_tree(state | {"model": trained.state_dict()}, folder / "state" / "loop.safetensors")
     accelerator.end_training()
 
 

@@ -154,6 +154,12 @@ def no_progress_bars() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
+def check_output_file(path: str | Path) -> None:
+    """Refuse a folder as the name of a file to write, before the work that the file is for."""
+    if Path(path).is_dir():
+        raise ValueError(f"{path} is a folder, and the output is a file. Give the name of a file in it.")
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write a UTF-8 text file atomically."""
     with atomic_file(path) as file:

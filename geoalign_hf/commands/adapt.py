@@ -36,6 +36,8 @@ from ..training.few_shot import (
 from ..training.lora import AdapterConfig
 from .inputs import MODEL, ROWS, check_is_geoalign, check_model_exists, load_rows
 
+RESULTS = ("lora", "final", "metrics.json")  # what an adaptation leaves in its folder
+
 
 @dataclass
 class AdaptOptions:
@@ -61,6 +63,9 @@ class AdaptOptions:
     output_dir: str = option(
         default="outputs/adapt", help="Folder of metrics.json and, in final/, of the adapter."
     )
+    overwrite_output_dir: bool = option(
+        default=False, help="Removal of the results of an earlier adaptation from --output_dir."
+    )
 
     @staticmethod
     def _defaults(namespace: Namespace) -> dict:
@@ -78,6 +83,14 @@ def adapt(
     """
     check_model_exists(options.model)
     output_dir = Path(options.output_dir)
+    earlier = [path for name in RESULTS if (path := output_dir / name).exists()]
+    if earlier and not options.overwrite_output_dir:
+        raise ValueError(
+            f"--output_dir {output_dir} holds {earlier[0].name} of an earlier adaptation. Give another "
+            "folder, or remove it with --overwrite_output_dir."
+        )
+    if any(Path(options.model).resolve().is_relative_to(path.resolve()) for path in earlier):
+        raise ValueError(f"--output_dir {output_dir} holds --model {options.model}. Give another folder.")
 
     # 1. Training rows, test rows, new and old concepts.
     processor = load_processor(options.model)
@@ -91,11 +104,17 @@ def adapt(
         test_rows = load_rows(options.test_dataset, options.images, None, "test", image_options)
     else:
         rows, test_rows = split_rows(rows)
+    # Too few boxes are an error before anything is computed or removed.
+    draw_shots(rows, new, config.list_shots()[-1], seed=0)
+    if config.rehearsed:
+        draw_shots(rows, old, config.rehearsed, seed=0)
     study = FewShotStudy(options.model, processor, test_rows, new, old)
     about = {"script": asdict(options), "few_shot": asdict(config), "adapters": asdict(adapters)}
     about |= {"data": data}
 
     # 2. Every method on every draw of boxes.
+    for path in earlier if PartialState().is_main_process else ():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     results = {"zero-shot": [study.score(study.texts, study.test_embeds)]}
     for shots, seed in product(config.list_shots(), range(config.num_seeds)):
         boxes = draw_shots(rows, new, shots, seed)

@@ -13,7 +13,7 @@ from ..detection.sources import list_results, list_sources, number_labels, write
 from ..evaluation.detection import DetectionEvaluator
 from ..images import ImageOptions
 from ..options import option
-from ..storage import read_json
+from ..storage import check_output_file, read_json
 from .inputs import ModelOptions, RowOptions
 
 
@@ -77,6 +77,7 @@ def detect(
     Writes a JSON list in COCO's format of results, which pycocotools reads. Without proposals, the
     windows of a grid are named.
     """
+    check_output_file(options.output)
     synonyms = label_options.read_synonyms()
     if options.oriented and not options.proposals:
         raise ValueError("--oriented needs oriented boxes, but --proposals is not given. Give both.")

@@ -52,7 +52,7 @@ def embed(options: EmbedOptions, model_options: ModelOptions, image_options: Ima
     """
     # A process that has ended waits for the others, which may take hours.
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=30))])
-    check_processes(accelerator.num_processes, "-m geoalign_hf embed")
+    check_processes(accelerator.num_processes)
     if not accelerator.is_main_process:
         logging.disable_progress_bar()
     output_dir, embedder = Path(options.output_dir), model_options.load(image_options)

@@ -71,6 +71,8 @@ def evaluate_regions(
     embedder, output_dir = model_options.load(image_options), Path(options.output_dir)
     rows = row_options.load(embedder.image_options)
     sources = options.region_sources or [embedder.resolve_view()[0]]
+    if options.context is not None and set(sources) == {"image"}:
+        raise ValueError("--context needs windows, but the only region source is image. Omit --context.")
     evaluators = {}
     for source in sources:
         view = {"region_source": source, "context": options.context}

@@ -111,13 +111,18 @@ class RowOptions:
 
 
 def check_model_exists(name: str) -> None:
-    """Check that the model exists which training writes by default.
+    """Check a model that is a folder.
 
     Raises:
-        ValueError: If that model is asked for and does not exist.
+        ValueError: If the model that training writes by default does not exist, or a folder holds no model.
     """
     if name == MODEL and not Path(name).exists():
         raise ValueError(f"{name} does not exist. Train a model with geoalign-hf train, or give --model.")
+    names = ("config.json", "adapter_config.json")
+    if Path(name).is_dir() and not any((Path(name) / file).exists() for file in names):
+        raise ValueError(
+            f"{name} has no config.json, so it holds no model. Give the folder of a saved model."
+        )
 
 
 def check_is_geoalign(processor: ProcessorMixin, name: str) -> None:

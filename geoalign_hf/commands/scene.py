@@ -17,9 +17,10 @@ from ..embedding.embedder import Embedder
 from ..embedding.templates import resolve_templates
 from ..options import option
 from ..scenes.archive import SceneJob, list_scenes
+from ..scenes.classify import classify_scene_regions
 from ..scenes.detect import detect_in_scene
 from ..scenes.reader import Scene
-from ..scenes.regions import check_suffix, classify_scene_regions, read_regions, write_regions
+from ..scenes.regions import check_suffix, read_regions, write_regions
 from ..scenes.score import (
     COSINE_LIMITS,
     PROBABILITY_LIMITS,
@@ -31,7 +32,7 @@ from ..scenes.score import (
 from ..scenes.search import check_model, read_description, search_archive
 from ..training.launch import check_processes
 from .detect import LabelOptions
-from .inputs import MODEL, ModelOptions, check_is_geoalign, check_model_exists, check_search, load_model
+from .inputs import MODEL, ModelOptions, check_model_exists, check_search, load_model
 
 ARCHIVE = "outputs/archive"
 
@@ -131,7 +132,6 @@ def scene_score(options: SceneScoreOptions, pixel_options: PixelOptions, model_o
     check_map_options(options.queries, options.scale, options.overlap, limits)
     scene = pixel_options.open(options.scene, model_options.model)
     embedder = model_options.load()
-    check_is_geoalign(embedder.processor, model_options.model)
     maps = score_scene(embedder, scene, options.queries, options.scale, options.overlap, options.background)
     protocol = {"model": model_options.model, "background": options.background}
     protocol |= {"scale": options.scale, "overlap": options.overlap}
@@ -277,7 +277,7 @@ def scene_embed(
     # A process that has ended waits for the others, which may take hours.
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=30))])
     rank, num_processes = accelerator.process_index, accelerator.num_processes
-    check_processes(num_processes, "-m geoalign_hf scene embed")
+    check_processes(num_processes)
     if not accelerator.is_main_process:
         logging.disable_progress_bar()
     region_options.check(options.regions, "--regions")

@@ -81,7 +81,12 @@ def describe_unreadable(source: str | Path, error: Exception) -> str:
                 return f"{file} is a web page, not a file of weights. Download the file itself again."
     if isinstance(error, SafetensorError):
         return f"{source} is not a valid safetensors file ({error}). Download it again."
-    found = re.findall(r"GLOBAL (\S+)", str(error)) or [type(error).__name__]
+    found = re.findall(r"GLOBAL (\S+)", str(error))
+    if not found:
+        return (
+            f"{source} cannot be read as weights ({type(error).__name__}). Give a file that torch.save or "
+            "safetensors wrote, or download it again."
+        )
     return (
         f"{source} cannot be read as plain tensors (found {found[0]}), and pickles are not executed here. If "
         "you trust the file, load it yourself and save only its state dict."

@@ -191,10 +191,16 @@ def read_rows(
     default_split: str = "train",
     image_options: ImageOptions = DEFAULT_OPTIONS,
 ) -> Dataset:
-    """Read rows from a COCO .json file with its images, or from a folder or Hub repository of rows."""
+    """Read rows from a COCO .json file with its images, or from a folder or Hub repository of rows.
+
+    Raises:
+        ValueError: If a COCO file is given without the folder of its images, or with a split.
+    """
     if source.endswith(".json"):
         if images is None:
             raise ValueError(f"{source} is a COCO file, and needs the folder of its images. Give --images.")
+        if split is not None:
+            raise ValueError(f"split is {split!r}, but the COCO file {source} has no splits. Omit it.")
         return from_coco(source, images, image_options)
     return load_rows(source, split, default_split=default_split, image_options=image_options)
 

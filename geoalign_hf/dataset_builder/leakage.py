@@ -21,7 +21,7 @@ from ..options import option
 from ..readers.captions import list_captions
 from ..readers.coco import read_coco
 from ..readers.files import list_images
-from ..storage import write_text
+from ..storage import check_output_file, write_text
 
 
 @dataclass(frozen=True)
@@ -186,6 +186,8 @@ class LeakageConfig:
 
 def run_leakage(config: LeakageConfig, image_options: ImageOptions) -> None:
     """Compare rows with evaluation sets, print a table and write the list of overlaps."""
+    if config.output:
+        check_output_file(config.output)
     sets = collect_sets(config.eval_coco, config.eval_captions, config.eval_images, image_options)
     overlaps = []
     for row in load_rows(config.dataset, config.split, streaming=True, image_options=image_options):

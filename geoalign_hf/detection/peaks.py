@@ -49,7 +49,7 @@ def propose_peaks(
     """
     sides = tile_sides or (embedder.image_size, 2 * embedder.image_size)
     cosines = map_cosines(embedder, image, word_embeds, "dense", sides, STRIDE)  # (W, H, W')
-    logits = torch.from_numpy(cosines).flatten(1).T * embedder.model.region_scale().detach().float().cpu()
+    logits = torch.from_numpy(cosines).flatten(1).T * embedder.region_scale
     probabilities = score_labels(logits, vocabulary, temperature, background_bias).T
     boxes = {
         box

@@ -69,10 +69,15 @@ class Embedder:
         self.image_options = self.image_options.with_fallback(rule)
         self.trained_size = self.model.config.vision_config.image_size
         self.image_size = self.trained_size if self.image_size is None else self.image_size
-        if min(self.image_size, self.batch_size) < 1:
-            raise ValueError(
-                f"image_size is {self.image_size}, batch_size is {self.batch_size}; both must be at least 1."
-            )
+        if (smallest := min(self.image_size, self.batch_size)) < 1:
+            raise ValueError(f"image_size or batch_size is {smallest}; both must be at least 1.")
+        self.crops = bool(getattr(self.processor.image_processor, "do_center_crop", False))
+
+    @property
+    def region_scale(self) -> torch.Tensor:
+        """Factor from cosines of regions and patches to logits: float32, on the CPU."""
+        self._require("region_scale", "compare cosines")
+        return self.model.region_scale().detach().float().cpu()
 
     def embed_images(self, images: Iterable, noun: str = "images") -> torch.Tensor:
         """Embed whole images.
@@ -283,7 +288,7 @@ class Embedder:
             "image_size": self.image_size,
             "image_options": self.image_options.describe(),
             "image_rule": self.image_options.fallback,
-            "resize": "shorter side, center crop" if self._crops() else "square",
+            "resize": "shorter side, center crop" if self.crops else "square",
             "dense_mode": getattr(config, "dense_mode", None),
             "activation": config.vision_config.hidden_act,
             "text_length": config.text_config.max_position_embeddings,
@@ -309,9 +314,6 @@ class Embedder:
                 f"Convert it to a GeoAlignCLIP with geoalign_hf.convert_clip, or {instead}."
             )
 
-    def _crops(self) -> bool:
-        return bool(getattr(self.processor.image_processor, "do_center_crop", False))
-
     def _interpolate(self) -> dict:
         return {} if self.image_size == self.trained_size else {"interpolate_pos_encoding": True}
 
@@ -327,10 +329,9 @@ class Embedder:
         return row | {"image": image}
 
     def _prepare(self, images: list, **regions) -> dict:
-        side = {"height": self.image_size, "width": self.image_size}
-        sizes = {"size": side}
-        if self._crops():
-            sizes = {"size": {"shortest_edge": self.image_size}, "crop_size": side}
+        square = {"height": self.image_size, "width": self.image_size}
+        cropped = {"size": {"shortest_edge": self.image_size}, "crop_size": square}
+        sizes = cropped if self.crops else {"size": square}
         inputs = self.processor(images=images, return_tensors="pt", **sizes, **regions).to(self.model.device)
         return inputs | {"pixel_values": inputs["pixel_values"].to(self.model.dtype)}
 
@@ -380,8 +381,7 @@ class Embedder:
 
     def _take_batches(self, items: Iterable) -> Iterator[list]:
         iterator = iter(items)
-        while batch := list(islice(iterator, self.batch_size)):
-            yield batch
+        return iter(lambda: list(islice(iterator, self.batch_size)), [])
 
 
 @contextmanager

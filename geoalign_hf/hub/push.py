@@ -106,9 +106,9 @@ def push(
         The commit. Others can pin its `oid` as `revision`.
 
     Raises:
-        ValueError: If the folder is incomplete, the tag exists, `revision` is not a branch, or the base model
-            is a local folder. A repository is refused if it is public although `private` is set, or if it
-            holds a model instead of an adapter or the reverse. Nothing was sent.
+        ValueError: If a name is malformed, the folder is incomplete, the tag exists, `revision` is not a
+            branch, or the base model is a local folder. A repository is refused if it is public although
+            `private` is set, or if it holds a model instead of an adapter or the reverse. Nothing was sent.
         RuntimeError: If there is no token, the token may not write, the network fails, or another process is
             writing into the folder. The repository shows the complete push or nothing of it.
     """
@@ -116,6 +116,9 @@ def push(
         raise ValueError(
             f"a pull request cannot be tagged. Merge it first, then create tag {tag!r} on the merge."
         )
+    for kind, name in (("tag", tag), ("revision", revision)):
+        if name is not None and not re.fullmatch(r"\w[\w.+/-]*", name):
+            raise ValueError(f"{kind} is {name!r}. Use letters, digits and any of . _ + / - only.")
     folder = Path(folder)
     kind = check_folder(folder)
     repo_type = "dataset" if kind == "dataset" else "model"
@@ -287,8 +290,10 @@ def explain_errors(repo_id: str, token: str | None, state: str = "the push faile
     """Turn errors of the Hub and of the network into messages that say what to do.
 
     Raises:
+        ValueError: If `repo_id` is no name of a repository.
         RuntimeError: In place of the original errors.
     """
+    validate_repo_id(repo_id)
     if not re.fullmatch(r"\w+", token or get_token() or ""):
         raise RuntimeError(f"pushing to {repo_id} needs a token, but none was found. Run `hf auth login`.")
     if is_offline_mode():

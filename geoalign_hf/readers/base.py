@@ -252,8 +252,10 @@ def check_rows(read: Callable[P, Iterator[dict | None]]) -> Callable[P, Iterator
             yield row
         skipped = report.entries[num_before:]
         if not seen:
-            message = f"{source} has no images that can be used; skipped: {report.count_kinds()}."
-            raise ValueError(message + (f" The first: {skipped[0]['message']}" if skipped else ""))
+            message = f"{source} has no images that can be used"
+            if skipped:
+                message += f"; skipped: {report.count_kinds()}. The first: {skipped[0]['message']}"
+            raise ValueError(message if skipped else f"{message}: it lists none. Give a file that does.")
         logger.info(f"{source}: {len(seen)} images, {num_regions} regions of {len(concepts)} concepts")
         if skipped:
             logger.warning(f"{source}: skipped {report.count_kinds()}. The report lists each with its place.")

@@ -111,7 +111,7 @@ def score_scene(
     num_patches = embedder.image_size // patch_size
     grid = PatchGrid(scene, num_patches, find_cell(embedder, scale), overlap)
     text_embeds = embedder.embed_text([*queries, *background])
-    logit_scale = embedder.model.region_scale().item()  # a patch is a small region
+    logit_scale = embedder.region_scale.item()  # a patch is a small region
     window = np.hanning(num_patches + 2)[1:-1]
     taper = np.outer(window, window).astype(np.float32)
 

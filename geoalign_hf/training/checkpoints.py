@@ -125,7 +125,7 @@ def resolve_checkpoint(output_dir: Path, resume: str | bool | None) -> Path | No
         The folder; None if the run starts with its first step.
 
     Raises:
-        ValueError: if the folder does not exist or is not complete.
+        ValueError: if the folder is not a checkpoint, or is not complete.
     """
     if resume in (None, False, ""):
         return None
@@ -133,24 +133,29 @@ def resolve_checkpoint(output_dir: Path, resume: str | bool | None) -> Path | No
         folder = find_newest_checkpoint(output_dir)
     else:
         folder = Path(resume)
-        if not folder.is_dir():
-            raise ValueError(f"resume_from_checkpoint is {resume!r}, which is no folder. Give a checkpoint.")
+        if not (folder / STATE).is_dir():
+            near = find_newest_checkpoint(folder) or find_newest_checkpoint(folder.parent)
+            raise ValueError(
+                f"resume_from_checkpoint is {str(resume)!r}, which is not a checkpoint of GeoAlignTrainer: "
+                f"it has no folder {STATE!r}. Give {near or 'the folder checkpoint-* of a run'}."
+            )
     if folder is not None:
         check_checkpoint(folder)
     return folder
 
 
-def prepare_output(output_dir: Path, is_resumed: bool, overwrite: bool) -> None:
+def prepare_output(output_dir: Path, is_resumed: bool, overwrite: bool, start: str = "") -> None:
     """Create the folder of a run, and remove what killed runs left unfinished in it.
 
     Args:
         output_dir: folder of the run.
         is_resumed: True if the run continues another one.
         overwrite: True removes the results of another run.
+        start: folder of the model that training starts from, if it is a folder.
 
     Raises:
-        RuntimeError: if it cannot be written, or holds results of a run that is neither resumed nor
-            overwritten.
+        RuntimeError: if it cannot be written, holds results of a run that is neither resumed nor
+            overwritten, or holds the model that training starts from.
     """
     check_writable(output_dir)
     for path in output_dir.iterdir():
@@ -159,6 +164,11 @@ def prepare_output(output_dir: Path, is_resumed: bool, overwrite: bool) -> None:
     left = [output_dir / name for name in ARTEFACTS if (output_dir / name).exists()]
     left += list_checkpoints(output_dir)
     if left and not is_resumed:
+        if start and any(Path(start).resolve().is_relative_to(path.resolve()) for path in left):
+            raise RuntimeError(
+                f"output_dir {output_dir} holds {start}, the model that training starts from. Give another "
+                "output_dir."
+            )
         if not overwrite:
             raise RuntimeError(
                 f"output_dir {output_dir} holds {left[-1].name} of another run. Continue that run with "

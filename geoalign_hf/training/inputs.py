@@ -56,8 +56,8 @@ def check_rows(rows) -> None:
     """Refuse rows that cannot be trained on.
 
     Raises:
-        ValueError: if they are not a `datasets.Dataset`, for example because they are streamed, or columns
-            are missing.
+        ValueError: if they are not a `datasets.Dataset`, for example because they are streamed, have a format
+            such as `torch`, or lack columns.
     """
     if isinstance(rows, DatasetDict):
         raise ValueError(
@@ -68,6 +68,11 @@ def check_rows(rows) -> None:
             f"train_dataset is a {type(rows).__name__}, but training draws rows in a new order in every "
             "epoch, and so needs a datasets.Dataset. Load the rows without streaming=True, or build them "
             "with geoalign_hf.build_rows. This also holds with max_steps."
+        )
+    if rows.format["type"] is not None:
+        raise ValueError(
+            f"train_dataset has the format {rows.format['type']!r}, but training reads plain Python values. "
+            "Give train_dataset.with_format(None)."
         )
     check_columns(rows)
 

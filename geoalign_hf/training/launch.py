@@ -77,12 +77,11 @@ def is_set(variable: str) -> bool:
     return os.environ.get(variable, "").lower() in ("1", "true", "t", "yes", "y", "on")
 
 
-def check_processes(num_processes: int, script: str = "examples/train.py") -> None:
+def check_processes(num_processes: int) -> None:
     """Check that the processes that were launched work together.
 
     Args:
         num_processes: number of processes that Accelerate found.
-        script: the script that was launched, for the message.
 
     Raises:
         RuntimeError: if that is not the number that was launched.
@@ -91,8 +90,8 @@ def check_processes(num_processes: int, script: str = "examples/train.py") -> No
     if launched is not None and int(launched) != num_processes:
         raise RuntimeError(
             f"WORLD_SIZE is {launched} but Accelerate started {num_processes} process, so each would train "
-            "a model of its own. On CPUs start with: "
-            f"ACCELERATE_USE_CPU=true torchrun --nproc_per_node {launched} {script} ..."
+            "a model of its own. On CPUs start the same command with: "
+            f"ACCELERATE_USE_CPU=true torchrun --nproc_per_node {launched} ..."
         )
     # What `accelerate launch --cpu --num_processes N` leaves behind for N > 1, before it starts one process.
     if (
@@ -102,8 +101,8 @@ def check_processes(num_processes: int, script: str = "examples/train.py") -> No
         and "MASTER_PORT" in os.environ
     ):
         raise RuntimeError(
-            "accelerate launch was asked for several processes on CPUs and started one. Start them with: "
-            f"ACCELERATE_USE_CPU=true torchrun --nproc_per_node N {script} ..."
+            "accelerate launch was asked for several processes on CPUs and started one. In place of "
+            "`accelerate launch`, write: ACCELERATE_USE_CPU=true torchrun --nproc_per_node N ..."
         )
 
 

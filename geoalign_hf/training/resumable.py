@@ -14,7 +14,7 @@ from huggingface_hub import CommitInfo
 from peft import PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
-from transformers import Trainer
+from transformers import EarlyStoppingCallback, Trainer
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import HubStrategy, TrainOutput
 from transformers.utils import logging
@@ -121,7 +121,12 @@ class ResumableTrainer(Trainer):
         """Lock and prepare the folder of the run, and find the checkpoint to resume from."""
         stack.enter_context(lock_folder(output_dir))
         checkpoint = resolve_checkpoint(output_dir, resume)
-        prepare_output(output_dir, bool(resume), self.args.overwrite_output_dir)
+        if checkpoint:
+            is_resumed = checkpoint.resolve().parent == output_dir.resolve()
+        else:
+            is_resumed = bool(resume) and not (output_dir / "final").exists()
+        start = self._unwrap().name_or_path
+        prepare_output(output_dir, is_resumed, self.args.overwrite_output_dir, start)
         if checkpoint:
             logger.warning(f"Resuming from {checkpoint}.")
         elif resume:
@@ -166,6 +171,17 @@ class ResumableTrainer(Trainer):
         if resume_from_checkpoint is not None:
             restore_state(self, Path(resume_from_checkpoint))
         return prepared
+
+    def _run_epoch(self, **kwargs):
+        """Train for an epoch, unless early stopping had already ended the run that is resumed."""
+        stops = [each for each in self.callback_handler.callbacks if isinstance(each, EarlyStoppingCallback)]
+        if kwargs["resume_from_checkpoint"] is not None and any(
+            stop.early_stopping_patience_counter >= stop.early_stopping_patience for stop in stops
+        ):
+            logger.warning(f"Early stopping ended this run at step {self.state.global_step}.")
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(**kwargs)
 
     def _list_scores(self, *moments: str) -> dict[str, dict]:
         """List scores as `metrics.json` and cards have them, with titles such as "regions final"."""

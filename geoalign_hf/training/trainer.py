@@ -34,13 +34,13 @@ from .step import compute_gradients
 from .teacher import Teacher
 
 logger = logging.get_logger(__name__)
-# Settings that decide the weights: a resumed run must have the same ones.
+# Settings that decide the weights and which of them are the best: a resumed run must have the same ones.
 DECISIVE = (
     "learning_rate", "layer_decay", "lr_scheduler_type", "warmup_steps", "gradient_accumulation_steps",
     "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "optim", "max_grad_norm", "seed",
     "data_seed", "ema_decay", "teacher", "teacher_decay", "max_regions", "max_negatives", "max_crops",
     "label_smoothing_factor", "max_vocabulary", "lr_scheduler_kwargs", "optim_args", "bf16", "fp16",
-    "dataloader_drop_last",
+    "dataloader_drop_last", "metric_for_best_model", "greater_is_better",
 )  # fmt: skip
 
 

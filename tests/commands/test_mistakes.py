@@ -74,3 +74,36 @@ def test_a_number_or_name_without_a_meaning_is_refused(words, facts, files, fold
 def test_an_option_without_effect_is_refused(words, facts, files, folder, geoalign_refuses):
     line = geoalign_refuses(*words, "--model", folder)
     assert [fact for fact in facts if fact not in line] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "facts"),
+    [
+        (["detect", "coco/0.png", "--labels", "ship", "--output", "coco"], ["coco is a folder", "file"]),
+        (["embed", "coco/0.png", "--model", "coco"], ["coco has no config.json"]),
+        (["convert", "empty.pt", "out"], ["empty.pt cannot be read as weights"]),
+        (["build", "--coco", "empty.json", "--images", "coco"], ["empty.json has no images", "lists none"]),
+        (
+            ["evaluate", "regions", "--dataset", "coco/rows.json", "--images", "coco", "--split", "all"],
+            ["split is 'all'", "no splits"],
+        ),
+        (
+            ["evaluate", "regions", "--dataset", "coco/rows.json", "--images", "coco", "--context", 2,
+             "--region_sources", "image"],
+            ["--context needs windows"],
+        ),
+        (["push", "coco", "no name!"], ["no name!"]),
+    ],
+    ids=lambda words: " ".join(map(str, words[:2])),
+)  # fmt: skip
+def test_what_cannot_be_used_is_refused_with_what_to_do(
+    words, facts, files, folder, tmp_path, geoalign_refuses
+):
+    (tmp_path / "empty.pt").touch()
+    (tmp_path / "empty.json").write_text('{"images": [], "annotations": [], "categories": []}')
+    if words[0] in ("detect", "evaluate"):
+        words = [*words, "--model", folder]
+    elif words[0] == "push":
+        words = [words[0], folder, *words[2:]]
+    line = geoalign_refuses(*words)
+    assert [fact for fact in facts if fact not in line] == []

@@ -83,7 +83,9 @@ def test_train_refuses_options_that_contradict_each_other(folder, geoalign_refus
 
 
 @pytest.mark.slow
-def test_adapt_learns_a_concept_that_train_left_out(coco_folder, folder, geoalign, rows, tmp_path):
+def test_adapt_learns_a_concept_that_train_left_out(
+    coco_folder, folder, geoalign, geoalign_refuses, rows, tmp_path
+):
     new, *old = list_concepts(rows)
     files = ["--dataset", coco_folder / "rows.json", "--images", coco_folder]
     few = ["--concepts", new, "--shots", "1,2", "--num_seeds", 2, "--num_steps", 2, "--rehearsed", 1]
@@ -98,6 +100,15 @@ def test_adapt_learns_a_concept_that_train_left_out(coco_folder, folder, geoalig
         assert scores["protocol"]["old"] == ", ".join(old)
     adapted = AutoModel.from_pretrained(tmp_path / "outputs/adapt/final")
     assert any("lora_A" in name for name in adapted.state_dict())
+    line = geoalign_refuses("adapt", "--model", folder, *files, *few)
+    assert "outputs/adapt" in line and "earlier adaptation" in line and "--overwrite_output_dir" in line
+    again = ["--shots", "1", "--overwrite_output_dir"]
+    line = geoalign_refuses("adapt", "--model", "outputs/adapt/final", *files, *few, *again)
+    assert "outputs/adapt/final" in line and "another folder" in line
+    line = geoalign_refuses("adapt", "--model", folder, *files, *few, *test, *again, "--shots", "1,99")
+    assert "99 boxes" in line and (tmp_path / "outputs/adapt/final").exists()
+    geoalign("adapt", "--model", folder, *files, *few, *test, *again)
+    assert not (tmp_path / "outputs/adapt/lora/2_shots_seed_0").exists()
 
     geoalign("train", *files, *SMALL, *SHORT, "--eval_dataset", files[1], "--exclude_concepts", new)
     scores = json.loads((tmp_path / "outputs/train/metrics.json").read_text())

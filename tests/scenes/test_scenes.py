@@ -13,11 +13,12 @@ import torch
 from generated_scenes import NORTH_UP, UTM, draw, write_scene
 from PIL import Image
 from rasterio.warp import transform as warp
+from transformers import CLIPModel, CLIPProcessor
 
 from geoalign_hf.embedding.embedder import Embedder
+from geoalign_hf.scenes.classify import classify_scene_regions
 from geoalign_hf.scenes.reader import Scene
 from geoalign_hf.scenes.regions import (
-    classify_scene_regions,
     embed_scene_regions,
     read_regions,
     write_regions,
@@ -250,6 +251,18 @@ def test_points_need_a_buffer_in_metres(tmp_path):
         read_regions(tmp_path / "p.geojson", scene)
     (disc,) = read_regions(tmp_path / "p.geojson", scene, buffer=5).geometry
     assert disc.area == pytest.approx(np.pi * 25, rel=0.02)
+
+
+def test_a_stock_clip_is_refused_with_what_to_do(clip_folder, tmp_path):
+    stock = Embedder(CLIPModel.from_pretrained(clip_folder), CLIPProcessor.from_pretrained(clip_folder))
+    scene = Scene(write_scene(tmp_path / "a.tif", draw(), photometric="RGB"))
+    points = geopandas.GeoDataFrame(geometry=[shapely.Point(500040, 5299960).buffer(5)], crs=UTM)
+    for call in (
+        lambda: score_scene(stock, scene, ["a ship"]),
+        lambda: classify_scene_regions(stock, scene, points, ["ship"], ["{}"]),
+    ):
+        with pytest.raises(ValueError, match="CLIPModel has no .*convert_clip"):
+            call()
 
 
 MEASURE = """

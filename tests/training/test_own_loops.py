@@ -70,6 +70,14 @@ def test_the_accelerate_script_gives_the_losses_of_the_trainer_and_resumes(
 def test_the_accelerate_script_resumes_only_its_own_run(run_script, folder, coco_folder, tmp_path):
     printed = run_script(tmp_path / "loop", "--num_train_epochs", 1, "--resume")
     assert "no checkpoint is resumed" in printed
+    with pytest.raises(SystemExit, match="loop holds checkpoint-1"):
+        run_script(tmp_path / "loop", "--num_train_epochs", 1)
+    weights = tmp_path / "loop" / "checkpoint-1" / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1])
+    with pytest.raises(ValueError, match="model.safetensors is damaged"):
+        run_script(tmp_path / "loop", "--num_train_epochs", 2, "--resume")
+    weights.write_bytes(content)
     other = json.loads((coco_folder / "rows.json").read_text())
     other["annotations"] = other["annotations"][1:]
     (coco_folder / "fewer.json").write_text(json.dumps(other))
