@@ -77,6 +77,8 @@ def find_damage(folder: Path) -> str | None:
     """Describe the first part of a checkpoint that is missing or damaged; None if all parts are complete."""
     try:
         files = read_json(folder / MANIFEST)["files"]
+        if not isinstance(files, dict) or not files:
+            return f"{MANIFEST} lists no files"
         for name, expected in files.items():
             if (found := _describe_file(folder / name)) != expected:
                 return f"{name} is damaged: expected {expected}, found {found}"

@@ -387,3 +387,17 @@ def test_a_run_killed_at_random_moments_ends_with_the_bits_of_one_that_was_not(
     for name in ("final", "best"):
         check_equal_files(*(path / name / "model.safetensors" for path in (tmp_path / "whole", folder)))
     assert not any(folder.glob(".*.partial"))
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "null", "[]", "{}", '{"files": []}', '{"files": null}', '{"files": 5}', '{"files": "state"}',
+     '{"files": {}}', '{"files": {"a": null}}', '{"files": {"\\u0000": {}}}', "[" * 100_000, "<html>"],
+    ids=lambda content: content[:20],
+)  # fmt: skip
+def test_a_manifest_of_another_form_makes_a_checkpoint_incomplete(tmp_path, content):
+    folder = tmp_path / "checkpoint-5"
+    (folder / MANIFEST).parent.mkdir(parents=True)
+    (folder / MANIFEST).write_text(content)
+    with refuses("checkpoint-5", "not complete"):
+        check_checkpoint(folder)
