@@ -74,6 +74,7 @@ def test_windows_cover_every_pixel(app):
         assert covered.all()
 
 
+@pytest.mark.slow
 def test_an_archive_is_searched_by_words(app, folder, coco_folder, tmp_path):
     command = [sys.executable, "-m", "geoalign_hf", "embed", str(coco_folder), "--model", str(folder)]
     command += ["--coco", str(coco_folder / "rows.json"), "--output_dir", str(tmp_path / "embeds")]

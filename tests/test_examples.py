@@ -28,6 +28,10 @@ def run(script: str, *arguments, cwd: Path) -> str:
     return result.stdout
 
 
+SMALL = ["--image_size", 64, "--width", 64, "--depth", 1, "--num_train_epochs", 2]
+SMALL += ["--per_device_train_batch_size", 4]
+
+
 @pytest.fixture
 def run_here(monkeypatch, capsys, tmp_path):
     """Run a script in this process, which spares it the imports; it works in `tmp_path`."""
@@ -46,19 +50,8 @@ def run_here(monkeypatch, capsys, tmp_path):
     return run_path
 
 
+@pytest.mark.slow
 def test_train_then_evaluate_regions_on_a_coco_file(coco_folder, geoalign, tmp_path, toy_rows):
-    small = [
-        "--image_size",
-        64,
-        "--width",
-        64,
-        "--depth",
-        1,
-        "--num_train_epochs",
-        2,
-        "--per_device_train_batch_size",
-        4,
-    ]
     files = [
         "--dataset",
         coco_folder / "rows.json",
@@ -67,7 +60,7 @@ def test_train_then_evaluate_regions_on_a_coco_file(coco_folder, geoalign, tmp_p
         "--images",
         coco_folder,
     ]
-    printed = run("train.py", *files, "--output_dir", "out", *small, cwd=tmp_path)
+    printed = run("train.py", *files, "--output_dir", "out", *SMALL, cwd=tmp_path)
     num_regions = sum(len(row["boxes"]) for row in toy_rows)
     assert f"on {num_regions} boxes of 8 images" in printed
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
@@ -172,21 +165,9 @@ def test_linear_probe_on_folders_and_on_boxes(toy_rows, folder, coco_folder, tmp
 @pytest.mark.slow
 def test_a_built_dataset_is_trained_on_with_every_term(coco_folder, geoalign, tmp_path):
     geoalign("build", "--coco", coco_folder / "rows.json", "--output_dir", "rows")
-    small = [
-        "--image_size",
-        64,
-        "--width",
-        64,
-        "--depth",
-        1,
-        "--num_train_epochs",
-        2,
-        "--per_device_train_batch_size",
-        4,
-    ]
     weights = ["--description", 1, "--crop_consistency", 0.1, "--image_consistency", 0.1]
     weights += ["--text_consistency", 0.1, "--logging_steps", 1, "--whole_share", 0.5]
-    run("train.py", "--dataset", "rows", "--output_dir", "out", *small, *weights, cwd=tmp_path)
+    run("train.py", "--dataset", "rows", "--output_dir", "out", *SMALL, *weights, cwd=tmp_path)
     history = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
     for term in ("description", "hard_negative", "crop_consistency", "image_consistency", "text_consistency"):
         assert max(record.get(term, 0) for record in history) > 0, term

@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 
 import pytest
 
@@ -61,12 +59,22 @@ def test_a_read_only_folder_needs_no_lock(tmp_path, monkeypatch):
 
 
 def test_a_second_process_cannot_lock_a_folder_and_learns_who_holds_it(tmp_path):
-    code = f"from geoalign_hf.storage import lock_folder\nwith lock_folder({str(tmp_path)!r}): pass"
+    holder = os.getpid()
+
+    def lock_elsewhere() -> int:
+        child = os.fork()
+        if child == 0:
+            try:
+                with lock_folder(tmp_path):
+                    os._exit(0)
+            except RuntimeError as error:
+                os._exit(1 if f"in use by process {holder}" in str(error) else 2)
+            os._exit(3)
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
     with lock_folder(tmp_path):
-        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        assert result.returncode == 1
-        assert f"in use by process {os.getpid()}" in result.stderr
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+        assert lock_elsewhere() == 1
+    assert lock_elsewhere() == 0
 
 
 def test_a_forked_worker_does_not_keep_the_lock_of_a_killed_holder(tmp_path):

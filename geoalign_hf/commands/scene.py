@@ -9,17 +9,18 @@ from typing import Literal
 
 import pandas
 from accelerate import Accelerator, InitProcessGroupKwargs
-from transformers import AutoProcessor
 from transformers.utils import logging
 
 from ..detection.detector import DetectionOptions, Detector
+from ..embedding.checkpoints import load_processor
 from ..embedding.embedder import Embedder
 from ..embedding.templates import resolve_templates
 from ..options import option
 from ..scenes.archive import SceneJob, list_scenes
+from ..scenes.classify import classify_scene_regions
 from ..scenes.detect import detect_in_scene
 from ..scenes.reader import Scene
-from ..scenes.regions import check_suffix, classify_scene_regions, read_regions, write_regions
+from ..scenes.regions import check_suffix, read_regions, write_regions
 from ..scenes.score import (
     COSINE_LIMITS,
     PROBABILITY_LIMITS,
@@ -64,7 +65,7 @@ class PixelOptions:
 def read_rule(model: str) -> dict | None:
     """Read the rule by which the images were read that a model was trained on."""
     check_model_exists(model)
-    return getattr(AutoProcessor.from_pretrained(model), "image_rule", None)
+    return getattr(load_processor(model), "image_rule", None)
 
 
 @dataclass

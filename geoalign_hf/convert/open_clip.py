@@ -123,7 +123,7 @@ def measure_towers(
             if value not in (None, configured[name]):
                 raise ValueError(
                     f"{source} has {name} {configured[name]} in its configuration, but {value} is given. "
-                    f"Leave out --{name}."
+                    f"Omit --{name}."
                 )
         options = configured
     if options["activation"] is None:

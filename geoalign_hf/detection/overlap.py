@@ -1,4 +1,4 @@
-"""Overlaps of oriented boxes and polygons."""
+"""Overlaps of oriented boxes and polygons, by which `model/detection_geoalign_clip.py` drops detections."""
 
 import numpy as np
 import torch

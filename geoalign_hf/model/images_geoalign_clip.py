@@ -2,7 +2,8 @@
 """Images as 8-bit RGB, from files, URLs, PIL images, arrays and tensors.
 
 Pixel depth is never guessed. Eight bits per band pass unchanged. Everything else is scaled by percentiles
-(`stretch`) or by fixed values (`limits`), or refused with the name of the image and a remedy.
+(`stretch`) or by fixed values (`limits`), or refused with the name of the image and a remedy. The windows of
+large scenes share one stretch, which `geoalign_hf/scenes/reader.py` measures and applies.
 """
 
 import base64

@@ -1,6 +1,8 @@
 """The annotation formats that the dataset builder can read.
 
-A new format is one file beside this one with a read function, and one line in `FORMATS`.
+A new format is one file beside this one with a read function, one entry in `FORMATS`, and one option of its
+name in `BuildConfig` (`dataset_builder/build.py`). The format of one data set, which only a recipe names, is
+one file and one entry in `READERS`.
 """
 
 from collections.abc import Callable, Iterator

@@ -1,6 +1,6 @@
 """Names regions of a scene: features of a vector file get a concept and its score."""
 
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sized
 from pathlib import Path
 
 import geopandas
@@ -182,47 +182,6 @@ def read_region(
     mask = inside & valid
     in_window = shapely.clip_by_rect(outline, left, top, right, bottom).area / outline.area
     return image, mask, float(mask.sum() / max(inside.sum(), 1) * min(in_window, 1.0))
-
-
-def classify_scene_regions(
-    embedder: Embedder,
-    scene: Scene,
-    regions: geopandas.GeoDataFrame,
-    concepts: Sequence[str],
-    templates: Sequence[str],
-    context: float | None = None,
-) -> geopandas.GeoDataFrame:
-    """Name regions of a scene.
-
-    Args:
-        embedder: a GeoAlignCLIP model and its processor.
-        scene: the scene.
-        regions: N polygons, as `read_regions` gives them.
-        concepts: C names to choose from.
-        templates: sentences with one `{}` for a concept.
-        context: side of a window as a multiple of the region's longer side, see `embed_scene_regions`.
-
-    Returns:
-        The same features with the columns `concept`, `score` (probability among the concepts) and
-        `valid_ground` (the part of the region that is valid ground). For each concept there also is a column
-        `score: <concept>`. A region without valid ground has no concept and no scores. Columns of these names
-        are replaced.
-    """
-    concept_embeds = embedder.embed_concepts(concepts, templates)
-    region_embeds, valid_ground = embed_scene_regions(embedder, scene, regions.geometry, context)
-    with torch.no_grad():
-        logits = region_embeds @ concept_embeds.T * embedder.region_scale
-    probabilities = logits.softmax(dim=-1).numpy()
-    has_ground = valid_ground > 0
-    probabilities[~has_ground] = np.nan
-    best = np.where(has_ground, np.nan_to_num(probabilities).argmax(axis=1), 0)
-    named = regions.copy()
-    named["concept"] = [concepts[i] if ok else None for i, ok in zip(best, has_ground, strict=True)]
-    named["score"] = probabilities[np.arange(len(best)), best]
-    named["valid_ground"] = valid_ground
-    for c, concept in enumerate(concepts):
-        named[f"score: {concept}"] = probabilities[:, c]
-    return named
 
 
 def _describe_extent(bounds: Iterable[float]) -> str:

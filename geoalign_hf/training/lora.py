@@ -64,7 +64,7 @@ class AdapterConfig:
         if self.lora and self.freeze:
             raise ValueError(
                 f"lora is {self.lora!r} and freeze is {self.freeze!r}, but with LoRA adapters all other "
-                "weights are frozen anyway. Leave out freeze."
+                "weights are frozen anyway. Omit freeze."
             )
 
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -23,6 +23,7 @@ from geoalign_hf.data.loading import load_rows
 from geoalign_hf.data.schema import FEATURES
 from geoalign_hf.dataset_builder.build import BuildConfig, build
 from geoalign_hf.dataset_builder.plan import plan_shards, read_shard_rows
+from geoalign_hf.readers.registry import FORMATS
 from geoalign_hf.storage import lock_folder
 
 
@@ -106,6 +107,10 @@ def built(drawn, tmp_path_factory):
         sheet_rows=3, title="toy", **TERMS,
     )  # fmt: skip
     return config, build(config)
+
+
+def test_every_format_of_the_registry_is_an_option_of_the_build():
+    assert set(FORMATS) <= {field.name for field in fields(BuildConfig)}
 
 
 def test_every_image_becomes_a_row_with_its_boxes_and_its_own_bytes(built, drawn):

@@ -317,6 +317,7 @@ def run(code: str, hub, home, *arguments) -> None:
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.slow
 def test_a_pushed_model_works_by_name_without_the_package(hub, saved, built, toy_rows, tmp_path):
     from transformers import pipeline
 
@@ -388,6 +389,7 @@ torch.save(found, sys.argv[1])
 """
 
 
+@pytest.mark.slow
 def test_an_adapter_names_its_base_model_and_loads_by_name(hub, saved, model, tmp_path):
     from peft import LoraConfig, get_peft_model
 

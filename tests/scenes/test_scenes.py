@@ -16,9 +16,9 @@ from rasterio.warp import transform as warp
 from transformers import CLIPModel, CLIPProcessor
 
 from geoalign_hf.embedding.embedder import Embedder
+from geoalign_hf.scenes.classify import classify_scene_regions
 from geoalign_hf.scenes.reader import Scene
 from geoalign_hf.scenes.regions import (
-    classify_scene_regions,
     embed_scene_regions,
     read_regions,
     write_regions,

@@ -276,6 +276,7 @@ class SignalAtEpochEnd(TrainerCallback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+@pytest.mark.slow
 def test_a_signal_after_the_last_step_of_an_epoch_keeps_its_evaluation(built, processor, rows, tmp_path):
     def start(folder, **options):
         return build_trainer(
@@ -329,6 +330,7 @@ def wait(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_a_clear_error_and_damages_no_checkpoint(model, processor, rows, tmp_path):
     """No file may grow beyond 200 kB, which the weights do. The limit ends with the child process."""
     options = {"num_train_epochs": 1, "save_strategy": "steps", "save_steps": 1}

@@ -153,6 +153,7 @@ def test_the_table_has_the_mean_and_the_spread():
 # LoRA
 
 
+@pytest.mark.slow
 def test_lora_learns_the_boxes_it_is_shown_and_leaves_the_base_as_it_was(model, processor, sourced, tmp_path):
     names = list_concepts(sourced)
     boxes = draw_shots(sourced, names[:2], 2, seed=0)

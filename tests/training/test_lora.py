@@ -219,10 +219,11 @@ def test_every_folder_holds_the_adapter_alone_and_knows_its_base(trained, folder
     "changes",
     [
         {"mini_batch_size": 1, "activation_checkpointing": True},
-        pytest.param({}, marks=pytest.mark.slow),
-        pytest.param({"teacher": "ema", "teacher_decay": 0.5, "ema_decay": 0.5}, marks=pytest.mark.slow),
+        {},
+        {"teacher": "ema", "teacher_decay": 0.5, "ema_decay": 0.5},
     ],
 )
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_with_the_same_bits(folder, processor, rows, tmp_path, changes):
     changes = {
         "num_train_epochs": 3,
@@ -260,7 +261,12 @@ def test_an_adapter_is_trained_further(trained, folder, processor, rows, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("base", "precision"), [(torch.float32, "bf16"), (torch.bfloat16, "bf16"), (torch.bfloat16, "no")]
+    ("base", "precision"),
+    [
+        (torch.bfloat16, "no"),
+        pytest.param(torch.float32, "bf16", marks=pytest.mark.slow),
+        pytest.param(torch.bfloat16, "bf16", marks=pytest.mark.slow),
+    ],
 )
 def test_whatever_the_precision_adapters_train_in_single(folder, processor, rows, tmp_path, base, precision):
     model = adapt_model(AutoModel.from_pretrained(folder, dtype=base), EVERYTHING)

@@ -19,7 +19,7 @@ class KeepGradients(TrainerCallback):
         self.steps.append({name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad})
 
 
-@pytest.mark.parametrize("mini_batch_size", [None, 1])
+@pytest.mark.parametrize("mini_batch_size", [None, pytest.param(1, marks=pytest.mark.slow)])
 def test_accumulated_gradients_are_the_mean_of_those_of_the_batches(start, model, tmp_path, mini_batch_size):
     """With a rate of 0, two epochs of four batches each; three batches per step, so that the last has one."""
     options = {"learning_rate": 0.0, "max_grad_norm": 0.0, "per_device_train_batch_size": 2}
@@ -78,6 +78,7 @@ class Scaled:
         return trainer
 
 
+@pytest.mark.slow
 def test_the_state_of_the_scaler_of_fp16_is_resumed(start, tmp_path):
     options = {"num_train_epochs": 3, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 9}
     whole = Scaled.start(start, tmp_path / "a", **options)

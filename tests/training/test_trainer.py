@@ -216,6 +216,7 @@ def test_a_checkpoint_in_half_precision_is_trained_and_saved_in_single(start, bu
     assert dtypes == {torch.float32}
 
 
+@pytest.mark.slow
 def test_under_bf16_the_loss_is_nearly_the_same_and_the_weights_are_float32(start, tmp_path):
     losses = []
     for bf16 in (False, True):
@@ -227,6 +228,7 @@ def test_under_bf16_the_loss_is_nearly_the_same_and_the_weights_are_float32(star
     assert 0 < (losses[0] - losses[1]).abs().max() < 0.02 * losses[0].max()
 
 
+@pytest.mark.slow
 def test_activation_checkpointing_changes_no_bit_of_the_loss(start, tmp_path):
     losses = []
     for is_on in (False, True):
