@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 import time
+from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
@@ -187,7 +188,7 @@ class Payload:
 
 
 def test_live_pickles_in_any_file_of_a_checkpoint_are_never_run(built, processor, rows, run, tmp_path):
-    checkpoint, fired = run / "checkpoint-4", tmp_path / "fired"
+    checkpoint, fired = run / "checkpoint-3", tmp_path / "fired"
     legacy = ["optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth", "training_args.bin"]
     legacy += ["pytorch_model.bin", "adapter_model.bin", "optimizer.bin", "state/optimizer.pt"]
     original = {name: (checkpoint / name).read_bytes() for name in list_parts(run)}
@@ -204,12 +205,13 @@ def test_live_pickles_in_any_file_of_a_checkpoint_are_never_run(built, processor
         resume()  # files that are not ours are not read
         for part in original:
             (checkpoint / part).write_bytes(payload)
-            for is_listed in (False, True):  # an attacker can also write the manifest
-                if is_listed and part != MANIFEST:
-                    write_manifest(checkpoint)
-                with pytest.raises(Exception) as caught:
+            with refuses(part):
+                resume()
+            if part != MANIFEST:  # an attacker can also write the manifest
+                write_manifest(checkpoint)
+                with suppress(Exception):
                     resume()
-                assert not fired.exists(), (part, caught.value)
+            assert not fired.exists(), part
             for name, content in original.items():
                 (checkpoint / name).write_bytes(content)
 
