@@ -99,7 +99,8 @@ def test_a_forked_worker_does_not_keep_the_lock_of_a_killed_holder(tmp_path):
 
 def test_invalid_json_is_refused_with_the_name_of_the_file(tmp_path):
     path = tmp_path / "a.json"
-    for text, expected in (("{", "is not valid JSON"), ("[1]", "holds a list")):
+    deep = "[" * 100_000
+    for text, expected in (("{", "is not valid JSON"), (deep, "is not valid JSON"), ("[1]", "holds a list")):
         path.write_text(text)
         with pytest.raises(ValueError, match=f"a.json {expected}"):
             read_json(path)

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 from accelerate import PartialState
 from datasets import Dataset, concatenate_datasets
-from transformers import AutoModel, AutoProcessor, ProcessorMixin
+from transformers import ProcessorMixin
 
 from ..data.schema import list_concepts
+from ..embedding.checkpoints import load_model, load_processor
 from ..embedding.embedder import Embedder
 from ..evaluation.results import write_metrics
 from ..hub.cards import describe_dataset, write_card
@@ -92,7 +93,7 @@ def adapt(
         raise ValueError(f"--output_dir {output_dir} holds --model {options.model}. Give another folder.")
 
     # 1. Training rows, test rows, new and old concepts.
-    processor = AutoProcessor.from_pretrained(options.model)
+    processor = load_processor(options.model)
     check_is_geoalign(processor, options.model)
     data = describe_dataset(options.dataset)
     image_options = image_options.with_fallback(data["image_rule"] or processor.image_rule)
@@ -170,7 +171,7 @@ class FewShotStudy:
 
     def load(self):
         """Load the base model onto the device of this process."""
-        return AutoModel.from_pretrained(self.model).to(PartialState().device)
+        return load_model(self.model).to(PartialState().device)
 
     def embed(self, embedder: Embedder) -> tuple[np.ndarray, np.ndarray]:
         """Embed the names (C, D) and the test boxes (N, D)."""

@@ -9,8 +9,9 @@ from typing import Literal
 import numpy as np
 import torch
 from torch.export import Dim
-from transformers import AutoModel, AutoProcessor, PreTrainedModel
+from transformers import PreTrainedModel
 
+from ..embedding.checkpoints import load_model, load_processor
 from ..options import option
 from ..storage import write_json
 from .inputs import MODEL, check_is_geoalign, check_model_exists
@@ -58,9 +59,9 @@ def export(options: ExportOptions) -> Path:
     tower is also written with weights of 8 bits. `parity.json` holds how far every file is from the model.
     """
     check_model_exists(options.model)
-    processor = AutoProcessor.from_pretrained(options.model)
+    processor = load_processor(options.model)
     check_is_geoalign(processor, options.model)
-    model = AutoModel.from_pretrained(options.model, dtype=torch.float32).eval()
+    model = load_model(options.model, dtype=torch.float32).eval()
     form, output_dir = options.region_form, Path(options.output_dir)
     images, texts, tokens, regions = (Dim(name) for name in ("images", "texts", "tokens", "regions"))
     region_axes, text_axes = {0: images, 1: regions}, {0: texts, 1: tokens}

@@ -10,9 +10,10 @@ from typing import Literal
 import torch
 from accelerate import PartialState
 from datasets import Dataset
-from transformers import AutoModel, AutoProcessor, ProcessorMixin
+from transformers import ProcessorMixin
 
 from ..data.loading import read_rows
+from ..embedding import checkpoints
 from ..embedding.embedder import Embedder
 from ..hub.cards import name_dataset
 from ..images import DEFAULT_OPTIONS, ImageOptions
@@ -153,11 +154,12 @@ def load_model(name: str) -> tuple[torch.nn.Module, ProcessorMixin]:
     """Load a model onto the device of this process, and its processor.
 
     Raises:
-        ValueError: If the model that training writes by default is asked for and does not exist.
+        ValueError: If the model that training writes by default is asked for and does not exist, or a file
+            of the model is damaged.
     """
     check_model_exists(name)
-    model = AutoModel.from_pretrained(name).to(PartialState().device)
-    return model, AutoProcessor.from_pretrained(name)
+    model = checkpoints.load_model(name).to(PartialState().device)
+    return model, checkpoints.load_processor(name)
 
 
 def load_rows(

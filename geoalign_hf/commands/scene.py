@@ -9,10 +9,10 @@ from typing import Literal
 
 import pandas
 from accelerate import Accelerator, InitProcessGroupKwargs
-from transformers import AutoProcessor
 from transformers.utils import logging
 
 from ..detection.detector import DetectionOptions, Detector
+from ..embedding.checkpoints import load_processor
 from ..embedding.embedder import Embedder
 from ..embedding.templates import resolve_templates
 from ..options import option
@@ -65,7 +65,7 @@ class PixelOptions:
 def read_rule(model: str) -> dict | None:
     """Read the rule by which the images were read that a model was trained on."""
     check_model_exists(model)
-    return getattr(AutoProcessor.from_pretrained(model), "image_rule", None)
+    return getattr(load_processor(model), "image_rule", None)
 
 
 @dataclass

@@ -26,7 +26,7 @@ class ConceptBank:
         templates: sentences that each concept was put into.
 
     Raises:
-        ValueError: if `embeds` has another shape, or a value in it is not finite.
+        ValueError: if `embeds` has another shape, or a row of it is zero or not finite.
     """
 
     concepts: list[str]
@@ -46,6 +46,12 @@ class ConceptBank:
             raise ValueError(
                 f"embeds[{row}], of {self.concepts[row]!r}, holds NaN or infinity. Build the bank again "
                 "with a model whose weights are finite."
+            )
+        if (is_zero := (self.embeds == 0).all(dim=1)).any():
+            row = int(is_zero.int().argmax())
+            raise ValueError(
+                f"embeds[{row}], of {self.concepts[row]!r}, is zero, so that it is similar to nothing. Build "
+                "the bank again."
             )
 
     @classmethod

@@ -13,6 +13,7 @@ from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig, PreTraine
 DENSE_MODES = ("last", "value")
 REGION_VIEWS = ("image", "window")
 STEMS = ("patch", "convolution")
+LARGEST = {"num_hidden_layers": 1000, "hidden_size": 65_536, "num_attention_heads": 65_536}
 DEFAULT_TASK = "zero-shot-region-classification"
 
 if TYPE_CHECKING:
@@ -81,6 +82,14 @@ class GeoAlignCLIPConfig(CLIPConfig):
         _check_choice("region_view", self.region_view, REGION_VIEWS)
         if not 1 <= self.region_context < math.inf:
             raise ValueError(f"region_context is {self.region_context}; it must be a number and at least 1.")
+
+    def validate_size(self):
+        """Refuse towers of impossible size, which would fill the memory before anything is loaded."""
+        for config in (self.text_config, self.vision_config):
+            for name, most in LARGEST.items():
+                value = getattr(config, name, None)
+                if value is not None and not 1 <= value <= most:
+                    raise ValueError(f"{name} of {type(config).__name__} is {value}; expected 1 to {most}.")
 
     def validate_stem(self):
         """Refuse an unknown stem, and a convolutional one whose layers would not divide evenly."""

@@ -60,7 +60,7 @@ def write_folder(accelerator, folder: Path) -> Iterator[Path]:
 def write_manifest(folder: Path) -> None:
     """List what a resumed run reads from a checkpoint."""
     patterns = (f"{STATE}/*", "*.safetensors", "*.safetensors.index.json", "trainer_state.json")
-    paths = sorted(path for pattern in patterns for path in folder.glob(pattern))
+    paths = sorted({path for pattern in patterns for path in folder.glob(pattern)} - {folder / MANIFEST})
     files = {str(path.relative_to(folder)): _describe_file(path) for path in paths}
     write_json(folder / MANIFEST, {"files": files})
 
@@ -77,6 +77,8 @@ def find_damage(folder: Path) -> str | None:
     """Describe the first part of a checkpoint that is missing or damaged; None if all parts are complete."""
     try:
         files = read_json(folder / MANIFEST)["files"]
+        if not isinstance(files, dict) or not files:
+            return f"{MANIFEST} lists no files"
         for name, expected in files.items():
             if (found := _describe_file(folder / name)) != expected:
                 return f"{name} is damaged: expected {expected}, found {found}"

@@ -1,8 +1,9 @@
 """Loads the model that training starts from: a GeoAlignCLIP, or another CLIP, which is converted."""
 
-from transformers import AutoModel, AutoProcessor, PreTrainedConfig, ProcessorMixin
+from transformers import PreTrainedConfig, ProcessorMixin
 
 from ..convert.convert import convert_clip
+from ..embedding.checkpoints import load_model, load_processor
 from ..model.configuration_geoalign_clip import GeoAlignCLIPConfig
 from ..model.modeling_geoalign_clip import GeoAlignCLIPModel
 
@@ -24,6 +25,9 @@ def load_start(source: str) -> tuple[GeoAlignCLIPModel, ProcessorMixin]:
         settings, _ = PreTrainedConfig.get_config_dict(source)
     except OSError:  # OpenCLIP's files have no config.json
         settings = {}
+    except (TypeError, RecursionError) as error:  # JSON, but no object
+        message = f"the config.json of {source} is not a JSON object ({error}). Save it again."
+        raise ValueError(message) from error
     if settings.get("model_type") != GeoAlignCLIPConfig.model_type:
         return convert_clip(source)
-    return AutoModel.from_pretrained(source), AutoProcessor.from_pretrained(source)
+    return load_model(source), load_processor(source)

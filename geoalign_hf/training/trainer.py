@@ -327,13 +327,13 @@ class GeoAlignTrainer(ResumableTrainer):
         return super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
 
     def _determine_best_metric(self, metrics, trial) -> bool:
-        """Keep the model in `best/` if it is the best so far."""
+        """Keep the best model in `best/`. The result decides whether the save strategy `best` saves."""
         is_best = super()._determine_best_metric(metrics, trial)
         if is_best:
             self.scores["best"] = self.scores["final"]
             with write_folder(self.accelerator, Path(self._get_output_dir(trial)) / "best") as folder:
                 self._write_model(folder, "best")
-        return is_best
+        return is_best or self._flow.is_stopping
 
     def describe_run(self) -> dict:
         """Return what must be equal when the run is resumed: the order of the data, and decisive settings."""

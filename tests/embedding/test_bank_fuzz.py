@@ -57,7 +57,7 @@ def test_a_file_with_other_metadata_is_a_bank_or_is_refused(tmp_path, metadata, 
     texts = {name: value if is_plain else json.dumps(value) for name, value in metadata.items()}
     header = {"__metadata__": texts, "embeds": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}}
     encoded = json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(encoded)) + encoded + bytes(24))
+    path.write_bytes(struct.pack("<Q", len(encoded)) + encoded + struct.pack("<6f", *[0.5] * 6))
     check(path)
 
 
@@ -76,6 +76,7 @@ def test_other_files_are_refused(tmp_path, content):
         torch.ones(2, 2, 2),
         torch.tensor([[1.0], [float("nan")]]),
         torch.ones(2, 2).int(),
+        torch.tensor([[1.0, 0.0], [0.0, -0.0]]),
     ],
 )
 def test_a_bank_with_other_embeds_is_refused(embeds):

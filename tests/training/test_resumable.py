@@ -1,10 +1,13 @@
 """Laws of resuming: which folders a run may continue or replace, and runs that early stopping ended."""
 
+import os
+import signal
+
 import pytest
 from peft import PeftModel
 from refusals import refuses
 from runs import ServedScores, check_equal_weights
-from transformers import AutoModel, EarlyStoppingCallback
+from transformers import AutoModel, EarlyStoppingCallback, TrainerCallback
 
 from geoalign_hf.storage import read_json
 from geoalign_hf.training.lora import AdapterConfig, adapt_model
@@ -76,6 +79,21 @@ def test_another_metric_of_the_best_model_is_refused(start):
         start(
             evaluators=[ServedScores(*SCORES)], greater_is_better=False, resume_from_checkpoint="last"
         ).train()
+
+
+@pytest.mark.parametrize(("eval_strategy", "step"), [("steps", 3), ("epoch", 4)])
+def test_a_signal_saves_a_checkpoint_also_if_only_the_best_are_saved(start, tmp_path, eval_strategy, step):
+    class Signal(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == step - 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    options = {"save_strategy": "best", "eval_strategy": eval_strategy, "eval_steps": 1}
+    with pytest.raises(SystemExit):
+        start(
+            evaluators=[ServedScores(*SCORES[::-1])], callbacks=[Signal()], num_train_epochs=3, **options
+        ).train()
+    assert f"checkpoint-{step}" in list_steps(tmp_path)
 
 
 def test_a_run_that_early_stopping_ended_does_not_go_on(start, tmp_path, monkeypatch):

@@ -1,0 +1,95 @@
+"""Damaged folders of models: one ValueError that names the folder, whatever transformers raises."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from geoalign_hf.embedding.checkpoints import load_model, load_processor
+from geoalign_hf.training.start import load_start
+
+HTML = b"<!DOCTYPE html><html><body>503 Service Unavailable</body></html>"
+FILES = [
+    "config.json",
+    "processor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "model.safetensors",
+]
+
+
+@pytest.fixture
+def copy(folder, tmp_path):
+    return shutil.copytree(folder, tmp_path / "copy")
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("content", [b"", HTML, b"null", b"[" * 100_000])
+def test_a_file_that_holds_something_else_is_refused(copy, name, content):
+    (copy / name).write_bytes(content)
+    with pytest.raises((ValueError, OSError), match="copy|tokenizer") as caught:
+        load_model(str(copy))
+        load_processor(str(copy))
+    assert "\n\n" not in str(caught.value)
+
+
+def test_a_config_that_is_no_object_cannot_start_a_training(copy):
+    for content in (b"null", b"5", b"[" * 100_000):
+        (copy / "config.json").write_bytes(content)
+        with pytest.raises(ValueError, match="copy"):
+            load_start(str(copy))
+
+
+def edit_config(copy, tower, **values):
+    content = json.loads((copy / "config.json").read_text())
+    content[tower] |= values
+    (copy / "config.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_weights_of_another_number_of_layers_are_refused(copy, number):
+    edit_config(copy, "vision_config", num_hidden_layers=number)
+    with pytest.raises(ValueError, match="copy.*weights.*vision_model"):
+        load_model(str(copy))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"num_hidden_layers": 10**9}, {"hidden_size": 10**12}, {"hidden_size": 0}, {"num_hidden_layers": -1}],
+)
+def test_towers_of_impossible_size_are_refused_before_they_are_built(copy, values):
+    for tower in ("text_config", "vision_config"):
+        edit_config(copy, tower, **values)
+        with pytest.raises((ValueError, OSError), match=next(iter(values))):
+            load_model(str(copy))
+
+
+@pytest.mark.parametrize("change", ["missing", "unexpected", "shape"])
+def test_weights_that_do_not_fit_are_refused(copy, change):
+    weights = load_file(copy / "model.safetensors")
+    name = "visual_projection.weight"
+    if change == "missing":
+        del weights[name]
+    elif change == "unexpected":
+        weights["more.weight"] = torch.ones(3)
+    else:
+        weights[name] = torch.ones(3)
+    save_file(weights, copy / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="copy"):
+        load_model(str(copy))
+
+
+def test_a_stock_clip_and_our_own_model_load(folder, clip_folder):
+    for path in (folder, clip_folder):
+        assert sum(parameter.numel() for parameter in load_model(str(path)).parameters())
+        load_processor(str(path))
+
+
+def test_a_model_that_needs_a_missing_package_is_refused(copy):
+    content = json.loads((copy / "config.json").read_text())
+    content["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (copy / "config.json").write_text(json.dumps(content))
+    with pytest.raises((ValueError, ModuleNotFoundError), match="bitsandbytes"):
+        load_model(str(copy))
