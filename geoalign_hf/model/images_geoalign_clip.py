@@ -37,6 +37,7 @@ OTHER_COLOURS = frozenset({"P", "PA", "CMYK", "YCbCr", "HSV"})  # whose bands ar
 FILES = (str, Path, bytes, bytearray, io.BytesIO)  # paths, URLs and files in memory
 PLAIN_MODES = COLOUR_MODES | {"1", "L", "LA", "La"}  # eight bits per band or fewer
 FULL_SIZE = "geoalign_full_size"
+LONGEST_SILENCE = 60.0  # seconds that a download may wait for its server
 SCALE_REMEDY = (
     "Give stretch=(2, 98) to map these percentiles of the picture to 0 and 255, or limits=(low, high) to map "
     "these values. On the command line, give --stretch 2,98 or --limits LOW,HIGH."
@@ -67,7 +68,7 @@ def read_image(
         bands: numbers of the bands to use as red, green and blue, or of one band to use as grey, from 1.
         max_pixels: largest number of pixels of a file; None means PIL's limit, twice
             `PIL.Image.MAX_IMAGE_PIXELS`.
-        timeout: time limit of a download in seconds.
+        timeout: longest silence of a server in seconds; None means 60.
         layout: `channels_first` or `channels_last`, for arrays whose shape is ambiguous.
         fallback: `stretch`, `limits` and `bands` for an image that cannot be read without them. What is given
             directly replaces them.
@@ -154,7 +155,7 @@ def _download(source: str, name: str, timeout: float | None) -> str | io.BytesIO
         if source.startswith("data:"):
             return io.BytesIO(base64.b64decode(source.partition(",")[2], validate=True))
         if source.startswith(("http://", "https://")):
-            response = get_session().get(source, timeout=timeout, follow_redirects=True)
+            response = get_session().get(source, timeout=timeout or LONGEST_SILENCE, follow_redirects=True)
             response.raise_for_status()
             return io.BytesIO(response.content)
     except Exception as error:  # every HTTP client has exceptions of its own

@@ -1,7 +1,9 @@
 """GeoAlignCLIPProcessor: images, regions and words to tensors."""
 
 import re
+import socket
 
+import httpx
 import numpy as np
 import PIL
 import pytest
@@ -10,6 +12,7 @@ from PIL import Image
 from transformers import CLIPImageProcessor, CLIPImageProcessorPil
 
 from geoalign_hf import GeoAlignCLIPProcessor
+from geoalign_hf.model import images_geoalign_clip
 from geoalign_hf.model.images_geoalign_clip import load_images
 from geoalign_hf.model.masks_geoalign_clip import weigh_masks
 
@@ -379,6 +382,15 @@ def test_an_unreadable_file_is_refused_by_its_path(tmp_path):
         path = tmp_path / name
         with pytest.raises(ValueError, match=re.escape(f"image 1 ({str(path)!r}) cannot be read")):
             load_images([draw_image(), path])
+
+
+def test_a_server_that_does_not_answer_is_not_waited_for_without_end(monkeypatch):
+    monkeypatch.setattr(images_geoalign_clip, "LONGEST_SILENCE", 0.2)
+    monkeypatch.setattr(images_geoalign_clip, "get_session", httpx.Client)  # the Hub's is offline in tests
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/a.png"
+        with pytest.raises(ValueError, match=r"image 0 .* cannot be fetched \(.*timed out"):
+            load_images(url)
 
 
 @pytest.mark.parametrize(
