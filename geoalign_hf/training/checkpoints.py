@@ -129,7 +129,7 @@ def resolve_checkpoint(output_dir: Path, resume: str | bool | None) -> Path | No
     Raises:
         ValueError: if the folder is not a checkpoint, or is not complete.
     """
-    if resume in (None, False, ""):
+    if not resume:
         return None
     if resume is True or resume == "last":
         folder = find_newest_checkpoint(output_dir)

@@ -88,7 +88,9 @@ def drop_terms_without_data(rows, loss_weights: LossWeights) -> tuple[LossWeight
     """
     needed = {term: column for term, column in COLUMNS.items() if getattr(loss_weights, term)}
     names = set(rows.column_names)
-    is_empty = {column: column not in names or not _has_content(rows[column]) for column in needed.values()}
+    is_empty = {
+        column: column not in names or not any(map(_has_content, rows[column])) for column in needed.values()
+    }
     dropped = {term: column for term, column in needed.items() if is_empty[column]}
     if needed and not needed.keys() - dropped.keys():
         raise ValueError(
@@ -98,13 +100,9 @@ def drop_terms_without_data(rows, loss_weights: LossWeights) -> tuple[LossWeight
     return replace(loss_weights, **dict.fromkeys(dropped, 0.0)), dropped
 
 
-def _has_content(column) -> bool:
-    """Return whether any cell holds a text or a number, at any depth of lists."""
-
-    def is_full(cell) -> bool:
-        return any(map(is_full, cell)) if isinstance(cell, list) else cell not in (None, "")
-
-    return any(map(is_full, column))
+def _has_content(cell) -> bool:
+    """Return whether a cell is a text or a number, or a list with one at any depth."""
+    return any(map(_has_content, cell)) if isinstance(cell, list) else cell not in (None, "")
 
 
 def count_cut_texts(rows, tokenizer, loss_weights: LossWeights) -> dict[str, int]:

@@ -31,7 +31,9 @@ def write_state(trainer, folder: Path) -> None:
     if average is not None or isinstance(model, PeftModel):  # else they are in the saved model
         trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
         weights = collect_weights(trained)
-    averaged = collect_weights(average.weights) if average is not None else None
+    averaged = None
+    if average is not None:
+        averaged = {"weights": collect_weights(average.weights), "num_updates": average.num_updates}
     folder.mkdir(exist_ok=True)
     save_tree(get_random_state(), folder / f"random-{trainer.args.process_index}.safetensors")
     if not trainer.accelerator.is_main_process:
@@ -41,8 +43,8 @@ def write_state(trainer, folder: Path) -> None:
         "scheduler": trainer.lr_scheduler.state_dict(),
         "teacher": trainer.teacher.state_dict(),
     }
-    if average is not None and averaged is not None:
-        trees["average"] = {"weights": averaged, "num_updates": average.num_updates}
+    if averaged is not None:
+        trees["average"] = averaged
     if trainer.accelerator.scaler is not None:
         trees["scaler"] = trainer.accelerator.scaler.state_dict()
     for name, tree in trees.items():
