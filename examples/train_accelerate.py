@@ -52,8 +52,8 @@ def main() -> None:
     torch.manual_seed(options.seed)
 
     # 1. Data. The order and the augmentation follow from the seed, the epoch and the index.
-    rows = read_rows(options.dataset, options.images, "train")
-    eval_rows = read_rows(options.eval_dataset, options.images, "test") if options.eval_dataset else None
+    rows = read_rows(options.dataset, options.images)
+    eval_rows = options.eval_dataset and read_rows(options.eval_dataset, options.images, None, "test")
     model = AutoModel.from_pretrained(options.model)
     processor = AutoProcessor.from_pretrained(options.model)
     weights, max_regions = LossWeights(), max(1, max(map(len, rows["boxes"])))

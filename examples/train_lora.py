@@ -41,12 +41,12 @@ def main() -> None:
 
     model = adapt_model(AutoModel.from_pretrained(options.model), adapters)
     processor = AutoProcessor.from_pretrained(options.model)
-    evaluator = RegionClassificationEvaluator(read_rows(options.eval_dataset, options.images, "test"))
+    evaluator = RegionClassificationEvaluator(read_rows(options.eval_dataset, options.images, None, "test"))
     print(describe_trained(model))
     trainer = GeoAlignTrainer(
         model,
         args,
-        train_dataset=read_rows(options.dataset, options.images, "train"),
+        train_dataset=read_rows(options.dataset, options.images),
         processing_class=processor,
         evaluators=[evaluator],
         card_settings={"base_model": options.model, "data": describe_dataset(options.dataset)},

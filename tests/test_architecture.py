@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -208,3 +209,9 @@ print(*(name for name in set(sys.modules) - theirs if name.split(".")[0] != "geo
 """
     added = run(code).split()  # five when this was written; each module takes a few milliseconds
     assert len(added) <= 10, added
+
+
+def test_no_two_files_of_tests_have_the_same_name():
+    """pytest imports them by their name alone."""
+    names = Counter(path.name for path in (ROOT / "tests").rglob("test_*.py"))
+    assert [name for name, count in names.items() if count > 1] == []
