@@ -209,6 +209,8 @@ def _parse_object(node: ElementTree.Element, counts_from_one: bool) -> tuple[str
         x0, y0, x1, y1 = numbers
         numbers = turn_box((x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0, math.radians(degrees))
     if counts_from_one and tag == "bndbox" and len(numbers) == 4:
+        if any(0 <= number < 1 for number in numbers[:2]):
+            raise ValueError(f"begins at {numbers[:2]}, so pixels count from 0. Omit --counts_from_one.")
         numbers = [numbers[0] - 1, numbers[1] - 1, *numbers[2:]]
     return names[0], numbers
 

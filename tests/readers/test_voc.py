@@ -48,6 +48,13 @@ def test_boxes_that_count_from_one_start_a_pixel_earlier(path, images):
     assert read_voc(path, images, counts_from_one=True)[0]["boxes"][0] == [0.0, 1.0, 4.0, 6.0]
 
 
+def test_a_box_that_begins_at_0_contradicts_counting_from_one(read, path):
+    shape = "<bndbox><xmin>0</xmin><ymin>2</ymin><xmax>4</xmax><ymax>6</ymax></bndbox>"
+    assert read(shape)["boxes"] == [[0.0, 2.0, 4.0, 6.0]]
+    with refuses(str(path), "object 1", "begins at [0.0, 2.0]", "Omit --counts_from_one"):
+        read(shape, counts_from_one=True)
+
+
 def test_a_turned_box_becomes_its_four_corners(read):
     row = read(f"<robndbox>{TURNED}</robndbox>")
     assert row["quads"][0] == [pytest.approx(corner) for corner in ([9, 3], [9, 7], [7, 7], [7, 3])]
