@@ -1,15 +1,14 @@
 """Loading of models and processors by their name, with one kind of error for everything that is wrong."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
-import torch
-from transformers import AutoModel, AutoProcessor, ProcessorMixin
+from transformers import AutoModel, AutoProcessor
 
 T = TypeVar("T")
 
 
-def load_model(name: str, **options) -> torch.nn.Module:
+def load_model(name: str, **options) -> Any:  # of the class that the config names
     """Load a model with all of its weights.
 
     Args:
@@ -31,7 +30,7 @@ def load_model(name: str, **options) -> torch.nn.Module:
     return model
 
 
-def load_processor(name: str) -> ProcessorMixin:
+def load_processor(name: str) -> Any:
     """Load the processor of a model.
 
     Raises:

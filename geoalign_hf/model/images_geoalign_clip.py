@@ -261,19 +261,19 @@ def _convert_array(image, name: str, stretch, limits, bands, layout) -> Image.Im
     if array.dtype.kind not in "buifc":
         raise ValueError(f"{name} is an array of {array.dtype}. Give an array of numbers.")
     if array.ndim == 2:
-        array, is_valid = array[..., None], is_valid[..., None] if is_masked else None
+        array, is_valid = array[..., None], None if is_valid is None else is_valid[..., None]
     elif array.ndim != 3:
         raise ValueError(
             f"{name} is an array of the shape {array.shape}. Give (height, width), (height, width, bands) or "
             "(bands, height, width)."
         )
     elif _is_channels_first(array.shape, name, layout, bands):
-        array, is_valid = array.transpose(1, 2, 0), is_valid.transpose(1, 2, 0) if is_masked else None
+        array, is_valid = array.transpose(1, 2, 0), None if is_valid is None else is_valid.transpose(1, 2, 0)
     if 0 in array.shape[:2]:
         raise ValueError(
             f"{name} has {array.shape[1]} x {array.shape[0]} pixels (width x height). Remove it."
         )
-    if is_masked:  # a pixel has data if all bands that are used have
+    if is_valid is not None:  # a pixel has data if all bands that are used have
         used = range(array.shape[2]) if bands is None else [int(b) - 1 for b in bands if b <= array.shape[2]]
         is_valid = is_valid[..., list(used)].all(axis=-1)
     return to_rgb(array, name, stretch, limits, bands, is_valid=is_valid)
