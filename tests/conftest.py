@@ -18,7 +18,7 @@ from geoalign_hf.convert.from_scratch import build_model
 from geoalign_hf.data.schema import build_rows
 from geoalign_hf.model.processing_geoalign_clip import CONCEPT_TEMPLATES
 
-# The same examples in every run. For others, give --hypothesis-profile=default --hypothesis-seed=N.
+# The same tests draw the same examples; --hypothesis-profile=default --hypothesis-seed=N draws others.
 hypothesis.settings.register_profile(
     "repeatable",
     derandomize=True,

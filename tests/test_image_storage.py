@@ -5,6 +5,7 @@ import struct
 import numpy as np
 import pytest
 from PIL import Image
+from refusals import refuses
 from tiff_files import write_tiff
 
 from geoalign_hf.images import ImageOptions, read_image, read_size
@@ -31,10 +32,6 @@ def draw(*shape, dtype="uint8", top=99):
 def scale(array):
     """Scale as the limits 0 and 100 do."""
     return array if array.dtype == np.uint8 else (array.astype(float).clip(0, 100) * 2.55).round()
-
-
-def refuses(*facts):
-    return pytest.raises(ValueError, match="(?s)" + ".*".join(facts))
 
 
 @pytest.mark.parametrize(

@@ -69,8 +69,9 @@ class Embedder:
         self.image_options = self.image_options.with_fallback(rule)
         self.trained_size = self.model.config.vision_config.image_size
         self.image_size = self.trained_size if self.image_size is None else self.image_size
-        if (smallest := min(self.image_size, self.batch_size)) < 1:
-            raise ValueError(f"image_size or batch_size is {smallest}; both must be at least 1.")
+        for name in ("image_size", "batch_size"):
+            if (value := getattr(self, name)) < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1.")
         self.crops = bool(getattr(self.processor.image_processor, "do_center_crop", False))
 
     @property
@@ -115,8 +116,7 @@ class Embedder:
         # Texts of similar length form a batch, so that short ones are not padded to long ones.
         unique = sorted(set(texts), key=lambda text: (len(text), text))
         batches = [unique[i : i + 8 * self.batch_size] for i in range(0, len(unique), 8 * self.batch_size)]
-        progress = logging.tqdm(batches, desc="texts", leave=False)
-        embeds = self._collect(self._embed_texts(batch) for batch in progress)
+        embeds = self._collect(map(self._embed_texts, logging.tqdm(batches, desc="texts", leave=False)))
         positions = {text: i for i, text in enumerate(unique)}
         return embeds[[positions[text] for text in texts]]
 

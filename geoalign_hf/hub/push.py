@@ -116,9 +116,9 @@ def push(
         raise ValueError(
             f"a pull request cannot be tagged. Merge it first, then create tag {tag!r} on the merge."
         )
-    for kind, name in (("tag", tag), ("revision", revision)):
+    for argument, name in (("tag", tag), ("revision", revision)):
         if name is not None and not re.fullmatch(r"\w[\w.+/-]*", name):
-            raise ValueError(f"{kind} is {name!r}. Use letters, digits and any of . _ + / - only.")
+            raise ValueError(f"{argument} is {name!r}. Use letters, digits and any of . _ + / - only.")
     folder = Path(folder)
     kind = check_folder(folder)
     repo_type = "dataset" if kind == "dataset" else "model"

@@ -32,8 +32,8 @@ from .image_options_geoalign_clip import (
     read_by_rule,
 )
 
-COLOUR_MODES = frozenset({"RGB", "RGBA", "RGBa", "RGBX", "P", "PA", "CMYK", "YCbCr", "HSV"})
 OTHER_COLOURS = frozenset({"P", "PA", "CMYK", "YCbCr", "HSV"})  # whose bands are not red, green and blue
+COLOUR_MODES = OTHER_COLOURS | {"RGB", "RGBA", "RGBa", "RGBX"}
 FILES = (str, Path, bytes, bytearray, io.BytesIO)  # paths, URLs and files in memory
 PLAIN_MODES = COLOUR_MODES | {"1", "L", "LA", "La"}  # eight bits per band or fewer
 FULL_SIZE = "geoalign_full_size"
@@ -246,7 +246,6 @@ def _convert_array(image, name: str, stretch, limits, bands, layout) -> Image.Im
         raise ValueError(
             f"{name} is a {type(image).__name__}. Give a path, a URL, a PIL image, an array or a tensor."
         )
-    is_masked = isinstance(image, np.ma.MaskedArray)
     try:
         if hasattr(image, "detach"):
             image = image.detach().cpu().resolve_conj().resolve_neg()
@@ -257,7 +256,7 @@ def _convert_array(image, name: str, stretch, limits, bands, layout) -> Image.Im
             f"{name}, a {type(image).__name__}, cannot become an array ({error}). Give an ordinary array."
         )
         raise ValueError(message) from error
-    is_valid = ~np.ma.getmaskarray(image) if is_masked else None
+    is_valid = ~np.ma.getmaskarray(image) if isinstance(image, np.ma.MaskedArray) else None
     if array.dtype.kind not in "buifc":
         raise ValueError(f"{name} is an array of {array.dtype}. Give an array of numbers.")
     if array.ndim == 2:

@@ -236,7 +236,7 @@ def test_one_path_in_place_of_a_list_of_images_is_refused(built):
 
 def test_sizes_below_one_are_refused(built):
     for options in ({"image_size": 0}, {"batch_size": 0}):
-        with refuses(*options, "is 0"):
+        with refuses(*(f"{name} is {value}" for name, value in options.items())):
             Embedder(*built, **options)
 
 
