@@ -276,9 +276,17 @@ def _word_neighbours(facts: Facts, rng: np.random.Generator, most: int) -> list[
         pair = frozenset((facts.concepts[r], other))
         if pair not in pairs:
             pairs.add(pair)
-            noun = _capitalize(add_article(facts.concepts[r]))
-            sentences.append(f"{noun} is {relation} {add_article(other)}.")
+            subject, neighbour = (_refer_to(facts, concept) for concept in (facts.concepts[r], other))
+            sentences.append(f"{_capitalize(subject)} is {relation} {neighbour}.")
     return sentences
+
+
+def _refer_to(facts: Facts, concept: str) -> str:
+    """Refer to a region of a concept that the text has named before."""
+    if concept in facts.uncounted:
+        return add_article(concept)
+    is_only = len(facts.kinds[concept]) == 1
+    return f"the {concept}" if is_only else f"one of the {pluralize(concept)}"
 
 
 def _capitalize(words: str) -> str:

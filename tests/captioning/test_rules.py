@@ -91,6 +91,22 @@ def test_every_part_of_a_phrase_is_true_of_its_region():
     assert said >= {"colour", "place", "size", "number", "relation", "extreme", "end"}
 
 
+def test_a_sentence_says_the_of_the_only_region_of_a_concept_and_one_of_the_of_several():
+    relation = re.compile(r"(\S.*) is (?:next to|to the (?:left|right) of) (.*)\.")
+    found = {True: 0, False: 0}
+    for seed in SEEDS:
+        row = draw_scene(seed)
+        text = describe_row(row, find_facts(row), np.random.default_rng(seed))["description"]
+        for sentence in text.split(". "):
+            nouns = relation.fullmatch(sentence.rstrip(".") + ".")
+            for noun in nouns.groups() if nouns else ():
+                concept = next(name for name in CONCEPTS if noun.endswith((name, pluralize(name))))
+                is_only = row["concepts"].count(concept) == 1
+                found[is_only] += 1
+                assert noun.lower() == (f"the {concept}" if is_only else f"one of the {pluralize(concept)}")
+    assert min(found.values()) > 20
+
+
 def refers_to(row, parts, s) -> bool:
     """Return whether region s fits the parts of a phrase, by what was drawn."""
     if parts["colour"] and row["colours"][s] != parts["colour"]:
