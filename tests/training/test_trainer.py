@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from PIL import Image
 from refusals import refuses
 from runs import EVERY_COLUMN, ServedScores, check_equal_weights, list_losses
@@ -23,6 +23,7 @@ from geoalign_hf.data.training_dataset import EpochSampler
 from geoalign_hf.evaluation.classification import RegionClassificationEvaluator
 from geoalign_hf.losses.objective import PRESETS, LossWeights, compute_losses
 from geoalign_hf.training.checkpoints import find_newest_checkpoint
+from geoalign_hf.training.inputs import count_cut_texts
 from geoalign_hf.training.step import encode_batch
 from geoalign_hf.training.trainer import GeoAlignTrainer
 
@@ -253,6 +254,25 @@ def test_long_texts_that_are_cut_are_counted(start, toy_rows, tmp_path, caplog):
     start(train_rows=build_rows(long_rows), num_train_epochs=1).train()
     assert "8 texts in 'description' are longer than the text tower (77 tokens)" in caplog.text
     assert json.loads((tmp_path / "args.json").read_text())["num_cut_texts"] == {"description": 8}
+
+
+@pytest.mark.parametrize(
+    ("column", "term"),
+    [
+        ("captions", "scene"),
+        ("description", "description"),
+        ("phrases", "region"),
+        ("concepts", "concept"),
+        ("hard_negatives", "hard_negative"),
+    ],
+)
+def test_long_texts_of_every_column_that_is_trained_on_are_counted(built, column, term):
+    text = "a ship " * 60
+    row = {"captions": [text], "description": text, "phrases": [text], "concepts": [text.strip()]}
+    rows = Dataset.from_list([row | {"hard_negatives": [[text, "a ship"]]}] * 2)
+    weights = LossWeights(**dict.fromkeys(LossWeights.__dataclass_fields__, 0.0) | {term: 1.0})
+    counts = count_cut_texts(rows, built[1].tokenizer, weights, ["{} from above"])
+    assert counts[column] == 1
 
 
 # Refusals
