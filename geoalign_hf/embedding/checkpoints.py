@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 from transformers import AutoModel, AutoProcessor
 
 T = TypeVar("T")
+PEFT_ONLY = ("PeftModel", "get_peft_model")  # in errors about adapters that only PEFT itself can load
 
 
 def load_model(name: str, **options) -> Any:  # of the class that the config names
@@ -49,7 +50,11 @@ def _load(name: str, load: Callable[[], T]) -> T:
         raise ValueError(f"{name} needs a package that is missing: {error}") from error
     except Exception as error:
         found = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise ValueError(
-            f"{name} cannot be loaded ({found:.500}). A file in it is damaged, or of another model. Save or "
-            "download it again."
-        ) from error
+        if any(word in found for word in PEFT_ONLY):
+            advice = (
+                "Save what PeftModel.from_pretrained(base_model, adapter).merge_and_unload() returns, and "
+                "load that."
+            )
+        else:
+            advice = "A file in it is damaged, or of another model. Save or download it again."
+        raise ValueError(f"{name} cannot be loaded ({found:.500}). {advice}") from error

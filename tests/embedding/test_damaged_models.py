@@ -93,3 +93,16 @@ def test_a_model_that_needs_a_missing_package_is_refused(copy):
     (copy / "config.json").write_text(json.dumps(content))
     with pytest.raises((ValueError, ModuleNotFoundError), match="bitsandbytes"):
         load_model(str(copy))
+
+
+@pytest.mark.parametrize("config", [{"use_dora": True}, {"peft_type": "VERA"}])
+def test_an_adapter_that_transformers_cannot_load_is_refused_with_the_remedy(folder, tmp_path, config):
+    from peft import LoraConfig, VeraConfig, get_peft_model
+
+    kind = VeraConfig if "peft_type" in config else LoraConfig
+    options = {} if "peft_type" in config else config
+    adapted = get_peft_model(load_model(str(folder)), kind(target_modules=["q_proj"], **options))
+    adapted.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ValueError, match="adapter.*PeftModel.from_pretrained.*merge_and_unload") as caught:
+        load_model(str(tmp_path / "adapter"))
+    assert "damaged" not in str(caught.value)
