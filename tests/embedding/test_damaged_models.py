@@ -35,6 +35,44 @@ def test_a_file_that_holds_something_else_is_refused(copy, name, content):
     assert "\n\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("model_max_length", ["x", "77", -1, 0, 2, 77.5, True, [77]]),
+        ("model_input_names", [["x"], [], "x", "input_ids", None]),
+        ("pad_token", [None, 5]),
+        ("eos_token", [None, []]),
+    ],
+)
+def test_settings_of_the_tokenizer_that_cannot_be_used_are_refused(copy, key, values):
+    for value in values:
+        edit(copy / "tokenizer_config.json", lambda content, value=value: content.update({key: value}))
+        with pytest.raises(ValueError, match=f"{copy}.*({key}|TypeError)"):
+            load_processor(str(copy))
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        (
+            "size",
+            [None, {"height": "x", "width": 64}, {"height": -1, "width": -1}, {"height": 64.5, "width": 64}],
+        ),
+        ("image_std", [[0, 0, 0], [1, 1, float("nan")], None, "x", ["a", 1, 1]]),
+        ("image_mean", [[0, 0, float("inf")], None, "x"]),
+        ("rescale_factor", [0, "x", float("nan"), None]),
+    ],
+)
+def test_settings_of_the_image_processor_that_cannot_be_used_are_refused(copy, key, values):
+    for value in values:
+        edit(
+            copy / "processor_config.json",
+            lambda content, value=value: content["image_processor"].update({key: value}),
+        )
+        with pytest.raises(ValueError, match=f"{copy}.*{key}"):
+            load_processor(str(copy))
+
+
 def test_a_config_that_is_no_object_cannot_start_a_training(copy):
     for content in (b"null", b"5", b"[" * 100_000):
         (copy / "config.json").write_bytes(content)
@@ -42,10 +80,14 @@ def test_a_config_that_is_no_object_cannot_start_a_training(copy):
             load_start(str(copy))
 
 
+def edit(path, change):
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
 def edit_config(copy, tower, **values):
-    content = json.loads((copy / "config.json").read_text())
-    content[tower] |= values
-    (copy / "config.json").write_text(json.dumps(content))
+    edit(copy / "config.json", lambda content: content[tower].update(values))
 
 
 @pytest.mark.parametrize("number", [1, 3])
