@@ -2,9 +2,12 @@
 
 import math
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 from transformers import AutoModel, AutoProcessor
+
+from ..storage import list_weight_files
 
 T = TypeVar("T")
 SHORTEST = 3  # tokens of a text of one word
@@ -22,6 +25,8 @@ def load_model(name: str, **options) -> Any:  # of the class that the config nam
         ValueError: if a file is damaged or of another kind, or the weights are not those of the config.
             transformers would replace missing weights by random ones.
     """
+    if Path(name).is_dir():
+        list_weight_files(name)  # transformers follows an index out of the folder
     model, report = _load(name, lambda: AutoModel.from_pretrained(name, output_loading_info=True, **options))
     for kind in ("missing", "unexpected"):
         keys = sorted(key for key in report[f"{kind}_keys"] if not key.endswith("position_ids"))

@@ -8,6 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from geoalign_hf.embedding.checkpoints import load_model, load_processor
+from geoalign_hf.hub.push import check_folder
+from geoalign_hf.training.checkpoints import read_weights
 from geoalign_hf.training.start import load_start
 
 HTML = b"<!DOCTYPE html><html><body>503 Service Unavailable</body></html>"
@@ -121,6 +123,33 @@ def test_weights_that_do_not_fit_are_refused(copy, change):
     save_file(weights, copy / "model.safetensors", {"format": "pt"})
     with pytest.raises(ValueError, match="copy"):
         load_model(str(copy))
+
+
+@pytest.mark.parametrize(
+    "name", ["../stray.safetensors", "{}/stray.safetensors", "none.safetensors", "a/b.safetensors", "x.bin",
+             ".", "", 5, None, "a\0b"],
+)  # fmt: skip
+def test_an_index_of_other_files_than_those_beside_it_is_refused(copy, model, name):
+    (copy / "model.safetensors").rename(copy.parent / "stray.safetensors")
+    model.save_pretrained(copy, max_shard_size="200KB")
+    index = copy / "model.safetensors.index.json"
+    name = name.format(copy.parent) if isinstance(name, str) else name
+
+    def change(content):
+        content["weight_map"][next(iter(content["weight_map"]))] = name
+
+    edit(index, change)
+    for use in (lambda: load_model(str(copy)), lambda: check_folder(copy), lambda: read_weights(copy)):
+        with pytest.raises(ValueError, match="model.safetensors.index.json names|incomplete"):
+            use()
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", "null", '{"weight_map": null}', '{"weight_map": [1]}', "x"])
+def test_an_index_that_is_not_one_is_refused(copy, content):
+    (copy / "model.safetensors.index.json").write_text(content)
+    for use in (lambda: load_model(str(copy)), lambda: check_folder(copy), lambda: read_weights(copy)):
+        with pytest.raises(ValueError, match="model.safetensors.index.json"):
+            use()
 
 
 def test_a_stock_clip_and_our_own_model_load(folder, clip_folder):
