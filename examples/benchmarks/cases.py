@@ -158,6 +158,23 @@ def rank(num: int, device: str) -> Pair:
     return Pair(lambda: [torch.from_numpy(rank_ours())], lambda: [torch.from_numpy(sort())], 0)
 
 
+def rank_product(num: int, device: str) -> Pair:
+    """Multiply queries and candidates, and rank the own candidate of each. The peer only multiplies."""
+    random = np.random.default_rng(0)
+    left, right = random.normal(size=(2, num, WIDTH)).astype(np.float32)
+    own = [[i] for i in range(num)]
+
+    def multiply() -> np.ndarray:
+        return left @ right.T
+
+    def rank_ours() -> list[torch.Tensor]:
+        scores = multiply()
+        rank_own(scores, own)
+        return [torch.from_numpy(scores.diagonal().copy())]
+
+    return Pair(rank_ours, lambda: [torch.from_numpy(multiply().diagonal().copy())], 0)
+
+
 def name_images(num: int, device: str) -> Pair:
     """Name pictures among 16 concepts by the stock pipeline. The peer does it without cached texts."""
     torch.manual_seed(0)
