@@ -253,10 +253,11 @@ def test_a_box_that_is_not_a_box_of_its_image_is_refused_by_every_source(built, 
             embed([row | {"boxes": []}, row], source)
 
 
-def test_a_model_of_nan_embeds_nothing(model, processor, rows):
+@pytest.mark.parametrize("value", [0.0, float("nan")])
+def test_a_model_of_zeros_or_nan_embeds_nothing(model, processor, rows, value):
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.fill_(float("nan"))
+            parameter.fill_(value)
     embedder = Embedder(model, processor)
     for embed in (
         lambda: embedder.embed_images([rows[0]["image"]]),
@@ -265,7 +266,7 @@ def test_a_model_of_nan_embeds_nothing(model, processor, rows):
         lambda: embedder.embed_regions(rows),
         lambda: embedder.embed_rows([rows[0]]),
     ):
-        with refuses("NaN", "number 0"):
+        with refuses("zero, NaN or infinite"):
             embed()
 
 

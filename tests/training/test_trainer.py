@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset, DatasetDict
 from PIL import Image
 from refusals import refuses
-from runs import EVERY_COLUMN, ServedScores, check_equal_weights, list_losses
+from runs import EVERY_COLUMN, ServedScores, build_trainer, check_equal_weights, list_losses
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModel, EarlyStoppingCallback, TrainerCallback, TrainingArguments
@@ -276,6 +276,15 @@ def test_long_texts_of_every_column_that_is_trained_on_are_counted(built, column
 
 
 # Refusals
+
+
+def test_a_tokenizer_that_does_not_fit_the_text_tower_is_refused(model, processor, rows, tmp_path):
+    longer, further = copy.deepcopy(processor), copy.deepcopy(processor)
+    longer.tokenizer.model_max_length = 10**9
+    further.tokenizer.add_special_tokens({"pad_token": "<more>"})
+    for other, fact in ((longer, "77 positions"), (further, "<more>")):
+        with refuses(fact):
+            build_trainer(model, other, rows, tmp_path)
 
 
 def test_rows_with_no_data_for_any_term_and_streamed_rows_are_refused(start, toy_rows, rows):
