@@ -131,7 +131,7 @@ def test_every_row_of_a_table_is_a_score_that_was_measured(text, metrics):
     found = [line for line in results.splitlines() if re.search(r"\d \|$", line)]
     assert found == expected
     assert results.count("| concept | score | count |\n| --- | --- | --- |\n") == 3
-    assert results.count("| kind | score | count |") == results.count("| subject | score | number |") == 1
+    assert results.count("| kind | score | count |") == results.count("| subject | score | count |") == 1
 
 
 def test_every_protocol_is_told_whole(text, metrics):
