@@ -198,9 +198,12 @@ def sample_to_row(sample: Mapping) -> dict:
     return {**sample, "image": np.moveaxis(image, 0, -1), "boxes": boxes}
 
 
-def is_plain(content: bytes) -> bool:
+def is_plain(content: bytes | str | Path) -> bool:
     """Whether an image file has 8 bits per band or fewer, in bands that PIL reads as they are meant."""
-    header = read_header(io.BytesIO(content), "the image", max_pixels=sys.maxsize)
+    source, name = (
+        (io.BytesIO(content), "the image") if isinstance(content, bytes) else (content, str(content))
+    )
+    header = read_header(source, name, max_pixels=sys.maxsize)
     return header.bits <= 8 and header.problem is None
 
 

@@ -200,3 +200,30 @@ def write_json(path: str | Path, content: dict) -> None:
         ValueError: If a number in it is NaN or infinite.
     """
     write_text(path, json.dumps(content, indent=2, allow_nan=False))
+
+
+def list_weight_files(folder: str | Path, must_exist: bool = True) -> list[Path]:
+    """List the files of the weights of a saved model: those that its index names, or else the only one.
+
+    Args:
+        folder: Folder of the model.
+        must_exist: Whether to refuse an index that names missing files.
+
+    Raises:
+        ValueError: If the index is not one, or names a file that is missing or outside the folder.
+    """
+    index = Path(folder) / "model.safetensors.index.json"
+    if not index.exists():
+        return [Path(folder) / "model.safetensors"]
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise ValueError(f"{index} has the weight_map {names!r:.80}; expected a file for each weight.")
+    files = set(names.values()) if all(isinstance(name, str) for name in names.values()) else {None}
+    for name in files:
+        if not name or Path(name).name != name or not name.endswith(".safetensors"):
+            found = next(one for one in names.values() if one == name or not isinstance(one, str))
+            raise ValueError(f"{index} names {found!r:.100}; expected .safetensors files beside it.")
+    missing = sorted(name for name in files if not (Path(folder) / name).is_file())
+    if must_exist and missing:
+        raise ValueError(f"{index} names {missing}, which are missing beside it. Save the model again.")
+    return [Path(folder) / name for name in sorted(files)]

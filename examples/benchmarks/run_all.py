@@ -7,7 +7,7 @@ Ours and the peer's take turns, so that other work on the machine slows both. A 
 results differ. Prints and writes one Markdown table and one JSON file: for each case the ratio of peer to
 ours in process CPU time (on CUDA: wall time) at the largest size, the median and half the range of both, the
 exponent of the growth over the sizes, and what limits the case. Needs open_clip (`pip install --no-deps
-open_clip_torch`), but no network.
+open_clip_torch`) and onnxruntime, but no network.
 """
 
 import argparse
@@ -17,12 +17,14 @@ from pathlib import Path
 from statistics import median
 
 import cases
+import cases_inference
 import torch
 from measure import compare, synchronize
 from throughput import measure_decoding, measure_training
 
 MEMORY = "memory bandwidth"
-TITLES = {  # function of cases.py: (what is done, unit of the size, sizes on a CPU, sizes on a GPU, limit)
+# Function of cases.py or cases_inference.py: (what is done, unit, sizes on a CPU, sizes on a GPU, limit).
+TITLES = {
     "prepare_images": ("prepare images in memory", "images", (4, 8, 16, 32), (32, 64, 128, 256), MEMORY),
     "prepare_files": ("prepare JPEG files", "images", (4, 8, 16, 32), (32, 64, 128, 256), "decoding"),
     "resample_masks": ("resample masks", "masks", (4, 8, 16, 32), (16, 32, 64, 128), MEMORY),
@@ -30,8 +32,19 @@ TITLES = {  # function of cases.py: (what is done, unit of the size, sizes on a 
     "encode_texts": ("texts of a step, with gradients", "images", (2, 4, 8, 16), (16, 32, 64, 128), "FLOPs"),
     "contrast": ("contrastive loss", "rows", (512, 1024, 2048, 4096), (2048, 4096, 8192, 16384), "FLOPs"),
     "step": ("training step, preset fg_clip", "images", (2, 4, 8, 16), (16, 32, 64, 128), "FLOPs"),
+    "step_default": ("training step, default objective", "images", (2, 4, 8, 16), (16, 32, 64, 128), "FLOPs"),
     "accumulate": ("cached accumulation", "images", (8, 12, 16, 24), (16, 32, 64, 128), "FLOPs"),
     "name_images": ("zero-shot, stock pipeline", "images", (4, 8, 16, 32), (16, 32, 64, 128), "FLOPs"),
+    "pool_or_crop": ("images and 8 regions, with gradients", "images", (1, 2, 4, 8), (4, 8, 16, 32), "FLOPs"),
+    "embed_bfloat16": ("embed images, bfloat16", "images", (1, 2, 4, 8), (16, 32, 64, 128), "FLOPs"),
+    "embed_int8": ("embed images, int8 in ONNX Runtime", "images", (1, 2, 4, 8), (1, 2, 4, 8), "FLOPs"),
+    "rank_product": (
+        "retrieval ranks and the product",
+        "queries",
+        (512, 1024, 2048, 4096),
+        (1024, 2048, 4096, 8192),
+        "FLOPs",
+    ),
     "rank": ("retrieval ranks", "queries", (256, 512, 1024, 2048), (1024, 2048, 4096, 8192), MEMORY),
 }
 
@@ -50,7 +63,8 @@ def measure_pair(name: str, size: int, device: str, rounds: int) -> dict:
     Raises:
         SystemExit: if their results differ by more than the tolerance of the case.
     """
-    ours, peer, tolerance = getattr(cases, name)(size, device)
+    module = cases if hasattr(cases, name) else cases_inference
+    ours, peer, tolerance = getattr(module, name)(size, device)
     found, expected = ours(), peer()
     arrays = ([part.detach().cpu().numpy() for part in parts] for parts in (found, expected))
     difference = compare(*arrays)  # relative to the largest value

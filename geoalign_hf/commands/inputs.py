@@ -158,8 +158,9 @@ def load_model(name: str) -> tuple[torch.nn.Module, ProcessorMixin]:
             of the model is damaged.
     """
     check_model_exists(name)
-    model = checkpoints.load_model(name).to(PartialState().device)
-    return model, checkpoints.load_processor(name)
+    model, processor = checkpoints.load_model(name), checkpoints.load_processor(name)
+    checkpoints.check_tokens(processor.tokenizer, model)
+    return model.to(PartialState().device), processor
 
 
 def load_rows(

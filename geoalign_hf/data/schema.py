@@ -192,8 +192,8 @@ def _encode_image(image: PIL.Image.Image) -> PIL.Image.Image | dict:
 def write_rows(rows: Iterable[dict], path: Path) -> None:
     """Write rows as one Parquet file, atomically. The same rows give the same bytes.
 
-    Rows are written in groups of about `MOST_GROUP_BYTES`. Memory does not grow with the file, and Arrow's
-    limit of 2 GiB per column applies to one group only.
+    Rows are written in groups of at most `MOST_GROUP_BYTES`; a larger image has a group of its own. Memory
+    does not grow with the file, and Arrow's limit of 2 GiB per column applies to one group only.
 
     Args:
         rows: Rows as `build_rows` takes them, with images as `{"bytes": ..., "path": ...}`. There may be no
@@ -204,11 +204,12 @@ def write_rows(rows: Iterable[dict], path: Path) -> None:
     group, num_bytes = [], 0
     with atomic_file(path) as file, ParquetWriter(file, schema) as writer:
         for i, row in enumerate(rows):
-            group.append(_check_row(i, row))
-            num_bytes += len(row["image"]["bytes"])
-            if num_bytes >= MOST_GROUP_BYTES or len(group) == MOST_GROUP_ROWS:
+            size = len(row["image"]["bytes"])
+            if group and (num_bytes + size > MOST_GROUP_BYTES or len(group) == MOST_GROUP_ROWS):
                 writer.write_table(Table.from_pylist(group, schema))
                 group, num_bytes = [], 0
+            group.append(_check_row(i, row))
+            num_bytes += size
         if group:
             writer.write_table(Table.from_pylist(group, schema))
 

@@ -190,7 +190,8 @@ def _build_locked(config: BuildConfig, image_options: ImageOptions, output: Path
     rows = read_sources(selection.present, report, counts) if selection else _read_source(config, report)
     shutil.rmtree(work / "plan", ignore_errors=True)
     most_bytes = config.shard_megabytes * 1_000_000
-    plan = plan_shards(rows, work / "plan", config.images_per_shard, most_bytes)
+    has_bands = image_options.bands is not None
+    plan = plan_shards(rows, work / "plan", config.images_per_shard, most_bytes, has_bands)
     _check_same_build(config, image_options, plan)
     if (output / "report.jsonl").exists():
         logger.warning(f"{output} is complete. Nothing is left to do.")

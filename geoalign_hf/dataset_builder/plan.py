@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..data.tiling import list_tiles
-from ..images import read_size
+from ..images import is_plain, read_size
 
 MOST_IMAGE_BYTES = 2**31 - 1  # Arrow stores at most so many bytes in one value
 
@@ -36,6 +36,7 @@ def plan_shards(
     folder: Path,
     most_images: int,
     most_bytes: int,
+    has_bands: bool = False,
 ) -> Plan:
     """Divide rows into shards and write the rows of each shard to a file.
 
@@ -45,6 +46,7 @@ def plan_shards(
         folder: Folder of the files; it must not exist.
         most_images: Maximum number of source images per shard.
         most_bytes: Maximum size of a shard's images. A larger image has a shard of its own.
+        has_bands: Whether bands of the images are chosen, so that no row holds the file itself.
 
     Returns:
         The plan.
@@ -56,7 +58,7 @@ def plan_shards(
     digest, vocabulary = hashlib.sha256(), set()
     index, num_images, num_bytes, file = -1, 0, 0, None
     for i, row in enumerate(rows):
-        size = estimate_bytes(row["image"], row.get("tile"))
+        size = estimate_bytes(row["image"], row.get("tile"), has_bands)
         if file is None or num_images == most_images or num_bytes + size > most_bytes:
             if file:
                 file.close()
@@ -86,18 +88,22 @@ def read_shard_rows(folder: Path, index: int) -> Iterator[tuple[int, dict]]:
             yield number, row
 
 
-def estimate_bytes(path: str, tiles: tuple[int, int] | None) -> int:
-    """Estimate the bytes that an image takes in a shard: those of its file, or of its uncompressed tiles.
+def estimate_bytes(path: str, tiles: tuple[int, int] | None, has_bands: bool = False) -> int:
+    """Estimate the bytes that an image takes in a shard, from above.
+
+    They are those of its file or, if the row holds other pixels than the file, those of uncompressed RGB:
+    tiles, chosen bands, and images that are scaled to 8 bits.
 
     Raises:
-        ValueError: If the file is too large for one row.
+        ValueError: If the image may be too large for one row.
     """
-    if tiles:
-        side, overlap = tiles
-        windows = list_tiles(read_size(path), side, overlap)
-        if len(windows) > 1:
-            return sum(3 * (x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in windows)
-    num_bytes = Path(path).stat().st_size
+    windows = list_tiles(read_size(path), *tiles) if tiles else []
+    if len(windows) > 1:
+        return sum(3 * (x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in windows)
+    num_bytes, kind = Path(path).stat().st_size, "bytes"
+    if has_bands or not is_plain(path):
+        width, height = read_size(path)
+        num_bytes, kind = 3 * width * height, "bytes as 8-bit RGB"
     if num_bytes > MOST_IMAGE_BYTES:
-        raise ValueError(f"{path} has {num_bytes:,} bytes; a row holds at most 2 GiB. Cut it with --tile.")
+        raise ValueError(f"{path} has {num_bytes:,} {kind}; a row holds at most 2 GiB. Cut it with --tile.")
     return num_bytes

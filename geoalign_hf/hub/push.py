@@ -32,7 +32,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.utils import logging
 
 from ..options import option
-from ..storage import lock_folder, read_json, read_text
+from ..storage import list_weight_files, lock_folder, read_json, read_text
 from .cards import UNNAMED, UNNAMED_BASE, has_protocol, make_card
 
 logger = logging.get_logger(__name__)
@@ -192,9 +192,7 @@ def check_folder(folder: Path) -> str:
         named = [*config.get("auto_map", {}).values()]
         named += [task["impl"] for task in config.get("custom_pipelines", {}).values()]
         needed += list_code(folder, {f"{name.split('.')[0]}.py" for name in named})
-        index = folder / "model.safetensors.index.json"
-        shards = read_json(index)["weight_map"].values() if index.exists() else ()
-        needed += set(shards) or {"model.safetensors"}
+        needed += [file.name for file in list_weight_files(folder, must_exist=False)]
     missing = [name for name in needed if not (folder / name).exists()]
     if kind == "dataset" and not list(folder.glob("data/*.parquet")):
         missing.append("data/*.parquet")

@@ -40,9 +40,29 @@ class GeoAlignCLIPOutput(CLIPOutput):
     pooler_output: torch.Tensor | None = None
 
 
-def normalize_features(output: Any) -> torch.Tensor:
-    """Return the pooled features of an output of a tower as unit vectors."""
-    return nn.functional.normalize(output.pooler_output, dim=-1)
+def normalize_features(output: Any, mask: torch.Tensor | None = None, check: bool = False) -> torch.Tensor:
+    """Return the pooled features of an output of a tower as unit vectors.
+
+    Args:
+        output: output of a tower.
+        mask: True for real features, as in `region_mask`; others may be zero. None means that all are real.
+        check: whether to refuse features without a direction. Compiled and exported models do not.
+
+    Raises:
+        ValueError: if such features are zero, NaN or infinite.
+    """
+    embeds = nn.functional.normalize(output.pooler_output, dim=-1)
+    if not check or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return embeds
+    is_wrong = ~((embeds.detach().float().norm(dim=-1) - 1).abs() < 0.05)  # true for NaN
+    if mask is not None:
+        is_wrong &= mask.to(is_wrong.device).bool()
+    if is_wrong.any():
+        raise ValueError(
+            f"the features at {is_wrong.nonzero()[0].tolist()} are zero, NaN or infinite, so they have no "
+            "direction. Look for zeros and NaN in the weights of the model, and for NaN in this input."
+        )
+    return embeds
 
 
 def check_names(unnamed) -> None:

@@ -189,7 +189,7 @@ class GeoAlignCLIPModel(StrictAdapterMixin, CLIPModel):
         Returns:
             (B, D), unit vectors.
         """
-        return normalize_features(self.get_image_features(pixel_values, interpolate_pos_encoding))
+        return normalize_features(self.get_image_features(pixel_values, interpolate_pos_encoding), check=True)
 
     @can_return_tuple
     def get_region_features(
@@ -245,7 +245,8 @@ class GeoAlignCLIPModel(StrictAdapterMixin, CLIPModel):
             (B, R, D), unit vectors; zeros for padding.
         """
         options: dict[str, Any] = {**kwargs, "return_dict": True}
-        return normalize_features(self.get_region_features(pixel_values, region_boxes, **options))
+        features = self.get_region_features(pixel_values, region_boxes, **options)
+        return normalize_features(features, options.get("region_mask"), check=True)
 
     def _pool(self, features: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         # The projection is linear: projecting R pooled vectors equals pooling h * w projected vectors.
@@ -262,7 +263,7 @@ class GeoAlignCLIPModel(StrictAdapterMixin, CLIPModel):
             (N, D), unit vectors.
         """
         features = self.get_text_features(input_ids, attention_mask=attention_mask)
-        return normalize_features(features)
+        return normalize_features(features, check=True)
 
     def _encode_packed(self, input_ids: torch.Tensor, text_ids: torch.Tensor, **kwargs):
         """Run the text tower on texts that share rows. `pooler_output` has one row per text, (N, D)."""
@@ -346,9 +347,8 @@ class GeoAlignCLIPModel(StrictAdapterMixin, CLIPModel):
         has_regions = any(form is not None for form in regions)
         check_arguments(kwargs, inputs_embeds, input_ids, pixel_values, has_regions, return_loss)
         options: dict[str, Any] = {**kwargs, "return_dict": True}
-        vision_output = text_output = image_embeds = region_embeds = text_embeds = None
-        logits_per_image = logits_per_text = logits_per_region = pooler_output = loss = None
-        logit_scale = region_logit_scale = None
+        vision_output = text_output = image_embeds = region_embeds = text_embeds = region_logit_scale = None
+        logits_per_image = logits_per_text = logits_per_region = pooler_output = loss = logit_scale = None
         if pixel_values is not None:
             if has_regions:
                 grid = self._grid(pixel_values)

@@ -165,7 +165,7 @@ class GeoAlignCLIPProcessor(ProcessorMixin):
                     f"templates[{t}] = {template!r} must have one {{}} for the concept. Write one into it."
                 )
         texts = [template.replace("{}", concept) for concept in concepts for template in templates]
-        tokens = self.tokenizer(texts, padding=True, return_tensors="pt")
+        tokens = self.tokenizer(texts, padding=True, return_tensors="pt", return_attention_mask=True)
         shape = (len(concepts), len(templates), -1)
         return BatchFeature({key: tokens[key].view(shape) for key in ("input_ids", "attention_mask")})
 

@@ -4,20 +4,21 @@ import math
 from typing import Any
 
 from .base import bound_points, turn_box
-from .files import parse_flag, parse_numbers
+from .files import parse_flag, parse_numbers, spell_flag
 
 # Of detectron2: how the numbers of `bbox` are meant. Modes with _REL are fractions of the image.
 BBOX_MODES = {0: "XYXY_ABS", 1: "XYWH_ABS", 2: "XYXY_REL", 3: "XYWH_REL"}
 MODE_FIELDS = ("bbox_mode", "box_mode", "bbox_format", "box_format", "bbox_type")
 MODE_ALIASES = {"XYWH": "XYWH_ABS", "COCO": "XYWH_ABS", "XYXY": "XYXY_ABS", "PASCAL_VOC": "XYXY_ABS"}
-# Flags of annotations that are not one region: the concept is in the image, but the box is not usable.
-GROUP_FLAGS = ("iscrowd", "isgroup", "is_group", "isgroupof", "ignore")
-DIFFICULT_FLAGS = ("difficult", "occluded")
+# Flags as `spell_flag` spells them. Those of a group mark annotations that are not one region: the concept is
+# in the image, but the box is not usable.
+GROUP_FLAGS = ("iscrowd", "crowd", "isgroup", "isgroupof", "ignore", "ignored", "isignored")
+DIFFICULT_FLAGS = ("difficult", "isdifficult", "occluded", "isoccluded")
 ANGLES = ("rotation", "angle", "theta", "rotation_angle")
 
 
 def find_flag(annotation: dict, names: tuple[str, ...]) -> str | None:
-    """Return the first of these flags that an annotation sets, in any case, also in its `attributes`.
+    """Return the first of these flags that an annotation sets, however spelled, also in its `attributes`.
 
     Raises:
         ValueError: If a flag is neither true nor false.
@@ -27,7 +28,7 @@ def find_flag(annotation: dict, names: tuple[str, ...]) -> str | None:
         'occluded'
     """
     for key, value in _list_fields(annotation):
-        if key.lower() in names and value is not None:
+        if spell_flag(key) in names and value is not None:
             flag = parse_flag(value)
             if flag is None:
                 raise ValueError(f"has {key} {value!r:.50}; a flag is 0, 1, true or false.")

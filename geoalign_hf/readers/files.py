@@ -364,3 +364,13 @@ def parse_flag(value: object) -> bool | None:
         [True, False, True, True, None, None]
     """
     return FLAGS.get(str(value).strip().lower())
+
+
+def spell_flag(name: str) -> str:
+    """Spell the name of a flag in one way.
+
+    Example:
+        >>> {spell_flag(name) for name in ("iscrowd", "isCrowd", "is_crowd", "Is-Crowd")}
+        {'iscrowd'}
+    """
+    return "".join(filter(str.isalnum, name.lower()))

@@ -7,7 +7,8 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from .base import Annotation, bound_points, check_rows, make_row, turn_box
-from .files import list_files, pair_images, parse_flag, parse_numbers, read_bytes
+from .coco_regions import GROUP_FLAGS
+from .files import list_files, pair_images, parse_flag, parse_numbers, read_bytes, spell_flag
 from .skipped import SkipReport
 
 EDGES = ("xmin", "ymin", "xmax", "ymax")
@@ -20,8 +21,8 @@ HRSC_EDGES = tuple(f"box_{name}" for name in EDGES)
 HRSC_TURNED = ("mbox_cx", "mbox_cy", "mbox_w", "mbox_h", "mbox_ang")
 # Elements of the root that may have content in a file without objects.
 ROOT_FIELDS = {"source", "owner", "size", "object", "objects", "research", "annotator", "imagesize"}
-GROUP_FLAGS = ("ignore", "iscrowd", "crowd")  # the concept is in the image, but the box is not one region
 SHAPES = ("robndbox", "bndbox", "points", "polygon")  # an oriented box is preferred to the box around it
+OTHER_SHAPE = re.compile(r".*(box|obb|rect|quad|polygon|points|corner|contour|mask|segment|ellipse).*")
 
 
 @check_rows
@@ -78,16 +79,14 @@ def read_voc(
                     report.skip("deleted", f"{place} is marked as deleted.")
                     continue
                 name, numbers = parse_object(node)
-                if flag := next(filter(lambda name: _find_flag(node, name), GROUP_FLAGS), None):
+                if flag := _find_any_flag(node, GROUP_FLAGS):
                     report.skip("ignored", f"{place} has the flag {flag}, so it is no single region.")
                     unboxed.append(name)
                 else:
-                    for part in node.findall("part"):
-                        report.skip(
-                            "part", f"{place} has the part {part.findtext('name')!r}, which is not read."
-                        )
+                    for kind, found in _list_unread(node):
+                        report.skip(kind, f"{place} has the {kind} {found!r}, which is not read.")
                     kind = "box" if len(numbers) == 4 else "quad"
-                    flag = bool(_find_flag(node, "difficult"))
+                    flag = bool(_find_any_flag(node, ("difficult", "isdifficult")))
                     regions.append(Annotation(f"{place}: {kind}", name, numbers, flag))
             except ValueError as error:
                 report.refuse("bad region", f"{place} {error} Correct or remove it.", error)
@@ -165,6 +164,23 @@ def _find_flag(node: ElementTree.Element, name: str) -> bool | None:
     if flag is None:
         raise ValueError(f"has <{name}> {text!r}; a flag is 0, 1, true or false.")
     return flag
+
+
+def _find_any_flag(node: ElementTree.Element, names: tuple[str, ...]) -> str | None:
+    """Return the first of these flags that a node sets, however it is spelled."""
+    tags = (child.tag for child in node if spell_flag(child.tag) in names)
+    return next((tag for tag in tags if _find_flag(node, tag)), None)
+
+
+def _list_unread(node: ElementTree.Element) -> Iterator[tuple[str, str]]:
+    """List the parts of an object, and what seems to be a shape that is not known, each with its kind."""
+    for child in node if node.tag == "object" else ():
+        if child.tag == "part":
+            yield "part", (child.findtext("name") or "").strip()
+        elif (
+            child.tag not in SHAPES and OTHER_SHAPE.fullmatch(child.tag) and "".join(child.itertext()).strip()
+        ):
+            yield "other shape", child.tag
 
 
 def _parse_size(root: ElementTree.Element) -> tuple[float, float] | None:

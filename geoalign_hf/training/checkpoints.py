@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from ..storage import atomic_folder, name_partial, no_progress_bars, read_json, write_json
+from ..storage import atomic_folder, list_weight_files, name_partial, no_progress_bars, read_json, write_json
 
 STATE = "state"
 MANIFEST = f"{STATE}/manifest.json"
@@ -262,11 +262,8 @@ def _put_in_tensors(value, file):
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     """Read the weights of a saved model, or those that a checkpoint keeps beside it."""
     own = folder / STATE / "weights.safetensors"
-    index = folder / "model.safetensors.index.json"
-    if own.exists():
-        return load_file(own)
-    names = set(read_json(index)["weight_map"].values()) if index.exists() else {"model.safetensors"}
-    return {name: tensor for file in sorted(names) for name, tensor in load_file(folder / file).items()}
+    files = [own] if own.exists() else list_weight_files(folder)
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}
 
 
 def get_random_state() -> dict:

@@ -1,6 +1,6 @@
 """Preparation of a run: data set and collator, terms without data, and the metric of the best model."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from datasets import Dataset, DatasetDict
@@ -105,24 +105,37 @@ def _has_content(cell) -> bool:
     return any(map(_has_content, cell)) if isinstance(cell, list) else cell not in (None, "")
 
 
-def count_cut_texts(rows, tokenizer, loss_weights: LossWeights) -> dict[str, int]:
+def count_cut_texts(rows, tokenizer, loss_weights: LossWeights, templates: Sequence[str]) -> dict[str, int]:
     """Count the texts of the rows that are longer than the text tower and lose their ends in training.
 
     Returns:
-        The number of different texts that are cut, by column. Columns without such texts are not listed.
+        The number of different texts that are cut, by column. Columns without such texts are not listed. A
+        concept is counted once if any of its templates is cut.
     """
     columns = {"caption": "captions", "description": "description", "phrase": "phrases"}
+    columns |= {"concept": "concepts", "negative": "hard_negatives"}
     longest, counts = tokenizer.model_max_length, {}
     for kind, column in columns.items():
         if kind not in loss_weights.text_kinds or column not in rows.column_names:
             continue
-        cells = (cell if isinstance(cell, list) else [cell] for cell in rows[column])
+        texts = {text for cell in rows[column] for text in _list_texts(cell)}
+        if kind == "concept":
+            texts = {max((template.format(text) for template in templates), key=len) for text in texts}
         # A token has at least one character, so that only long texts need the tokenizer.
-        long_texts = list({text for texts in cells for text in texts if text and len(text) > longest - 2})
+        long_texts = [text for text in texts if len(text) > longest - 2]
         lengths = map(len, tokenizer(long_texts, verbose=False)["input_ids"]) if long_texts else ()
         if number := sum(length > longest for length in lengths):
             counts[column] = number
     return counts
+
+
+def _list_texts(cell) -> Iterator[str]:
+    """List the texts of a cell, which is a text, nothing, or a list of cells."""
+    if isinstance(cell, list):
+        for part in cell:
+            yield from _list_texts(part)
+    elif cell:
+        yield cell
 
 
 def choose_metric(args: GeoAlignTrainingArguments, evaluators: Sequence) -> None:

@@ -15,6 +15,7 @@ from transformers.utils import logging
 
 from ..data.augmentation import Augmentation
 from ..data.training_dataset import EpochSampler, TrainingDataset
+from ..embedding.checkpoints import check_text_length, check_tokens
 from ..embedding.embedder import Embedder
 from ..evaluation.evaluator import Evaluator
 from ..hub.cards import list_numbers
@@ -108,7 +109,9 @@ class GeoAlignTrainer(ResumableTrainer):
             logger.warning("Using one GPU. Start with `accelerate launch` or `torchrun` to use them all.")
             args._n_gpu = 1
         check_processes(args.world_size)
-        cut = count_cut_texts(train_dataset, processing_class.tokenizer, self.loss_weights)
+        for check in (check_tokens, check_text_length):
+            check(processing_class.tokenizer, model)
+        cut = count_cut_texts(train_dataset, processing_class.tokenizer, self.loss_weights, templates)
         if args.process_index == 0:
             for term, column in dropped.items():
                 logger.warning(f"The rows have nothing in {column!r}, so the term {term!r} is skipped.")
@@ -116,7 +119,7 @@ class GeoAlignTrainer(ResumableTrainer):
                 logger.warning(
                     f"{number} texts in {column!r} are longer than the text tower "
                     f"({processing_class.tokenizer.model_max_length} tokens); their ends are cut. "
-                    "Convert the model with --text_length 248."
+                    "Shorten them, or convert the model with --text_length 248."
                 )
         dataset, collator = prepare_data(
             train_dataset, processing_class, args, self.loss_weights, augmentation, templates

@@ -11,18 +11,23 @@ from collections import Counter
 from dataclasses import fields, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from datasets import load_dataset
 from huggingface_hub import DatasetCard
 from listed import read_coco
 from PIL import Image
+from pyarrow.parquet import ParquetFile
 from toy_rows import draw_rows
 
 from geoalign_hf.captioning.balance import find_change, list_contrasts
+from geoalign_hf.data import schema
 from geoalign_hf.data.loading import load_rows
 from geoalign_hf.data.schema import FEATURES
+from geoalign_hf.dataset_builder import plan
 from geoalign_hf.dataset_builder.build import BuildConfig, build
 from geoalign_hf.dataset_builder.plan import plan_shards, read_shard_rows
+from geoalign_hf.images import ImageOptions
 from geoalign_hf.readers.registry import FORMATS
 from geoalign_hf.storage import lock_folder
 
@@ -396,12 +401,50 @@ def test_a_built_test_set_is_what_evaluation_reads_by_default(config, drawn, tmp
 def test_shards_are_limited_in_bytes_and_large_images_have_their_own(coco, tmp_path):
     rows = read_coco(coco)
     sizes = [Path(row["image"]).stat().st_size for row in rows]
-    plan = plan_shards(rows, tmp_path / "plan", 100, max(sizes) - 1)
-    shards = [list(read_shard_rows(tmp_path / "plan", index)) for index in range(plan.num_shards)]
+    planned = plan_shards(rows, tmp_path / "plan", 100, max(sizes) - 1)
+    shards = [list(read_shard_rows(tmp_path / "plan", index)) for index in range(planned.num_shards)]
     assert [row for shard in shards for _, row in shard] == rows
     assert [number for shard in shards for number, _ in shard] == list(range(len(rows)))
     for shard in shards:
         assert len(shard) == 1 or sum(sizes[number] for number, _ in shard) < max(sizes)
+
+
+@pytest.mark.parametrize("options", [{"stretch": (0, 100)}, {"bands": (1, 1, 1), "stretch": (0, 100)}])
+def test_shards_of_images_that_are_scaled_or_whose_bands_are_chosen_are_limited_in_bytes(tmp_path, options):
+    draw = np.random.default_rng(0)
+    names = [f"{i}.png" for i in range(5)]
+    for name in names:  # compressed well as 16 bits, and badly when it is scaled
+        dots = draw.integers(0, 256, (300, 400)).astype("uint16") * 257
+        Image.fromarray(dots).save(tmp_path / name)
+    images = [{"id": i, "file_name": name, "width": 400, "height": 300} for i, name in enumerate(names)]
+    boxes = [{"id": i, "image_id": i, "category_id": 1, "bbox": [9, 9, 99, 99]} for i in range(5)]
+    content = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "ship"}]}
+    (tmp_path / "coco.json").write_text(json.dumps(content))
+    output = tmp_path / "rows"
+    config = BuildConfig(str(output), coco=str(tmp_path / "coco.json"), shard_megabytes=1, sheet_rows=1)
+    build(config, ImageOptions(**options))
+    sizes = [path.stat().st_size for path in output.glob("data/*.parquet")]
+    assert len(sizes) > 1 and max(sizes) < 1_000_000
+    assert len(load_rows(output)) == 5
+
+
+def test_an_image_that_may_exceed_a_row_is_refused_before_the_work(coco, tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "MOST_IMAGE_BYTES", 900)
+    with pytest.raises(ValueError, match="0.png has .* bytes; a row holds .* --tile"):
+        plan_shards(read_coco(coco), tmp_path / "plan", 100, 10**9)
+    with pytest.raises(ValueError, match="0.png has .* bytes as 8-bit RGB; a row holds .* --tile"):
+        plan_shards(read_coco(coco), tmp_path / "again", 100, 10**9, has_bands=True)
+
+
+def test_groups_of_rows_are_limited_in_bytes_and_large_images_have_their_own(drawn, tmp_path, monkeypatch):
+    monkeypatch.setattr(schema, "MOST_GROUP_BYTES", 100)
+    sizes = [40, 50, 90, 10, 10, 500, 99, 2]
+    rows = [drawn[0] | {"image": {"bytes": bytes(size), "path": "a.png"}} for size in sizes]
+    schema.write_rows(iter(rows), tmp_path / "a.parquet")
+    file = ParquetFile(tmp_path / "a.parquet")
+    groups = [file.read_row_group(g).to_pylist() for g in range(file.num_row_groups)]
+    found = [[len(row["image"]["bytes"]) for row in group] for group in groups]
+    assert found == [[40, 50], [90, 10], [10], [500], [99], [2]]
 
 
 def test_pillows_limit_is_lifted_only_for_scenes_that_are_cut_into_tiles(config, monkeypatch):

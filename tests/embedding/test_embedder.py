@@ -273,10 +273,11 @@ def test_a_quad_that_is_no_oriented_box_is_refused(built, source, quad):
         Embedder(*built).embed_regions([row], source, form="quads")
 
 
-def test_a_model_of_nan_embeds_nothing(model, processor, rows):
+@pytest.mark.parametrize("value", [0.0, float("nan")])
+def test_a_model_of_zeros_or_nan_embeds_nothing(model, processor, rows, value):
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.fill_(float("nan"))
+            parameter.fill_(value)
     embedder = Embedder(model, processor)
     for embed in (
         lambda: embedder.embed_images([rows[0]["image"]]),
@@ -285,7 +286,7 @@ def test_a_model_of_nan_embeds_nothing(model, processor, rows):
         lambda: embedder.embed_regions(rows),
         lambda: embedder.embed_rows([rows[0]]),
     ):
-        with refuses("NaN", "number 0"):
+        with refuses("zero, NaN or infinite"):
             embed()
 
 

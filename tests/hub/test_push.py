@@ -420,6 +420,33 @@ def test_an_adapter_names_its_base_model_and_loads_by_name(hub, saved, model, tm
         assert (found - expected).abs().max() < 1e-6
 
 
+DORA = """
+import sys
+from transformers import AutoModel
+
+for name in ("you/piers", sys.argv[1]):
+    try:
+        AutoModel.from_pretrained(name, trust_remote_code=True)
+    except ValueError as error:
+        assert "lora_magnitude_vector" in str(error) and "PeftModel.from_pretrained" in str(error), error
+    else:
+        raise AssertionError(f"{name} loads without its magnitudes")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("absent", ["", ABSENT])
+def test_a_dora_adapter_of_the_hub_is_refused_as_a_folder_is(hub, saved, model, tmp_path, absent):
+    from peft import LoraConfig, get_peft_model
+
+    push(saved, "you/harbors")
+    model.name_or_path = "you/harbors"
+    config = LoraConfig(target_modules=["q_proj"], use_dora=True)
+    get_peft_model(model, config).save_pretrained(tmp_path / "piers")
+    push(tmp_path / "piers", "you/piers")
+    run(absent + DORA, hub, tmp_path / "home", tmp_path / "piers")
+
+
 DATASET = """
 import sys
 from datasets import load_dataset

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from transformers import CLIPConfig, CLIPModel
 
 from geoalign_hf import GeoAlignCLIPConfig, GeoAlignCLIPModel
+from geoalign_hf.embedding.embedder import Embedder
 from geoalign_hf.model.regions_geoalign_clip import pool_regions, weigh_boxes, xyxy_to_quads
 
 BOXES = torch.tensor(
@@ -42,6 +43,25 @@ def test_all_embeddings_are_unit_vectors(model, processor):
     for shape, vectors in embeds.items():
         assert vectors.shape == shape
         torch.testing.assert_close(norm(vectors), torch.ones(shape[:-1]))
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan")])
+def test_weights_that_give_no_direction_are_refused_where_unit_vectors_are_promised(model, processor, value):
+    concepts = processor.tokenize_concepts(["ship"])
+    tokens = processor(text=["a ship"], return_tensors="pt")
+    with torch.no_grad():
+        model.embed_regions(draw_pixels(), BOXES, region_mask=MASK)  # zeros for padding are as documented
+        for parameter in model.parameters():
+            parameter.fill_(value)
+        for embed in (
+            lambda: model.embed_images(draw_pixels()),
+            lambda: model.embed_regions(draw_pixels(), BOXES),
+            lambda: model.embed_text(**tokens),
+            lambda: model.embed_concepts(**concepts),
+            lambda: Embedder(model, processor).embed_text(["a ship"]),
+        ):
+            with pytest.raises(ValueError, match="zero, NaN or infinite"):
+                embed()
 
 
 def test_a_region_is_the_pooled_dense_map_at_unit_length(model):

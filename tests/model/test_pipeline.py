@@ -150,10 +150,11 @@ def draw_mask(box: list[float], size: tuple[int, int]) -> np.ndarray:
     return mask
 
 
-def test_a_model_whose_weights_are_nan_gives_no_scores(model, processor, toy_rows):
-    torch.nn.init.constant_(model.visual_projection.weight, float("nan"))
+@pytest.mark.parametrize("value", [0.0, float("nan")])
+def test_a_model_whose_weights_are_zero_or_nan_gives_no_scores(model, processor, toy_rows, value):
+    torch.nn.init.constant_(model.visual_projection.weight, value)
     classify = pipeline(TASK, model=model, processor=processor)
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(ValueError, match="zero, NaN or infinite"):
         classify(toy_rows[0]["image"], boxes=toy_rows[0]["boxes"], candidate_labels=CONCEPTS)
 
 

@@ -185,7 +185,7 @@ def test_an_angle_of_unknown_meaning_is_refused(read_one, fields):
 
 
 @pytest.mark.parametrize("flag", [1, "1", True, "true"])
-@pytest.mark.parametrize("name", ["iscrowd", "ignore", "isgroup", "IsGroupOf"])
+@pytest.mark.parametrize("name", ["iscrowd", "ignore", "isgroup", "IsGroupOf", "is_crowd", "Ignored"])
 def test_what_is_no_single_region_is_skipped_and_stays_known(read_one, name, flag):
     report = SkipReport()
     row = read_one(report, **{name: flag})

@@ -182,6 +182,13 @@ def test_what_is_deleted_or_a_part_is_reported(read):
     assert report.count_kinds() == {"deleted": 1, "part": 1}
 
 
+@pytest.mark.parametrize("tag", ["rbox", "rotated_bndbox", "obb", "segmentation", "Mask", "corners"])
+def test_a_shape_of_an_unknown_name_beside_a_box_is_reported(read, tag):
+    report = SkipReport()
+    assert len(read(f"{BOX}<{tag}>1 2 3 4 0.5</{tag}><pose>left</pose><{tag}/>", report)["boxes"]) == 1
+    assert report.count_kinds() == {"other shape": 1} and tag.lower() in report.entries[0]["message"]
+
+
 @pytest.mark.parametrize(
     ("size", "fact"),
     [("<width>30</width><height>10</height>", "30 x 10"), ("<width>x</width><height>10</height>", "'x'"),
@@ -224,11 +231,11 @@ def test_the_rotation_that_cvat_writes_beside_a_box_turns_it(read):
             read(box + attribute.format("rotation", value))
 
 
-@pytest.mark.parametrize("flag", ["ignore", "iscrowd", "crowd"])
+@pytest.mark.parametrize("flag", ["ignore", "iscrowd", "crowd", "is_crowd", "Ignored", "isGroup"])
 def test_objects_that_are_no_single_region_are_unboxed(read, flag):
     report = SkipReport()
     row = read(f"{BOX}<{flag}>1</{flag}>", report)
-    assert row["boxes"] == [] and row["unboxed"] == ["ship"] and flag in report.entries[0]["message"]
+    assert row["boxes"] == [] and row["unboxed"] == ["ship"] and flag.lower() in report.entries[0]["message"]
     assert read(f"{BOX}<{flag}>0</{flag}>")["concepts"] == ["ship"]
 
 

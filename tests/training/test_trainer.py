@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from PIL import Image
 from refusals import refuses
-from runs import EVERY_COLUMN, ServedScores, check_equal_weights, list_losses
+from runs import EVERY_COLUMN, ServedScores, build_trainer, check_equal_weights, list_losses
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModel, EarlyStoppingCallback, TrainerCallback, TrainingArguments
@@ -23,6 +23,7 @@ from geoalign_hf.data.training_dataset import EpochSampler
 from geoalign_hf.evaluation.classification import RegionClassificationEvaluator
 from geoalign_hf.losses.objective import PRESETS, LossWeights, compute_losses
 from geoalign_hf.training.checkpoints import find_newest_checkpoint
+from geoalign_hf.training.inputs import count_cut_texts
 from geoalign_hf.training.step import encode_batch
 from geoalign_hf.training.trainer import GeoAlignTrainer
 
@@ -255,7 +256,35 @@ def test_long_texts_that_are_cut_are_counted(start, toy_rows, tmp_path, caplog):
     assert json.loads((tmp_path / "args.json").read_text())["num_cut_texts"] == {"description": 8}
 
 
+@pytest.mark.parametrize(
+    ("column", "term"),
+    [
+        ("captions", "scene"),
+        ("description", "description"),
+        ("phrases", "region"),
+        ("concepts", "concept"),
+        ("hard_negatives", "hard_negative"),
+    ],
+)
+def test_long_texts_of_every_column_that_is_trained_on_are_counted(built, column, term):
+    text = "a ship " * 60
+    row = {"captions": [text], "description": text, "phrases": [text], "concepts": [text.strip()]}
+    rows = Dataset.from_list([row | {"hard_negatives": [[text, "a ship"]]}] * 2)
+    weights = LossWeights(**dict.fromkeys(LossWeights.__dataclass_fields__, 0.0) | {term: 1.0})
+    counts = count_cut_texts(rows, built[1].tokenizer, weights, ["{} from above"])
+    assert counts[column] == 1
+
+
 # Refusals
+
+
+def test_a_tokenizer_that_does_not_fit_the_text_tower_is_refused(model, processor, rows, tmp_path):
+    longer, further = copy.deepcopy(processor), copy.deepcopy(processor)
+    longer.tokenizer.model_max_length = 10**9
+    further.tokenizer.add_special_tokens({"pad_token": "<more>"})
+    for other, fact in ((longer, "77 positions"), (further, "<more>")):
+        with refuses(fact):
+            build_trainer(model, other, rows, tmp_path)
 
 
 def test_rows_with_no_data_for_any_term_and_streamed_rows_are_refused(start, toy_rows, rows):
