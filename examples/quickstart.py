@@ -73,6 +73,7 @@ def main() -> None:
         dataloader_num_workers=1,
         seed=arguments.seed,
     )
+    unpublished = {"repo_id": None, "license": None}
     trainer = GeoAlignTrainer(
         model,
         args,
@@ -88,7 +89,10 @@ def main() -> None:
             min_visible=0.9,
             views_per_row=80,
         ),
-        card_settings={"data": {"name": "scenes of examples/toy_rows.py", "repo_id": None, "license": None}},
+        card_settings={
+            "data": {"name": f"{len(rows)} generated scenes", "concepts": list(CONCEPTS)} | unpublished,
+            "evaluation_data": {"name": f"{len(unseen)} other generated scenes"} | unpublished,
+        },
     )
     trainer.train()
     start, final = trainer.scores["start"], trainer.scores["final"]

@@ -100,6 +100,29 @@ def test_a_mistake_is_a_message_on_the_page(app, page, drawn, change, labels, fa
     assert len(messages) == 1 and fact in messages[0]
 
 
+@pytest.mark.parametrize("content", [b"no image", b""])
+def test_a_file_that_is_no_image_is_a_message_on_both_tabs(app, page, drawn, content, monkeypatch):
+    messages = []
+    monkeypatch.setattr(gr, "Warning", lambda message, title: messages.append(message))
+    Path(drawn["image"]).write_bytes(content)
+    app["show_errors"](page.name_boxes)(drawn | {"boxes": []}, "ship")
+    app["show_errors"](page.draw_heat)(drawn["image"], "ship", "road")
+    assert len(messages) == 2 and all("cannot be read as an image" in message for message in messages)
+
+
+def test_an_image_of_too_many_pixels_is_a_message(page, drawn, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ValueError, match="exceeds limit"):
+        page.draw_heat(drawn["image"], "ship", "road")
+
+
+def test_a_component_passes_every_file_as_it_is(app, page):
+    """Otherwise the component itself fails on a file that is no image, and the page shows no message."""
+    images = [each for each in app["build_page"](page).blocks.values() if isinstance(each, gr.Image)]
+    payload = gr.image_utils.ImageData(path="/no/image.txt", orig_name="image.txt")
+    assert images[0].label == "Image" and images[0].preprocess(payload) == "/no/image.txt"
+
+
 def test_a_16_bit_image_is_refused_by_name(page, drawn):
     Image.fromarray(np.full((64, 64), 40000, np.uint16)).save(drawn["image"])
     with pytest.raises(ValueError, match="16"):

@@ -195,7 +195,7 @@ def name_images(num: int, device: str) -> Pair:
     return Pair(lambda: run(True), lambda: run(False), 1e-5)
 
 
-def build_step(num: int, device: str, **shape):
+def build_step(num: int, device: str, weights: LossWeights = PRESETS["fg_clip"], **shape):
     """Build a small model and a batch of drawn rows whose phrases have four hard negatives each."""
     torch.manual_seed(0)
     rows = draw_rows(num)
@@ -205,19 +205,19 @@ def build_step(num: int, device: str, **shape):
     texts = [text for row in rows for text in [*row["captions"], row["description"], *row["phrases"], *WORDS]]
     shape = {"image_size": 128, "width": 256, "depth": 4, "text_width": 256, "text_depth": 4} | shape
     model, processor = build_model(texts, **shape)
-    kinds = PRESETS["fg_clip"].text_kinds
-    collate = RowCollator(processor, max(len(row["boxes"]) for row in rows), text_kinds=kinds)
+    collate = RowCollator(processor, max(len(row["boxes"]) for row in rows), text_kinds=weights.text_kinds)
     batch = {key: tensor.to(device) for key, tensor in collate(rows).items()}
     return rows, model.to(device).train(), processor, batch
 
 
-def step(num: int, device: str) -> Pair:
+def step(num: int, device: str, weights: LossWeights = PRESETS["fg_clip"]) -> Pair:
     """Compute the gradients of a step of the preset fg_clip. The peer encodes as FG-CLIP does.
 
-    It calls the text tower for captions, descriptions, phrases and negatives, each padded to all positions,
-    and compares everything by full matrices. Regions are pooled in the same way. Embeddings must be equal.
+    The peer calls the text tower for captions, descriptions, phrases and negatives, each padded to all
+    positions, and compares everything by full matrices. Regions are pooled in the same way. Embeddings must
+    be equal.
     """
-    rows, model, processor, batch = build_step(num, device)
+    rows, model, processor, batch = build_step(num, device, weights)
     accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no")
     padding = {"padding": "max_length", "max_length": model.config.text_config.max_position_embeddings}
     padding |= {"truncation": True, "return_tensors": "pt"}
@@ -248,11 +248,11 @@ def step(num: int, device: str) -> Pair:
         loss = compare(output.image_embeds, captions) + compare(output.image_embeds, descriptions)
         loss = loss + 0.1 * compare(embeds, phrases) + 0.5 * F.cross_entropy(hard, target)
         loss.backward()
-        return [descriptions.detach(), phrases.detach(), output.image_embeds.detach(), embeds.detach()]
+        return [phrases.detach(), output.image_embeds.detach(), embeds.detach()]
 
     def run_ours():
         model.zero_grad()
-        compute_gradients(accelerator, model, batch, PRESETS["fg_clip"])
+        compute_gradients(accelerator, model, batch, weights)
         return check_ours() if not checked else checked
 
     checked: list[torch.Tensor] = []
@@ -261,7 +261,6 @@ def step(num: int, device: str) -> Pair:
         with torch.no_grad():
             embeds = encode_batch(model, batch)
         texts = embeds["text_embeds"]
-        checked.append(texts[batch["description_index"]].view(num, -1))
         checked.append(texts[batch["phrase_index"][is_real]])
         checked.extend([embeds["image_embeds"], embeds["region_embeds"][is_real]])
         return checked
@@ -269,11 +268,16 @@ def step(num: int, device: str) -> Pair:
     return Pair(run_ours, run_peer, 1e-4)
 
 
+def step_default(num: int, device: str) -> Pair:
+    """Compute the gradients of a step of the default objective. The peer is the same as of `step`."""
+    return step(num, device, LossWeights())
+
+
 def accumulate(num: int, device: str) -> Pair:
     """Compute the gradients of a step in mini-batches of 4. The peer computes them at once."""
     _, model, _, batch = build_step(num, device)
     accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no")
-    weights = LossWeights(crop_consistency=0.0, concept=0.0, image_consistency=0.0)
+    weights = LossWeights(concept=0.0)
     names = [name for name, _ in model.named_parameters() if not name.endswith("k_proj.bias")]
 
     def run(size: int | None) -> list[torch.Tensor]:

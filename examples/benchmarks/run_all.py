@@ -32,6 +32,7 @@ TITLES = {
     "encode_texts": ("texts of a step, with gradients", "images", (2, 4, 8, 16), (16, 32, 64, 128), "FLOPs"),
     "contrast": ("contrastive loss", "rows", (512, 1024, 2048, 4096), (2048, 4096, 8192, 16384), "FLOPs"),
     "step": ("training step, preset fg_clip", "images", (2, 4, 8, 16), (16, 32, 64, 128), "FLOPs"),
+    "step_default": ("training step, default objective", "images", (2, 4, 8, 16), (16, 32, 64, 128), "FLOPs"),
     "accumulate": ("cached accumulation", "images", (8, 12, 16, 24), (16, 32, 64, 128), "FLOPs"),
     "name_images": ("zero-shot, stock pipeline", "images", (4, 8, 16, 32), (16, 32, 64, 128), "FLOPs"),
     "pool_or_crop": ("images and 8 regions, with gradients", "images", (1, 2, 4, 8), (4, 8, 16, 32), "FLOPs"),

@@ -344,7 +344,7 @@ def code_colours(pixels: np.ndarray) -> np.ndarray:
 
 
 def _code_image(image: Image.Image) -> np.ndarray:
-    hue, saturation, brightness = map(np.asarray, image.convert("HSV").split())
+    hue, saturation, brightness = np.moveaxis(np.asarray(image.convert("HSV")), -1, 0)
     is_vivid = (saturation > 0.35 * 255) & (brightness > 0.25 * 255)
     is_white = (saturation < 0.15 * 255) & (brightness > 0.75 * 255)
     return np.where(is_vivid, _HUE_CODES[hue], is_white * np.uint8(1 + COLOURS.index("white")))

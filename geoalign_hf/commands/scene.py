@@ -17,10 +17,10 @@ from ..embedding.embedder import Embedder
 from ..embedding.templates import resolve_templates
 from ..options import option
 from ..scenes.archive import SceneJob, list_scenes
-from ..scenes.classify import classify_scene_regions
-from ..scenes.detect import detect_in_scene
+from ..scenes.classify import classify_scene_regions, list_columns
+from ..scenes.detect import NEW_COLUMNS, detect_in_scene
 from ..scenes.reader import Scene
-from ..scenes.regions import check_suffix, read_regions, write_regions
+from ..scenes.regions import check_columns, check_suffix, find_center, read_regions, write_regions
 from ..scenes.score import (
     COSINE_LIMITS,
     PROBABILITY_LIMITS,
@@ -177,6 +177,7 @@ def scene_classify(
     templates = resolve_templates(options.templates)
     scene = pixel_options.open(options.scene, model_options.model)
     regions = read_regions(options.regions, scene, region_options.buffer)
+    check_columns(options.output, [*regions.columns, *list_columns(options.concepts)])
     named = classify_scene_regions(
         model_options.load(), scene, regions, options.concepts, templates, region_options.context
     )
@@ -233,7 +234,10 @@ def scene_detect(
     check_suffix(options.output)
     region_options.check(options.proposals, "--proposals")
     scene = pixel_options.open(options.scene, model_options.model)
-    proposals = read_regions(options.proposals, scene, region_options.buffer) if options.proposals else None
+    proposals = None
+    if options.proposals:
+        proposals = read_regions(options.proposals, scene, region_options.buffer)
+        check_columns(options.output, [*proposals.columns, *NEW_COLUMNS])
     detector = Detector(model_options.load(), label_options.labels, detection, synonyms)
     found = detect_in_scene(detector, scene, proposals, region_options.context)
     write_regions(found, options.output)
@@ -338,7 +342,7 @@ def scene_search(options: SceneSearchOptions) -> Path:
         found = search_archive(options.archive, embed, options.top_k, options.kind)
         print(f"{name}:")
         for place in found.itertuples():
-            center = place.geometry.centroid
+            center = find_center(place.geometry)
             kind = place.kind if pandas.isna(place.region) else f"region {place.region}"
             print(f"  {center.y:.6f} {center.x:.6f} {place.scene} {kind} {place.cosine:.4f}")
         found.insert(0, "query", name)

@@ -7,7 +7,7 @@ import platform
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import count, islice
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from .. import __version__
 from ..data.views import list_views, resolve_context, resolve_contexts
 from ..images import DEFAULT_OPTIONS, ImageOptions, read_image, sample_to_row
 from ..model.processing_geoalign_clip import CONCEPT_TEMPLATES
-from ..model.regions_geoalign_clip import check_boxes
+from ..model.regions_geoalign_clip import check_boxes, check_quads, stack_regions
 from .templates import check_concepts, check_texts, resolve_templates
 
 
@@ -318,14 +318,15 @@ class Embedder:
         return {} if self.image_size == self.trained_size else {"interpolate_pos_encoding": True}
 
     def _check_row(self, i: int, row: dict) -> dict:
-        """Open the image of a row, and refuse boxes that are not boxes of it."""
+        """Open the image of a row, and refuse boxes and quads that are not of it."""
         row = sample_to_row(row)
         image = self.read_image(row["image"])
         for r, box in enumerate(row["boxes"]):
             if len(box) != 4:
                 raise ValueError(f"rows[{i}]['boxes'][{r}] = {list(box)} has {len(box)} numbers, not xyxy.")
-        boxes = torch.tensor(row["boxes"], dtype=torch.float64).reshape(-1, 4)
-        check_boxes(boxes, image.width, image.height, f"rows[{i}]['boxes']")
+        check_boxes(stack_regions(row["boxes"], (4,), "boxes"), *image.size, f"rows[{i}]['boxes']")
+        quads = stack_regions(row.get("quads") or [], (4, 2), "quads")
+        check_quads(quads, *image.size, f"rows[{i}]['quads']")
         return row | {"image": image}
 
     def _prepare(self, images: list, **regions) -> dict:
@@ -344,8 +345,7 @@ class Embedder:
 
     def _embed_regions(self, rows, region_source: str, context: float | None, form: str) -> torch.Tensor:
         progress = logging.tqdm(rows, desc="regions", total=len(rows), leave=False)
-        checked = (self._check_row(i, row) for i, row in enumerate(progress))
-        views = list_views(checked, region_source, context, form)
+        views = list_views(map(self._check_row, count(), progress), region_source, context, form)
         if region_source == "crop":
             images = ([view["image"] for view in batch] for batch in self._take_batches(views))
             return self._collect(self._embed_images(batch) for batch in images)

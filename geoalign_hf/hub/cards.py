@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 from ..model.pipeline_geoalign_clip import ZeroShotRegionClassificationPipeline
 from ..model.requirements_geoalign_clip import REQUIRED_TRANSFORMERS
-from ..storage import read_json, write_json
+from ..storage import PARTIAL, read_json, write_json
 from .dataset_cards import UNNAMED
 
 TEMPLATE = Path(__file__).parent / "model_card.md"
@@ -27,7 +27,7 @@ TASKS = {
     "multiple choice over statements": ("visual-question-answering", "accuracy"),
     "a phrase against its hard negatives": ("feature-extraction", "accuracy"),
 }
-START = "start"  # name of the result before training; it is no result of the weights that the card describes
+START, FINISHED = "start", ("final", "best")  # last words of the titles of results that the trainer writes
 # Placeholder in a card that `push` replaces by the name of the repository of an adapter's base model.
 LOCAL_BASE = "a local folder"  # a base model that nobody else can load
 UNNAMED_BASE = "you/your-base-model"
@@ -72,8 +72,7 @@ def make_card(folder: Path, metrics: dict[str, dict], settings: dict | None = No
     is_published = base_model and base_model != LOCAL_BASE and not Path(base_model).exists()
     if base_model and not is_published:
         base_model = UNNAMED_BASE if adapter else LOCAL_BASE
-    metrics = sort_results(metrics)
-    measured = {title: scores for title, scores in metrics.items() if title != START}
+    measured = name_results(sort_results(metrics))
     card_data = ModelCardData(
         language="en",
         license=license,
@@ -98,8 +97,8 @@ def make_card(folder: Path, metrics: dict[str, dict], settings: dict | None = No
         license_name=license,
         pictures=sorted(path.name for path in folder.glob("*.png")),
         results={
-            "before training" if title == START else title: _describe_result(scores, evaluation_data)
-            for title, scores in metrics.items()
+            title: _describe_result(scores, evaluation_data, metrics.get(f"{title} {START}", {}))
+            for title, scores in measured.items()
         },
         settings=hide_paths(settings),
         image_rule=_read_json(folder / "processor_config.json").get("image_rule"),
@@ -139,6 +138,21 @@ def sort_results(metrics: dict[str, dict]) -> dict[str, dict]:
     return dict(sorted(metrics.items(), key=rank))
 
 
+def name_results(metrics: dict[str, dict]) -> dict[str, dict]:
+    """Name the results of the weights that a card describes, without the results before training.
+
+    Example:
+        >>> name_results({"regions start": {"step": 0}, "regions final": {"step": 9}, "toy": {}})
+        {'regions': {'step': 9}, 'toy': {}}
+    """
+    results: dict[str, dict] = {}
+    for title, scores in metrics.items():
+        name, _, moment = title.rpartition(" ")
+        if moment != START:
+            results[name if moment in FINISHED and name and name not in results else title] = scores
+    return results
+
+
 def _list_eval_results(metrics: dict[str, dict], data: dict | None) -> list[EvalResult]:
     """List all scores for the card's model index."""
     return [
@@ -165,12 +179,13 @@ def _name_evaluation_set(scores: dict, data: dict | None) -> str | None:
     return scores["protocol"].get("dataset") or (data["name"] if data else None)
 
 
-def _describe_result(scores: dict, data: dict | None) -> dict:
+def _describe_result(scores: dict, data: dict | None, before: dict) -> dict:
     protocol = hide_paths(list_protocol(scores))
     return {
         "dataset": _name_evaluation_set(scores, data),
         "task": protocol.pop("task"),
         "numbers": list_numbers(scores),
+        "before": list_numbers(before),
         "tables": list_tables(scores),
         "protocol": {name: json.dumps(value) for name, value in protocol.items()},
     }
@@ -253,10 +268,12 @@ def name_dataset(source: str | Path) -> str:
 
 
 def _name_folder(folder: Path) -> str:
-    """Return the name of a folder or, for a checkpoint, the name of its run."""
+    """Return the name of a folder or, for a checkpoint, the name of its run; also while it is written."""
     folder = folder.resolve()
-    is_of_run = folder.name.startswith(("final", "best", "checkpoint-", "partial-"))
-    return folder.parent.name if is_of_run else folder.name
+    name = (
+        folder.name.removeprefix(".").removesuffix(PARTIAL) if folder.name.endswith(PARTIAL) else folder.name
+    )
+    return folder.parent.name if name.startswith((*FINISHED, "checkpoint-")) else name
 
 
 def _read_json(path: Path) -> dict:

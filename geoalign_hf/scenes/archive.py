@@ -25,7 +25,7 @@ from ..embedding.embedder import Embedder
 from ..embedding.shards import fingerprint_model
 from ..storage import LOCK_NAME, PARTIAL, atomic_file, lock_folder, no_progress_bars, read_json, write_json
 from .reader import Scene, read_ahead
-from .regions import embed_scene_regions, is_coco, place_features, read_coco_regions, read_features
+from .regions import embed_scene_regions, is_coco, place_features, read_coco_regions, read_features, to_wgs84
 
 DESCRIPTION = "scenes.json"
 RASTER_SUFFIXES = frozenset({".tif", ".tiff", ".jp2", ".j2k", ".vrt", ".img"})
@@ -279,8 +279,8 @@ class SceneJob:
             "valid_ground": valid_ground[kept],
         }
         outlines = [outlines[i] for i in kept]
-        frame = geopandas.GeoDataFrame(columns, geometry=outlines, crs=scene.crs).to_crs(4326)
-        return make_table(frame, embeds[kept])
+        frame = geopandas.GeoDataFrame(columns, geometry=outlines, crs=scene.crs)
+        return make_table(to_wgs84(frame), embeds[kept])
 
 
 def _track(items: Iterable, progress) -> Iterator:

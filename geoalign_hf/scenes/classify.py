@@ -11,6 +11,11 @@ from .reader import Scene
 from .regions import embed_scene_regions
 
 
+def list_columns(concepts: Sequence[str]) -> list[str]:
+    """List the columns that `classify_scene_regions` adds."""
+    return ["concept", "score", "valid_ground", *(f"score: {concept}" for concept in concepts)]
+
+
 def classify_scene_regions(
     embedder: Embedder,
     scene: Scene,

@@ -13,6 +13,7 @@ from .reader import Scene
 from .regions import embed_scene_regions
 
 CHUNK = 4096  # proposals that are embedded together; then only those above the threshold are kept
+NEW_COLUMNS = ("label", "score", "valid_ground")
 
 
 def detect_in_scene(

@@ -51,7 +51,8 @@ class Scene:
 
     Raises:
         ValueError: if the file cannot be opened or has no coordinates, or an option has an impossible value.
-            Bands that do not exist, or are neither given nor declared, are also refused.
+            Bands that do not exist, or are neither given nor declared, are also refused, and so are numbers
+            of a colour table and complex numbers.
     """
 
     path: str | Path
@@ -69,6 +70,11 @@ class Scene:
                 f"{self.path} has no coordinate reference system, so results could not be placed. "
                 "Give a georeferenced file; geoalign-hf embed takes plain images."
             )
+        if dataset.transform.is_identity:
+            raise ValueError(
+                f"{self.path} has a coordinate reference system, but no transform of pixels into it. "
+                "Give a georeferenced file, such as one that gdalwarp wrote."
+            )
         self.crs, self.transform = dataset.crs, dataset.transform
         self.width, self.height = dataset.width, dataset.height
         bands = self.bands or _find_bands(dataset)
@@ -81,7 +87,7 @@ class Scene:
             )
             if self.stretch is None and self.limits is None:
                 self.stretch = DEFAULT_STRETCH
-        self.bands = self._check_bands(dataset.count, self.bands or bands)
+        self.bands = self._check_bands(dataset, self.bands or bands)
 
     def _open(self) -> rasterio.DatasetReader:
         """Open the file once for each thread, since a handle must not be shared."""
@@ -95,7 +101,8 @@ class Scene:
                 ) from error
         return self._handles.dataset
 
-    def _check_bands(self, count: int, bands: tuple[int, ...] | None) -> tuple[int, ...]:
+    def _check_bands(self, dataset: rasterio.DatasetReader, bands: tuple[int, ...] | None) -> tuple[int, ...]:
+        count = dataset.count
         if bands is None:
             raise ValueError(
                 f"{self.path} has {count} bands and does not declare which of them are red, green and blue. "
@@ -103,6 +110,16 @@ class Scene:
             )
         if max(bands) > count:
             raise ValueError(f"bands is {bands}, but {self.path} has the bands 1 to {count}. Choose others.")
+        for band in bands:
+            if dataset.colorinterp[band - 1] == ColorInterp.palette:
+                raise ValueError(
+                    f"band {band} of {self.path} holds numbers of a colour table and not brightness. Write a "
+                    "file of colours first: gdal_translate -expand rgb."
+                )
+            if dataset.dtypes[band - 1].startswith("complex"):
+                raise ValueError(
+                    f"band {band} of {self.path} holds complex numbers. Write a file of amplitudes first."
+                )
         return tuple(bands) * 3 if len(bands) == 1 else tuple(bands)
 
     @property
@@ -155,7 +172,9 @@ class Scene:
             shape = (3, rows.stop - rows.start, columns.stop - columns.start)
             method = Resampling.average if across < 1 else Resampling.bilinear
             pixels = self._read_pixels(Window(left, top, right - left, bottom - top), shape, method)
-            is_ground = ~np.ma.getmaskarray(pixels).any(axis=0)
+            masked = np.ma.getmaskarray(pixels)
+            # Nodata of unsigned numbers, such as 0, is also the value of some colours in one band.
+            is_ground = ~(masked.all(axis=0) if pixels.dtype.kind == "u" else masked.any(axis=0))
             if pixels.dtype.kind == "f":
                 is_ground &= np.isfinite(pixels.data).all(axis=0)
             image[rows, columns] = self._scale(pixels.data, is_ground).transpose(1, 2, 0)

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import geopandas
 import numpy as np
+import pyogrio
 import shapely
 import torch
 from affine import Affine
 from PIL import Image
 from rasterio.features import geometry_mask
+from shapely.affinity import translate
 from shapely.geometry.base import BaseGeometry
 from transformers.utils import logging
 
@@ -61,11 +63,17 @@ def read_regions(path: str | Path, scene: Scene, buffer: float | None = None) ->
 def read_features(path: Path) -> geopandas.GeoDataFrame:
     """Read the features of a vector file, in its own reference system. See `read_regions`."""
     try:
-        frame = geopandas.read_file(path)
+        layers = [name for name, kind in pyogrio.list_layers(path) if kind]  # tables have no kind
+        frame = geopandas.read_file(path, layer=layers[0] if layers else None)
     except (OSError, RuntimeError, ValueError) as error:
         raise ValueError(
             f"{path} cannot be read as a vector file ({error}). Give GeoJSON or GeoPackage."
         ) from error
+    if len(layers) > 1:
+        raise ValueError(
+            f"{path} has the layers {layers}. Write the layer of the regions to a file of its own: "
+            f"ogr2ogr regions.gpkg {path.name} {layers[0]}"
+        )
     if not isinstance(frame, geopandas.GeoDataFrame) or len(frame) == 0:
         raise ValueError(f"{path} holds no features. Give at least one.")
     if frame.crs is None:
@@ -78,7 +86,10 @@ def read_features(path: Path) -> geopandas.GeoDataFrame:
 def place_features(
     frame: geopandas.GeoDataFrame, path: Path, scene: Scene, buffer: float | None = None
 ) -> geopandas.GeoDataFrame:
-    """Bring features into a scene's reference system, points and lines as discs. See `read_regions`."""
+    """Bring features into a scene's reference system, points and lines as discs. See `read_regions`.
+
+    Polygons whose sides cross are repaired, since their areas and overlaps cannot be measured.
+    """
     is_polygon = frame.geom_type.isin(["Polygon", "MultiPolygon"]).to_numpy()
     if not is_polygon.all():
         if buffer is None:
@@ -87,6 +98,8 @@ def place_features(
         metric = geopandas.GeoSeries([scene.outline], crs=scene.crs).estimate_utm_crs()
         discs = frame.geometry.to_crs(metric).buffer(buffer).to_crs(frame.crs)
         frame = frame.set_geometry(discs.where(~is_polygon, frame.geometry))
+    repaired = frame.geometry.make_valid(method="structure", keep_collapsed=False)
+    frame = frame.set_geometry(frame.geometry.where(frame.is_valid, repaired))
     if flat := [i for i, geometry in enumerate(frame.geometry) if geometry.area == 0]:
         raise ValueError(f"{path}: the features {flat[:5]} have no area. Remove them.")
     return frame.to_crs(scene.crs)
@@ -201,6 +214,51 @@ def check_suffix(path: str | Path) -> str:
     return DRIVERS[suffix]
 
 
+def check_columns(path: str | Path, columns: Iterable[str]) -> None:
+    """Refuse columns that a GeoPackage cannot hold, before the work is done whose result it should store.
+
+    Raises:
+        ValueError: if the file is a GeoPackage, and two names differ only in capitals.
+    """
+    if check_suffix(path) != "GPKG":
+        return
+    seen: dict[str, str] = {}
+    for column in columns:
+        if (other := seen.setdefault(column.lower(), column)) != column:
+            raise ValueError(
+                f"{path} cannot hold the columns {other!r} and {column!r}, since names in a GeoPackage that "
+                "differ only in capitals are equal. Write a .geojson, or rename one of them."
+            )
+
+
+def to_wgs84(frame: geopandas.GeoDataFrame) -> geopandas.GeoDataFrame:
+    """Convert polygons to WGS 84. Those across the antimeridian are cut there, as GeoJSON's standard asks."""
+    placed = frame.to_crs(4326)
+    bounds = placed.bounds
+    wide = np.flatnonzero(bounds["maxx"] - bounds["minx"] > 180)
+    if not len(wide):
+        return placed
+    inside = frame.iloc[wide].representative_point().to_crs(4326)
+    outlines = placed.geometry.to_list()
+    for number, point in zip(wide, inside, strict=True):
+        # A corner beyond 180 degrees has become one near -180, and the polygon its own complement.
+        if not outlines[number].contains(point):
+            outlines[number] = _cut_at_antimeridian(outlines[number])
+    return placed.set_geometry(geopandas.GeoSeries(outlines, placed.index, crs=4326))
+
+
+def _cut_at_antimeridian(outline: BaseGeometry) -> shapely.MultiPolygon:
+    turned = shapely.transform(outline, lambda points: np.column_stack([points[:, 0] % 360, points[:, 1]]))
+    east = turned.intersection(shapely.box(0, -90, 180, 90))
+    west = translate(turned.intersection(shapely.box(180, -90, 360, 90)), -360)
+    return shapely.MultiPolygon([*shapely.get_parts(east), *shapely.get_parts(west)])
+
+
+def find_center(outline: BaseGeometry) -> shapely.Point:
+    """Find the centre of the largest part of an outline. One across the antimeridian has two parts."""
+    return max(shapely.get_parts(outline), key=shapely.area).centroid
+
+
 def write_regions(regions: geopandas.GeoDataFrame, path: str | Path) -> None:
     """Write features as GeoJSON (in WGS 84, as its standard asks) or GeoPackage (in their own system).
 
@@ -211,6 +269,15 @@ def write_regions(regions: geopandas.GeoDataFrame, path: str | Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = name_partial(path).with_suffix(path.suffix)
     partial.unlink(missing_ok=True)
-    placed = regions.to_crs(4326) if driver == "GeoJSON" else regions
-    placed.to_file(partial, driver=driver, layer="regions")  # names of files may not be names of layers
+    placed = to_wgs84(regions) if driver == "GeoJSON" else regions
+    # Names of files may not be names of layers, and names of features' columns not those of the driver's own.
+    own = {"FID": _find_free("fid", regions), "GEOMETRY_NAME": _find_free("geom", regions)}
+    placed.to_file(partial, driver=driver, layer="regions", **(own if driver == "GPKG" else {}))
     partial.replace(path)
+
+
+def _find_free(name: str, frame: geopandas.GeoDataFrame) -> str:
+    taken = {column.lower() for column in frame.columns if column != frame.geometry.name}
+    while name in taken:
+        name = f"{name}_"
+    return name

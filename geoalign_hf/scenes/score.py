@@ -229,7 +229,8 @@ def draw_score_map(
         title: heading of the map; the range of the scores is added.
     """
     (width, height), (rows, columns) = size, values.shape
-    figure = Figure(figsize=(12, max(2.0, 5.6 * height / width) + 0.8), layout="constrained")
+    inches = min(max(2.0, 5.6 * height / width), 12.0)  # a narrow strip is drawn narrower
+    figure = Figure(figsize=(12, inches + 0.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.imshow(picture, extent=(0, width, height, 0))
     extent = (0, columns, rows, 0)

@@ -253,6 +253,26 @@ def test_a_box_that_is_not_a_box_of_its_image_is_refused_by_every_source(built, 
             embed([row | {"boxes": []}, row], source)
 
 
+@pytest.mark.parametrize("source", ["image", "window"])
+@pytest.mark.parametrize(
+    "quad",
+    [
+        [[5, 5], [40, 40], [40, 5], [5, 40]],
+        [[5, 5], [9, 9], [5, 5], [9, 9]],
+        [[-9, 0], [-1, 0], [-1, 5], [-9, 5]],
+    ],
+)
+def test_a_quad_that_is_no_oriented_box_is_refused(built, source, quad):
+    good = [[0, 0], [9, 0], [9, 9], [0, 9]]
+    row = {
+        "image": Image.new("RGB", (100, 80)),
+        "boxes": [[0, 0, 9, 9], [5, 5, 40, 40]],
+        "quads": [good, quad],
+    }
+    with refuses("rows[0]['quads'][1]"):
+        Embedder(*built).embed_regions([row], source, form="quads")
+
+
 @pytest.mark.parametrize("value", [0.0, float("nan")])
 def test_a_model_of_zeros_or_nan_embeds_nothing(model, processor, rows, value):
     with torch.no_grad():

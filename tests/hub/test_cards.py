@@ -26,6 +26,7 @@ from geoalign_hf.hub.cards import (
     write_card,
 )
 from geoalign_hf.model.requirements_geoalign_clip import REQUIRED_TRANSFORMERS
+from geoalign_hf.storage import name_partial
 
 SETTINGS = {
     "training": {"learning_rate": 0.0005, "num_epochs": 3},
@@ -129,8 +130,8 @@ def test_every_row_of_a_table_is_a_score_that_was_measured(text, metrics):
                 expected.append(f"| {name.replace('|', '/')} | {share:.4f} | {count} |")
     found = [line for line in results.splitlines() if re.search(r"\d \|$", line)]
     assert found == expected
-    assert results.count("| concept | score | number |\n| --- | --- | --- |\n") == 3
-    assert results.count("| kind | score | number |") == results.count("| subject | score | number |") == 1
+    assert results.count("| concept | score | count |\n| --- | --- | --- |\n") == 3
+    assert results.count("| kind | score | count |") == results.count("| subject | score | count |") == 1
 
 
 def test_every_protocol_is_told_whole(text, metrics):
@@ -151,7 +152,7 @@ def test_a_table_stands_apart_from_the_words_around_it(text):
     # Markdown takes a table only after an empty line, and the words after one only after another.
     lines = text.splitlines()
     for i, line in enumerate(lines):
-        if line.startswith("| ") and line.endswith(("| value |", "| score | number |")):  # a head
+        if line.startswith("| ") and line.endswith(("| value |", "| score | count |")):  # a head
             assert lines[i - 1] == ""
         if line.startswith("| ") and not lines[i + 1].startswith("| "):
             assert lines[i + 1] == ""
@@ -189,12 +190,13 @@ def test_without_metrics_and_settings_the_card_says_so_and_has_no_results(tmp_pa
     assert "model-index" not in card.content.split("---")[1]
 
 
-@pytest.mark.parametrize("name", ["final", "best", "checkpoint-8", "partial-checkpoint-8"])
-def test_a_folder_of_a_run_is_named_for_the_run(tmp_path, name):
-    (tmp_path / "harbors" / name).mkdir(parents=True)
-    card = write_card(tmp_path / "harbors" / name, {})
-    assert "\n# harbors\n" in card.text
-    assert 'from_pretrained("you/your-repository", trust_remote_code=True)' in card.text
+@pytest.mark.parametrize("name", ["final", "best", "checkpoint-8"])
+def test_a_folder_of_a_run_is_named_for_the_run_also_while_it_is_written(tmp_path, name):
+    folder = tmp_path / "harbors" / name
+    for place in (folder, name_partial(folder)):
+        card = write_card(place, {})
+        assert "\n# harbors\n" in card.text and card.data.model_name == "harbors"
+        assert 'from_pretrained("you/your-repository", trust_remote_code=True)' in card.text
 
 
 def test_what_the_card_was_made_of_lies_beside_it(metrics, tmp_path):
@@ -216,14 +218,19 @@ def test_data_licence_base_and_pictures_have_their_places(tmp_path):
     assert "![curves.png](curves.png)" in card.text
 
 
-def test_the_best_result_comes_first_and_the_one_before_training_is_not_in_the_model_index(metrics, tmp_path):
-    low, high = (metrics["toy, regions"] | {"top1_macro": value} for value in (0.25, 0.75))
-    card = write_card(tmp_path, {"start": low | {"top1_macro": 0.1}, "low": low, "high": high})
+def test_the_best_result_comes_first_and_results_before_training_are_not_in_the_model_index(
+    metrics, tmp_path
+):
+    start, low, high = (metrics["toy, regions"] | {"top1_macro": value} for value in (0.1, 0.25, 0.75))
+    card = write_card(tmp_path, {"low": low, "boxes start": start, "boxes final": high})
     results = split_sections(card.text)["Results"]
-    assert re.findall(r"\| top1_macro \| ([\d.]+)", results) == ["0.7500", "0.2500", "0.1000"]
-    assert "**before training**" in results
-    values = [entry.metric_value for entry in card.data.eval_results if "top1_macro" in entry.metric_name]
-    assert values == [0.75, 0.25]
+    assert re.findall(r"\| top1_macro \| (.*) \|", results) == ["0.7500 | 0.1000", "0.2500"]
+    assert "**boxes**, " in results and "| score | value | before training |\n| --- | --- | --- |" in results
+    values = {entry.metric_name: entry.metric_value for entry in card.data.eval_results}
+    assert {name: value for name, value in values.items() if name.startswith("top1_macro")} == {
+        "top1_macro, boxes": 0.75,
+        "top1_macro, low": 0.25,
+    }
 
 
 def test_the_evaluation_set_is_named(metrics, tmp_path):

@@ -109,3 +109,17 @@ def test_a_wrong_request_gets_a_message(endpoint, toy_rows, change, fact):
     inputs = {"image": encode(row["image"]), "boxes": row["boxes"], "candidate_labels": ["ship", "road"]}
     assert fact in endpoint({"inputs": inputs | change})["error"]
     assert "inputs" in endpoint({"image": inputs["image"]})["error"]
+
+
+@pytest.mark.parametrize(
+    ("request_", "fact"),
+    [
+        ([1], "list"),
+        (None, "NoneType"),
+        ({"inputs": {}, "parameters": [1]}, "[1]"),
+        ({"inputs": {}, "parameters": {"boxes": [], "top_k": 1}}, "boxes"),
+    ],
+)
+def test_a_request_of_another_form_gets_a_message(endpoint, request_, fact):
+    error = endpoint(request_)["error"]
+    assert fact in error and "Pipeline" not in error

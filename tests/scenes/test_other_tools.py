@@ -1,5 +1,8 @@
 """An archive of scenes needs nothing of ours: DuckDB, Dask and Ray Data find what our search finds."""
 
+import ast
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +12,8 @@ from geoalign_hf.embedding.embedder import Embedder
 from geoalign_hf.images import ImageOptions, sample_to_row
 from geoalign_hf.scenes.archive import SceneJob
 from geoalign_hf.scenes.search import search_archive
+
+GUIDE = Path(__file__).parents[2] / "docs" / "scenes.md"
 
 
 @pytest.fixture(scope="module")
@@ -29,30 +34,32 @@ def cosines(archive):
     return search_archive(*archive, top_k=3)["cosine"].to_numpy()
 
 
-def test_duckdb_searches_an_archive_by_one_query(archive, cosines):
-    duckdb = pytest.importorskip("duckdb")
+def run_lines(first: str, archive, **names) -> dict:
+    """Run the lines of docs/scenes.md from the one that begins with `first` to the next empty one."""
     folder, query = archive
-    search = f"SELECT scene, list_dot_product(embed, $1) AS cosine FROM '{folder}/*.parquet'"
-    found = duckdb.execute(f"{search} ORDER BY cosine DESC LIMIT 3", [query.tolist()]).fetchall()
+    lines = GUIDE.read_text().split(f"\n{first}")[1].split("\n\n")[0].split("\n```")[0]
+    names |= {"query": query}
+    exec(first + lines.replace("outputs/archive", str(folder)), names)
+    return names
+
+
+def test_duckdb_searches_an_archive_by_one_query(archive, cosines, capsys):
+    run_lines("search = ", archive, duckdb=pytest.importorskip("duckdb"))
+    found = ast.literal_eval(capsys.readouterr().out)
     np.testing.assert_allclose([cosine for _, cosine in found], cosines, atol=1e-5)
 
 
 def test_dask_reads_an_archive(archive, cosines):
-    dataframe = pytest.importorskip("dask.dataframe")
-    folder, query = archive
-    tiles = dataframe.read_parquet(f"{folder}/*.parquet")
-    found = tiles["embed"].map(lambda embed: embed @ query.numpy(), meta=("cosine", "float32")).compute()
+    pytest.importorskip("dask.dataframe")
+    found = run_lines("tiles = dask", archive, dask=pytest.importorskip("dask"))["cosines"]
     np.testing.assert_allclose(np.sort(found)[::-1][:3], cosines, atol=1e-5)
 
 
 @pytest.mark.slow
 def test_ray_data_reads_an_archive(archive, cosines):
-    data = pytest.importorskip("ray.data")
-    folder, query = archive
-    tiles = data.read_parquet(str(folder), file_extensions=["parquet"])
-    rows = tiles.map(lambda row: {"cosine": float(row["embed"] @ query.numpy())})
-    found = rows.sort("cosine", descending=True).take(3)
-    np.testing.assert_allclose([row["cosine"] for row in found], cosines, atol=1e-5)
+    pytest.importorskip("ray.data")
+    best = run_lines("tiles = ray", archive, ray=pytest.importorskip("ray"))["best"]
+    np.testing.assert_allclose([row["cosine"] for row in best], cosines, atol=1e-5)
 
 
 def test_a_sample_of_torchgeo_is_embedded_as_the_image_and_boxes_that_it_holds(built):

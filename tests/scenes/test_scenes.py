@@ -23,7 +23,7 @@ from geoalign_hf.scenes.regions import (
     read_regions,
     write_regions,
 )
-from geoalign_hf.scenes.score import score_scene, write_score_maps
+from geoalign_hf.scenes.score import draw_score_map, score_scene, write_score_maps
 
 
 @pytest.fixture(scope="module")
@@ -135,18 +135,20 @@ def test_a_score_map_of_a_scene_that_is_shifted_by_half_a_tile_is_the_shifted_ma
     """Tiles of 4 cells advance by 2 or 1 cells, so a shift by half a tile puts cells on the same places."""
     for overlap in (0.5, 0.75):
         difference, spread, scores = measure_shift(embedder, tmp_path, 32, overlap)
-        print(
-            "SHIFT",
-            overlap,
-            difference / spread,
-            [float(a / b) for a, b, _ in [measure_shift(embedder, tmp_path, 16, overlap)]],
-        )
         assert difference < 1e-6 * spread
     # By one cell, tiles lie elsewhere on the ground, so that patches see other surroundings.
     difference, spread, _ = measure_shift(embedder, tmp_path, 16, 0.5)
     assert difference < 0.2 * spread
     jumps = [np.abs(np.diff(scores, axis=axis)).mean(axis=1 - axis) for axis in (0, 1)]
     assert all(of_axis.max() < 4 * np.median(of_axis) for of_axis in jumps)
+
+
+@pytest.mark.parametrize("shape", [(300, 1), (1, 300)])
+def test_the_picture_of_a_long_strip_has_a_bounded_size(shape):
+    figure = draw_score_map(
+        Image.new("RGB", shape[::-1]), shape[::-1], np.zeros(shape), (0, 1), "cosine", "a"
+    )
+    assert max(figure.get_size_inches()) < 16
 
 
 def to_wgs84(x, y):

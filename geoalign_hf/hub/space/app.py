@@ -52,6 +52,20 @@ def split_labels(text: str) -> list[str]:
     return labels
 
 
+def open_picture(path: str | None) -> Image.Image:
+    """Open an uploaded image, turned as it is shown.
+
+    Raises:
+        ValueError: If there is no file, or it is no image.
+    """
+    if not path:
+        raise ValueError("There is no image. Upload one.")
+    try:
+        return ImageOps.exif_transpose(Image.open(path))
+    except (OSError, Image.DecompressionBombError) as error:
+        raise ValueError(f"The file cannot be read as an image ({error}). Upload another.") from error
+
+
 class Page:
     """The functions behind the page.
 
@@ -70,8 +84,7 @@ class Page:
 
     def name_boxes(self, annotated: dict | None, labels: str) -> tuple[dict, list[list]]:
         """Name the boxes that were drawn: the image with labels, and a table of scores."""
-        if not annotated or not annotated["image"]:
-            raise ValueError("There is no image. Upload one.")
+        open_picture((annotated or {}).get("image"))
         if not annotated["boxes"]:
             raise ValueError("There are no boxes. Draw one around each object, with the mouse.")
         labels = split_labels(labels)
@@ -92,13 +105,11 @@ class Page:
 
     def draw_heat(self, image: str | None, phrase: str, others: str) -> Image.Image:
         """Paint the probability of a phrase, against other labels, over an image."""
-        if not image:
-            raise ValueError("There is no image. Upload one.")
+        picture = open_picture(image)
         (phrase, *more), others = split_labels(phrase), split_labels(others)
         if more:
             raise ValueError("Write one phrase, without commas.")
         others = [label for label in others if label != phrase]
-        picture = ImageOps.exif_transpose(Image.open(image))
         boxes = list_windows(*picture.size)
         answers = self.classify(image, boxes=boxes, candidate_labels=[phrase, *others])
         heat, count = np.zeros((2, picture.height, picture.width), np.float32)
@@ -170,14 +181,15 @@ def build_page(page: Page, sample: Path | None = None) -> gr.Blocks:
                 disable_edit_boxes=True,
                 label="Upload an image and draw boxes",
             )
-            # The component would turn 16-bit images into 8 bits by cutting values off.
+            # The components would cut values of 16-bit images off, and show no message for other files.
             drawn.preprocess_image = lambda image: image.path if image else None
             labels = gr.Textbox(LABELS, label="Labels, with commas between them", elem_id="labels")
             name = gr.Button("Name the boxes", variant="primary", elem_id="name")
             table = gr.Dataframe(headers=["box", "label", "score"], label="Scores", elem_id="scores")
             name.click(show_errors(page.name_boxes), [drawn, labels], [drawn, table])
         with gr.Tab("Find a phrase"):
-            image = gr.Image(str(sample) if sample else None, type="filepath", label="Image")
+            image = gr.Image(str(sample) if sample else None, sources=["upload", "clipboard"], label="Image")
+            image.preprocess = drawn.preprocess_image
             phrase = gr.Textbox("a red storage tank", label="Phrase", elem_id="phrase")
             others = gr.Textbox("grass, water, soil, road", label="What else may be there", elem_id="others")
             find = gr.Button("Find it", variant="primary", elem_id="find")
