@@ -204,11 +204,11 @@ def write_rows(rows: Iterable[dict], path: Path) -> None:
     group, num_bytes = [], 0
     with atomic_file(path) as file, ParquetWriter(file, schema) as writer:
         for i, row in enumerate(rows):
-            size = len(row["image"]["bytes"])
+            checked, size = _check_row(i, row), len(row["image"]["bytes"])
             if group and (num_bytes + size > MOST_GROUP_BYTES or len(group) == MOST_GROUP_ROWS):
                 writer.write_table(Table.from_pylist(group, schema))
                 group, num_bytes = [], 0
-            group.append(_check_row(i, row))
+            group.append(checked)
             num_bytes += size
         if group:
             writer.write_table(Table.from_pylist(group, schema))
