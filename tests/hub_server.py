@@ -18,6 +18,7 @@ from pathlib import Path
 from threading import Lock, Thread
 from urllib.parse import parse_qs, unquote, urlparse
 
+PAGE = b"<!DOCTYPE html><html><head><title>Login</title></head><body>Log in first.</body></html>"
 TOKENS = {"hf_writer": ("you", True), "hf_reader": ("reader", False), "hf_other": ("other", True)}
 LARGE = 4096  # bytes; from here on a file goes by the protocol for large ones
 
@@ -48,7 +49,10 @@ class Repository:
 
 @dataclass
 class Fault:
-    """What goes wrong, with which requests, how many times: a status, `cut`, or seconds of silence."""
+    """What goes wrong, with which requests, how many times: a status, `cut`, `html`, or seconds of silence.
+
+    `html` is the login page that a proxy sends with status 200 in place of any answer.
+    """
 
     pattern: str  # of "METHOD /path"
     what: int | float | str
@@ -142,6 +146,9 @@ class Handler(BaseHTTPRequestHandler):
         self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
         self.user, self.can_write = TOKENS.get(token, (None, False))
+        if fault and fault.what == "html":
+            headers = {"Content-Type": "text/html", "X-Repo-Commit": "0" * 40, "ETag": '"page"'}
+            return self.send(PAGE, headers=headers)
         try:
             if fault and isinstance(fault.what, int):
                 raise Refusal(fault.what, "Fault", "a fault of the test")

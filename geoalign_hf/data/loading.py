@@ -1,8 +1,10 @@
 """Loading datasets of rows from annotation files, folders and the Hub, and decoding their images."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from json import JSONDecodeError
 from logging import getLogger
 from pathlib import Path
 from typing import TypeVar
@@ -17,6 +19,9 @@ from datasets import (
     load_dataset,
 )
 from datasets.distributed import split_dataset_by_node
+from datasets.exceptions import DatasetGenerationError
+from pyarrow import ArrowInvalid
+from yaml import YAMLError
 
 from ..captioning.grammar import pluralize
 from ..images import DEFAULT_OPTIONS, ImageOptions, read_image
@@ -81,11 +86,30 @@ def load_rows(
         ValueError: If a required column is missing, or (when the row is read) an image cannot be decoded.
     """
     split = split or choose_split(source, default_split, **arguments)
-    dataset = load_dataset(str(source), split=split, streaming=streaming, **arguments)
+    with explain_errors(source):
+        dataset = load_dataset(str(source), split=split, streaming=streaming, **arguments)
     check_columns(dataset)
     if num_processes > 1:
         dataset = split_dataset_by_node(dataset, rank=rank, world_size=num_processes)
     return decode_images(dataset, on_bad_image, image_options)
+
+
+@contextmanager
+def explain_errors(source: str | Path) -> Iterator[None]:
+    """Name the dataset in errors of `datasets` that come of files of another kind.
+
+    Raises:
+        ValueError: In place of the original error.
+    """
+    try:
+        yield
+    except (DatasetGenerationError, ArrowInvalid, RuntimeError, JSONDecodeError, YAMLError) as error:
+        cause = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error
+        found = f"{type(cause).__name__}: {' '.join(str(cause).split())}"
+        raise ValueError(
+            f"{source} cannot be loaded as a dataset ({found:.300}). A file in it is damaged or, if it is a "
+            "repository, a proxy or a login page may have answered in place of the Hub."
+        ) from error
 
 
 def choose_split(source: str | Path, preferred: str, **arguments) -> str:
@@ -99,7 +123,8 @@ def choose_split(source: str | Path, preferred: str, **arguments) -> str:
     Raises:
         ValueError: If the dataset has several splits, but not the preferred one.
     """
-    names = get_dataset_split_names(str(source), **arguments)
+    with explain_errors(source):
+        names = get_dataset_split_names(str(source), **arguments)
     if preferred in names or len(names) == 1:
         return preferred if preferred in names else names[0]
     raise ValueError(f"{source} has no split {preferred!r}; it has {names}. Name one of them with --split.")

@@ -35,7 +35,7 @@ from ..storage import atomic_file, lock_folder, read_json, write_json
 from .contact_sheet import draw_pages
 from .leakage import EvaluationSet, collect_sets, write_table
 from .plan import Plan, plan_shards
-from .recipe import describe_sources, read_sources, select_sources
+from .recipe import describe_missing, describe_sources, read_sources, select_sources
 from .shards import Job, build_shards, iterate_rows, read_rows_at
 
 logger = getLogger(__name__)
@@ -388,4 +388,4 @@ def run_build(config: BuildConfig, image_options: ImageOptions = DEFAULT_OPTIONS
         numbers = f"{source['num_rows']} rows of {source['images']} images"
         print(f"{source['name']}: {numbers}; counts: {source['differences']}")
     for source in statistics.get("missing_sources", []):
-        print(f"{source['name']}: not built, {source['reason']} at {source['folder']}; see {source['home']}")
+        print(f"{source['name']}: not built, {describe_missing(source)}; see {source['home']}")

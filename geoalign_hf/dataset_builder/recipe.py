@@ -163,6 +163,10 @@ def select_sources(
     """
     if license_filter and license_filter not in PURPOSES:
         raise ValueError(f"--license_filter is {license_filter!r}. Choose one of {PURPOSES}.")
+    if not Path(root).is_dir():
+        raise ValueError(
+            f"--root is {root!r}, which is not a folder. Give the folder that holds the data sets."
+        )
     sources, evaluations = load_recipe(recipe)
     if unknown := sorted(set(names or []) - {source.name for source in sources}):
         known = [source.name for source in sources]
@@ -180,8 +184,9 @@ def select_sources(
                 present.append((source, folder))
     contained = {name for source, _ in present for name in source.supersedes}
     present = [(source, folder) for source, folder in present if source.name not in contained]
+    missing = [entry for entry in missing if entry["name"] not in contained or entry["name"] in (names or [])]
     if not present:
-        places = {entry["name"]: f"{entry['reason']}, {entry['home']}" for entry in missing}
+        places = {entry["name"]: f"{describe_missing(entry)}, {entry['home']}" for entry in missing}
         raise ValueError(f"{root} holds no source that can be built: {places}. Download one into {root}.")
     eval_images, eval_captions, eval_lists = [], [], {}
     for one, folder in ((one, _find(Path(root), one.folders)) for one in (*sources, *evaluations)):
@@ -194,6 +199,11 @@ def select_sources(
             for part in one.test_lists:
                 eval_lists |= _list_test_images(folder / part["names"], folder / part["images"])
     return Selection(present, missing, eval_images, eval_captions, eval_lists)
+
+
+def describe_missing(entry: dict[str, str]) -> str:
+    """Say why a source is not built, with the folder that was expected if that was not found."""
+    return entry["reason"] + (f" at {entry['folder']}" if entry["reason"] == "not found" else "")
 
 
 def _list_test_images(names: Path, images: Path) -> dict[str, list[Path]]:

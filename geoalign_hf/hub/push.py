@@ -308,6 +308,11 @@ def explain_errors(repo_id: str, token: str | None, state: str = "the push faile
             412: "the repository was changed at the same time. Push again",
         }.get(status, "push again; files that were uploaded are not sent again")
         raise RuntimeError(f"{repo_id}: {state}; {advice} ({type(error).__name__}: {error}).") from error
+    except (json.JSONDecodeError, LookupError, TypeError, AttributeError) as error:
+        raise RuntimeError(
+            f"{repo_id}: {state}; {HfApi().endpoint} did not answer as a Hub does; a proxy or a login page "
+            f"may have answered in its place ({type(error).__name__}: {error})."
+        ) from error
 
 
 class BackgroundPush:

@@ -1,6 +1,7 @@
 """A recipe reads every source in the layout of its authors, with one vocabulary, and says what is missing."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from datasets import load_dataset
 from PIL import Image
 
 from geoalign_hf.captioning.vocabulary import is_broader, load_vocabulary, may_be_same
-from geoalign_hf.dataset_builder.build import BuildConfig, build
+from geoalign_hf.dataset_builder.build import BuildConfig, build, run_build
 from geoalign_hf.dataset_builder.leakage import collect_sets
 from geoalign_hf.dataset_builder.recipe import RECIPES, load_recipe, read_sources, select_sources
 from geoalign_hf.readers.skipped import SkipReport
@@ -206,8 +207,34 @@ def test_missing_sources_are_listed_with_where_to_get_them(tmp_path):
     assert missing["xView"]["home"] == "http://xviewdataset.org"
     assert str(tmp_path / "xView") in missing["xView"]["folder"]
     assert "RSOD" not in missing
-    with pytest.raises(ValueError, match="holds no source.*xviewdataset"):
+    with pytest.raises(
+        ValueError, match="holds no source.*not found at [^,]*RSOD/xView, http://xviewdataset"
+    ):
         select_sources("rsfg.yaml", str(tmp_path / "RSOD"))
+
+
+def test_what_a_newer_set_contains_is_not_missing(tmp_path):
+    write_dota(tmp_path)
+    missing = {entry["name"] for entry in select_sources("rsfg.yaml", str(tmp_path)).missing}
+    assert "xView" in missing and not missing & {"DOTA-v1.0", "DOTA-v1.5"}
+
+
+def test_a_root_that_is_no_folder_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="--root is '.*nowhere', which is not a folder"):
+        select_sources("rsfg.yaml", str(tmp_path / "nowhere"))
+
+
+def test_a_source_that_may_not_be_used_is_not_reported_as_not_found(tmp_path, capsys):
+    write_rsod(tmp_path)
+    write_xview(tmp_path)
+    options = {"root": str(tmp_path), "license_filter": "redistribution", "sheet_rows": 0}
+    run_build(BuildConfig(str(tmp_path / "out"), recipe="rsfg.yaml", **options))
+    lines = capsys.readouterr().out.splitlines()
+    assert any(
+        re.fullmatch("RSOD: not built, its terms .* do not allow redistribution; see .*", line)
+        for line in lines
+    )
+    assert any(re.fullmatch("FAIR1M: not built, not found at .*FAIR1M.*; see .*", line) for line in lines)
 
 
 def test_only_sources_that_may_be_used_for_a_purpose_are_built(tmp_path):

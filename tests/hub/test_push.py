@@ -174,6 +174,52 @@ def test_a_push_that_fails_changes_nothing_and_a_second_push_completes_it(hub, s
     assert len(list_large(hub)) == len({*list_large(hub)})
 
 
+@pytest.mark.parametrize(
+    "pattern",
+    ["POST .*create", "POST .*validate", "GET /api/models", "POST .*preupload", "POST .*batch",
+     "POST .*/commit/", "."],
+)  # fmt: skip
+def test_a_login_page_in_place_of_an_answer_is_reported_with_the_address(hub, saved, pattern):
+    hub.faults = [Fault(pattern, "html", times=99)]
+    with pytest.raises(RuntimeError, match=f"^you/harbors: the push failed; {hub.url}.*login page"):
+        push(saved, "you/harbors")
+
+
+PAGES = """
+import sys
+from geoalign_hf.data.loading import load_rows
+from geoalign_hf.embedding.checkpoints import load_model, load_processor
+from geoalign_hf.training.start import load_start
+
+for load in (load_model, load_processor, load_start):
+    try:
+        load("you/harbors")
+    except (ValueError, OSError) as error:
+        assert "you" in str(error) and "harbors" in str(error), error
+    else:
+        raise AssertionError(load)
+for options in ({}, {"split": "train"}, {"split": "train", "streaming": True}):
+    try:
+        next(iter(load_rows("you/rows", **options)))
+    except (ValueError, OSError) as error:
+        assert "you/rows" in str(error), error
+    else:
+        raise AssertionError(options)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pattern", [".", "/resolve/"])
+def test_what_is_loaded_from_a_login_page_is_refused_by_its_name(hub, saved, rows, tmp_path, pattern):
+    push(saved, "you/harbors")
+    (tmp_path / "rows" / "data").mkdir(parents=True)
+    (tmp_path / "rows" / "README.md").write_text("---\nlicense: other\n---\n# Rows")
+    rows.to_parquet(tmp_path / "rows" / "data" / "train-00000-of-00001.parquet")
+    push(tmp_path / "rows", "you/rows")
+    hub.faults = [Fault(pattern, "html", times=999)]
+    run(PAGES, hub, tmp_path / "home")
+
+
 def test_after_a_lost_commit_the_large_files_are_not_sent_again(hub, saved):
     hub.faults = [Fault("POST .*/commit/", "cut")]
     with pytest.raises(RuntimeError, match="the push failed"):
