@@ -100,6 +100,15 @@ def test_a_mistake_is_a_message_on_the_page(app, page, drawn, change, labels, fa
     assert len(messages) == 1 and fact in messages[0]
 
 
+@pytest.mark.parametrize("size", [(5000, 3000), (3001, 9)])
+def test_a_heat_map_of_a_large_image_is_smaller_and_still_covers_it(app, size, tmp_path):
+    Image.new("RGB", size, "gray").save(tmp_path / "large.png")
+    even = object.__new__(app["Page"])
+    even.classify = lambda image, boxes, candidate_labels: [[{"label": "ship", "score": 1.0}] for _ in boxes]
+    heat = np.asarray(even.draw_heat(str(tmp_path / "large.png"), "ship", "road"))
+    assert max(heat.shape) == 1600 and (heat == (255, 60, 20)).all()
+
+
 @pytest.mark.parametrize("content", [b"no image", b""])
 def test_a_file_that_is_no_image_is_a_message_on_both_tabs(app, page, drawn, content, monkeypatch):
     messages = []

@@ -9,6 +9,7 @@ transformers and torch; geoalign_hf need not be installed.
 import argparse
 import functools
 import json
+import math
 from pathlib import Path
 
 import gradio as gr
@@ -21,6 +22,7 @@ from transformers import pipeline
 HERE = Path(__file__).parent
 LABELS = "airplane, ship, storage tank, tennis court, road"
 SIDES = (0.12, 0.25)  # sides of the windows of a heat map, as shares of the shorter side of the image
+LARGEST_HEAT = 1600  # pixels: longer side of a heat map, whose arrays take memory
 NUM_FOUND = 12
 COLOURS = [(230, 70, 60), (60, 120, 240), (60, 190, 90), (240, 170, 40), (170, 90, 220), (40, 190, 200)]
 
@@ -112,13 +114,16 @@ class Page:
         others = [label for label in others if label != phrase]
         boxes = list_windows(*picture.size)
         answers = self.classify(image, boxes=boxes, candidate_labels=[phrase, *others])
-        heat, count = np.zeros((2, picture.height, picture.width), np.float32)
+        shrink = min(1.0, LARGEST_HEAT / max(picture.size))
+        shown = picture.resize([math.ceil(side * shrink) for side in picture.size]).convert("L")
+        heat, count = np.zeros((2, shown.height, shown.width), np.float32)
         for (x0, y0, x1, y1), answer in zip(boxes, answers, strict=True):
             score = next(found["score"] for found in answer if found["label"] == phrase)
-            heat[y0:y1, x0:x1] += score
-            count[y0:y1, x0:x1] += 1
+            place = tuple(slice(int(a * shrink), math.ceil(b * shrink)) for a, b in ((y0, y1), (x0, x1)))
+            heat[place] += score
+            count[place] += 1
         heat = (heat / count)[..., None]
-        gray = np.asarray(picture.convert("L"), np.float32)[..., None] * 0.6 + 60
+        gray = np.asarray(shown, np.float32)[..., None] * 0.6 + 60
         return Image.fromarray((gray * (1 - heat) + np.array([255, 60, 20]) * heat).astype(np.uint8))
 
     def search(self, query: str) -> list[tuple[Image.Image, str]]:
