@@ -18,14 +18,15 @@ from geoalign_hf.convert.from_scratch import build_model
 from geoalign_hf.data.schema import build_rows
 from geoalign_hf.model.processing_geoalign_clip import CONCEPT_TEMPLATES
 
-# The same tests draw the same examples; --hypothesis-profile=default --hypothesis-seed=N draws others.
-hypothesis.settings.register_profile(
-    "repeatable",
-    derandomize=True,
-    database=None,
-    deadline=timedelta(minutes=5),  # a hang is an error; a busy machine is not
-    suppress_health_check=list(hypothesis.HealthCheck),
-)
+# The same tests draw the same examples; --hypothesis-profile=others --hypothesis-seed=N draws others.
+for name, is_repeated in {"repeatable": True, "others": False}.items():
+    hypothesis.settings.register_profile(
+        name,
+        derandomize=is_repeated,
+        database=None,
+        deadline=timedelta(minutes=5),  # a hang is an error; a busy machine is not
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
 hypothesis.settings.load_profile("repeatable")
 torch.set_num_threads(1)  # small tensors: more threads wait for each other
 

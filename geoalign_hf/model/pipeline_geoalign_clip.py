@@ -182,12 +182,12 @@ class ZeroShotRegionClassificationPipeline(GeoAlignCLIPPipeline):
 
     def _prepare_windows(self, image, regions: list, form: str) -> dict[str, list]:
         """Prepare a window around each region, in parts that one forward pass takes."""
-        windows, moved = cut_windows(image, regions, self.model.config.region_context, form)
         parts = []
-        for start in range(0, len(windows), WINDOWS_PER_PASS):
-            part = slice(start, start + WINDOWS_PER_PASS)
-            options = {form: [[region] for region in moved[part]], "return_tensors": "pt"}
-            parts.append(dict(self.processor(images=windows[part], **options)))
+        for start in range(0, len(regions), WINDOWS_PER_PASS):  # windows of all regions could take gigabytes
+            part = regions[start : start + WINDOWS_PER_PASS]
+            windows, moved = cut_windows(image, part, self.model.config.region_context, form)
+            options = {form: [[region] for region in moved], "return_tensors": "pt"}
+            parts.append(dict(self.processor(images=windows, **options)))
         return {"parts": parts}
 
     def _forward(self, model_inputs, labels=(), templates=None, bank_embeds=None):

@@ -10,6 +10,7 @@ from transformers import AutoModel, AutoProcessor, CLIPModel, CLIPProcessor, pip
 
 from geoalign_hf.embedding.concept_bank import ConceptBank
 from geoalign_hf.embedding.embedder import Embedder
+from geoalign_hf.model import pipeline_geoalign_clip
 from geoalign_hf.model.processing_geoalign_clip import CONCEPT_TEMPLATES
 from geoalign_hf.model.regions_geoalign_clip import xyxy_to_quads
 
@@ -62,6 +63,27 @@ def test_a_model_of_windows_is_given_the_window_around_each_box(built, toy_rows,
         ]
         for scores, wanted in zip(found, expected, strict=True):
             assert [scores[concept] for concept in CONCEPTS] == pytest.approx(wanted, abs=1e-5)
+
+
+def test_no_more_windows_are_held_than_one_pass_takes(built, toy_rows, tmp_path, monkeypatch):
+    model, processor = built
+    model.save_pretrained(tmp_path)
+    windows = AutoModel.from_pretrained(tmp_path, region_view="window")
+    classify = pipeline(TASK, model=windows, processor=processor)
+    cut, numbers = pipeline_geoalign_clip.cut_windows, []
+
+    def count(image, regions, *others):
+        numbers.append(len(regions))
+        return cut(image, regions, *others)
+
+    monkeypatch.setattr(pipeline_geoalign_clip, "cut_windows", count)
+    boxes = [[8 * (i % 10), 8 * (i // 10), 8 * (i % 10) + 20, 8 * (i // 10) + 20] for i in range(70)]
+    answers = classify(toy_rows[0]["image"], boxes=boxes, candidate_labels=["ship", "road"])
+    assert numbers == [64, 6]
+    (last,) = classify(toy_rows[0]["image"], boxes=boxes[-1:], candidate_labels=["ship", "road"])
+    assert {a["label"]: pytest.approx(a["score"], abs=1e-5) for a in answers[-1]} == {
+        a["label"]: a["score"] for a in last
+    }
 
 
 def test_one_image_many_images_batches_and_streams_answer_alike(classify, toy_rows):

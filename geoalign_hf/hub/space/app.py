@@ -112,6 +112,9 @@ class Page:
         if more:
             raise ValueError("Write one phrase, without commas.")
         others = [label for label in others if label != phrase]
+        if picture.mode in ("L", "RGB"):  # the model sees windows at far fewer pixels than a large image has
+            picture.thumbnail((LARGEST_HEAT, LARGEST_HEAT))
+            image = picture
         boxes = list_windows(*picture.size)
         answers = self.classify(image, boxes=boxes, candidate_labels=[phrase, *others])
         shrink = min(1.0, LARGEST_HEAT / max(picture.size))
