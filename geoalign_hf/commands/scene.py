@@ -212,8 +212,8 @@ class SceneDetectOptions:
     scene: str = option(help="Raster file with coordinates, such as a GeoTIFF.")
     proposals: str | None = option(
         default=None,
-        help="Vector file of regions that may be objects (GeoJSON, GeoPackage). A column objectness, from 0 "
-        "to 1, is used if there is one. By default, windows of a grid.",
+        help="File of regions that may be objects: GeoJSON or GeoPackage, whose column objectness, from 0 to "
+        "1, is used if there is one, or COCO results in pixels. By default, windows of a grid.",
     )
     output: str = option(
         default="outputs/scene_detect.geojson",

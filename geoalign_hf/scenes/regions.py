@@ -15,6 +15,7 @@ from shapely.affinity import translate
 from shapely.geometry.base import BaseGeometry
 from transformers.utils import logging
 
+from ..detection.proposals import read_proposals
 from ..embedding.embedder import Embedder
 from ..model.views_geoalign_clip import find_window
 from ..readers.coco import read_coco
@@ -29,8 +30,9 @@ def read_regions(path: str | Path, scene: Scene, buffer: float | None = None) ->
     """Read regions and bring them into a scene's reference system.
 
     Args:
-        path: a vector file that geopandas opens (GeoJSON, GeoPackage, ...), or a COCO .json file whose boxes
-            are pixels of the scene's own file.
+        path: a vector file that geopandas opens (GeoJSON, GeoPackage, ...), or a .json file in COCO's format
+            of annotations or results whose boxes are pixels of the scene's own file. Results name it as
+            `image_id`, and their scores become the column `objectness`.
         scene: the scene.
         buffer: radius in metres of the disc that a point or a line becomes.
 
@@ -45,8 +47,8 @@ def read_regions(path: str | Path, scene: Scene, buffer: float | None = None) ->
     path = Path(path)
     if buffer is not None and not buffer > 0:
         raise ValueError(f"buffer is {buffer}; expected a radius above 0 in metres.")
-    if is_coco(path):
-        frame = read_coco_regions(path, scene)
+    if is_coco(path) or is_results(path):
+        frame = read_coco_regions(path, scene) if is_coco(path) else read_result_regions(path, scene)
         if not len(frame):
             raise ValueError(f"{path} has no boxes of {Path(scene.path).name}. Give the file of this scene.")
         return frame
@@ -111,6 +113,23 @@ def is_coco(path: Path) -> bool:
         return False
     start = path.read_text(encoding="utf-8", errors="replace")[:65536]
     return '"annotations"' in start or '"images"' in start
+
+
+def is_results(path: Path) -> bool:
+    """Check whether a .json file is a list, as COCO's results are."""
+    return (
+        path.suffix.lower() == ".json" and path.read_bytes()[:64].lstrip(b"\xef\xbb\xbf \r\n\t")[:1] == b"["
+    )
+
+
+def read_result_regions(path: Path, scene: Scene) -> geopandas.GeoDataFrame:
+    """Read the boxes of a list of COCO results of a scene's own file. See `read_regions`."""
+    name = Path(scene.path).name
+    proposals = read_proposals(path, [name])[name]
+    polygons = [scene.to_ground(shapely.box(*box)) for box in proposals.boxes.tolist()]
+    return geopandas.GeoDataFrame(
+        {"objectness": proposals.objectness.tolist()}, geometry=polygons, crs=scene.crs
+    )
 
 
 def read_coco_regions(path: Path, scene: Scene) -> geopandas.GeoDataFrame:

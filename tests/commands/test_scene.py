@@ -270,6 +270,22 @@ def test_detections_of_a_grid_and_of_proposals_are_features_in_wgs84(places, fol
     assert len(geopandas.read_file(places / "found.gpkg")) == 2  # one disc, with each label
 
 
+def test_coco_results_are_proposals_in_pixels_of_the_scene(places, folder, geoalign, geoalign_refuses):
+    options = ["--labels", "ship", "--threshold", 0, "--output", "found.gpkg", "--model", folder, *BANDS]
+    results = [{"image_id": "scene.tif", "bbox": [40, 20, 64, 32], "score": 0.5}]
+    (places / "results.json").write_text(json.dumps(results))
+    geoalign("scene", "detect", "scene.tif", "--proposals", "results.json", *options)
+    found = geopandas.read_file(places / "found.gpkg")
+    assert found["objectness"].tolist() == [0.5]
+    with rasterio.open(places / "scene.tif") as scene:
+        corners = [scene.transform @ corner for corner in ((40, 20), (104, 52))]
+    sides = np.sort(np.array(corners), axis=0).flatten()
+    assert found.total_bounds.tolist() == pytest.approx(sides.tolist())
+    (places / "results.json").write_text(json.dumps([results[0] | {"image_id": 1}]))
+    line = geoalign_refuses("scene", "detect", "scene.tif", "--proposals", "results.json", *options)
+    assert "names the image 1, which is not among 'scene.tif'" in line
+
+
 @pytest.mark.slow
 def test_two_processes_embed_scenes_as_one_does_and_a_killed_run_goes_on(folder, geoalign, tmp_path):
     for number in range(2):
