@@ -45,7 +45,7 @@ MAY_USE = {
     "pycocotools": {"evaluation"},
     "rasterio": {"images", "scenes"},
     "shapely": {"detection", "scenes"},
-    "yaml": {"captioning", "dataset_builder", "readers"},
+    "yaml": {"captioning", "data", "dataset_builder", "readers"},
 }
 
 

@@ -458,7 +458,7 @@ def test_the_benchmark_of_the_loss_fails_where_its_blocks_save_too_little_memory
 def test_every_script_is_run_by_a_test_or_imported_by_another_script():
     scripts = [path for path in EXAMPLES.rglob("*.py") if path.name != "app.py"]  # test_app.py runs it
     imported = {
-        name for path in scripts for name in re.findall(r"^from (\w+) import", path.read_text(), re.M)
+        name for path in scripts for name in re.findall(r"^(?:from|import) (\w+)", path.read_text(), re.M)
     }
     tested = "".join(path.read_text() for path in Path(__file__).parent.rglob("test_*.py"))
     missing = [p.name for p in scripts if p.stem not in imported and not re.search(rf"\b{p.stem}\b", tested)]

@@ -61,7 +61,7 @@ def check_tokens(tokenizer: Any, model: Any) -> None:
     for token, index in zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True):
         if index >= vocab_size:
             raise ValueError(
-                f"the tokenizer of {tokenizer.name_or_path} gives {token!r} the number {index}, but the text "
+                f"the tokenizer {tokenizer.name_or_path!r} gives {token!r} the number {index}, but the text "
                 f"tower has {vocab_size} tokens. Use the tokenizer of this model."
             )
 
@@ -75,7 +75,7 @@ def check_text_length(tokenizer: Any, model: Any) -> None:
     positions = model.config.text_config.max_position_embeddings
     if tokenizer.model_max_length > positions:
         raise ValueError(
-            f"the tokenizer of {tokenizer.name_or_path} has model_max_length {tokenizer.model_max_length}, "
+            f"the tokenizer {tokenizer.name_or_path!r} has model_max_length {tokenizer.model_max_length}, "
             f"but the text tower has {positions} positions. Set model_max_length to {positions}."
         )
 

@@ -7,7 +7,6 @@ import torch
 from refusals import refuses
 from runs import build_trainer
 
-from geoalign_hf.convert.from_scratch import build_model
 from geoalign_hf.data.schema import build_rows
 from geoalign_hf.training.identity import checksum_rows
 from geoalign_hf.training.launch import copy_weights
@@ -43,8 +42,10 @@ def vary(model, change: str):
     elif change == "frozen":
         model.text_model.requires_grad_(False)
     elif change in ("depth", "width"):
-        sizes = {"width": 64, "depth": 2} | {change: 128 if change == "width" else 1}
-        model, _ = build_model(["a ship"], 64, 16, **sizes, text_width=64, embed_dim=32, region_view="image")
+        config = copy.deepcopy(model.config)
+        name, value = {"depth": ("num_hidden_layers", 1), "width": ("hidden_size", 128)}[change]
+        setattr(config.vision_config, name, value)
+        model = type(model)(config)
     return model
 
 
