@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 LOCK_NAME = ".geoalign.lock"
 _locks: set[IO] = set()  # the open files of the locks that this process holds
@@ -215,15 +215,14 @@ def list_weight_files(folder: str | Path, must_exist: bool = True) -> list[Path]
     index = Path(folder) / "model.safetensors.index.json"
     if not index.exists():
         return [Path(folder) / "model.safetensors"]
-    names = read_json(index).get("weight_map")
+    names: Any = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not names:
         raise ValueError(f"{index} has the weight_map {names!r:.80}; expected a file for each weight.")
-    files = set(names.values()) if all(isinstance(name, str) for name in names.values()) else {None}
-    for name in files:
-        if not name or Path(name).name != name or not name.endswith(".safetensors"):
-            found = next(one for one in names.values() if one == name or not isinstance(one, str))
-            raise ValueError(f"{index} names {found!r:.100}; expected .safetensors files beside it.")
-    missing = sorted(name for name in files if not (Path(folder) / name).is_file())
+    for name in names.values():
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+            raise ValueError(f"{index} names {name!r:.100}; expected .safetensors files beside it.")
+    files = sorted(set(names.values()))
+    missing = [name for name in files if not (Path(folder) / name).is_file()]
     if must_exist and missing:
         raise ValueError(f"{index} names {missing}, which are missing beside it. Save the model again.")
-    return [Path(folder) / name for name in sorted(files)]
+    return [Path(folder) / name for name in files]

@@ -174,7 +174,7 @@ class Scene:
             pixels = self._read_pixels(Window(left, top, right - left, bottom - top), shape, method)
             masked = np.ma.getmaskarray(pixels)
             # Nodata of unsigned numbers, such as 0, is also the value of some colours in one band.
-            is_ground = ~(masked.all(axis=0) if pixels.dtype.kind == "u" else masked.any(axis=0))
+            is_ground = ~(np.all if pixels.dtype.kind == "u" else np.any)(masked, axis=0)
             if pixels.dtype.kind == "f":
                 is_ground &= np.isfinite(pixels.data).all(axis=0)
             image[rows, columns] = self._scale(pixels.data, is_ground).transpose(1, 2, 0)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sized
 from pathlib import Path
+from typing import Any
 
 import geopandas
 import numpy as np
@@ -128,7 +129,7 @@ def read_result_regions(path: Path, scene: Scene) -> geopandas.GeoDataFrame:
     proposals = read_proposals(path, [name])[name]
     polygons = [scene.to_ground(shapely.box(*box)) for box in proposals.boxes.tolist()]
     return geopandas.GeoDataFrame(
-        {"objectness": proposals.objectness.tolist()}, geometry=polygons, crs=scene.crs
+        {"objectness": np.asarray(proposals.objectness)}, geometry=polygons, crs=scene.crs
     )
 
 
@@ -290,8 +291,10 @@ def write_regions(regions: geopandas.GeoDataFrame, path: str | Path) -> None:
     partial.unlink(missing_ok=True)
     placed = to_wgs84(regions) if driver == "GeoJSON" else regions
     # Names of files may not be names of layers, and names of features' columns not those of the driver's own.
-    own = {"FID": _find_free("fid", regions), "GEOMETRY_NAME": _find_free("geom", regions)}
-    placed.to_file(partial, driver=driver, layer="regions", **(own if driver == "GPKG" else {}))
+    own: dict[str, Any] = {}
+    if driver == "GPKG":
+        own = {"FID": _find_free("fid", regions), "GEOMETRY_NAME": _find_free("geom", regions)}
+    placed.to_file(partial, driver=driver, layer="regions", **own)
     partial.replace(path)
 
 

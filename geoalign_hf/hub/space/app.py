@@ -11,6 +11,7 @@ import functools
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 import numpy as np
@@ -84,12 +85,13 @@ class Page:
         if archive:
             self.rows, self.embeds = read_archive(Path(archive))
 
-    def name_boxes(self, annotated: dict | None, labels: str) -> tuple[dict, list[list]]:
+    def name_boxes(self, annotated: dict | None, words: str) -> tuple[dict, list[list]]:
         """Name the boxes that were drawn: the image with labels, and a table of scores."""
-        open_picture((annotated or {}).get("image"))
+        annotated = annotated or {}
+        open_picture(annotated.get("image"))
         if not annotated["boxes"]:
             raise ValueError("There are no boxes. Draw one around each object, with the mouse.")
-        labels = split_labels(labels)
+        labels = split_labels(words)
         boxes = [[box[side] for side in ("xmin", "ymin", "xmax", "ymax")] for box in annotated["boxes"]]
         answers = self.classify(annotated["image"], boxes=boxes, candidate_labels=labels)
         named = [
@@ -105,7 +107,7 @@ class Page:
         ]
         return annotated | {"boxes": named}, table
 
-    def draw_heat(self, image: str | None, phrase: str, others: str) -> Image.Image:
+    def draw_heat(self, image: Any, phrase: str, others: Any) -> Image.Image:
         """Paint the probability of a phrase, against other labels, over an image."""
         picture = open_picture(image)
         (phrase, *more), others = split_labels(phrase), split_labels(others)
@@ -196,7 +198,9 @@ def build_page(page: Page, sample: Path | None = None) -> gr.Blocks:
             table = gr.Dataframe(headers=["box", "label", "score"], label="Scores", elem_id="scores")
             name.click(show_errors(page.name_boxes), [drawn, labels], [drawn, table])
         with gr.Tab("Find a phrase"):
-            image = gr.Image(str(sample) if sample else None, sources=["upload", "clipboard"], label="Image")
+            image: Any = gr.Image(
+                str(sample) if sample else None, sources=["upload", "clipboard"], label="Image"
+            )
             image.preprocess = drawn.preprocess_image
             phrase = gr.Textbox("a red storage tank", label="Phrase", elem_id="phrase")
             others = gr.Textbox("grass, water, soil, road", label="What else may be there", elem_id="others")
