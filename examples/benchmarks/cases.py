@@ -142,11 +142,15 @@ def contrast(num: int, device: str) -> Pair:
     )
 
 
+def draw_queries(num: int) -> tuple[np.ndarray, np.ndarray, list[list[int]]]:
+    """Draw embeddings of queries and of candidates, and the own candidate of each query."""
+    left, right = np.random.default_rng(0).normal(size=(2, num, WIDTH)).astype(np.float32)
+    return left, right, [[i] for i in range(num)]
+
+
 def rank(num: int, device: str) -> Pair:
     """Rank the own candidate of each query, with the scores. The peer sorts all scores."""
-    random = np.random.default_rng(0)
-    left, right = random.normal(size=(2, num, WIDTH)).astype(np.float32)
-    own = [[i] for i in range(num)]
+    left, right, own = draw_queries(num)
 
     def sort():
         order = np.argsort(-(left @ right.T), axis=1, kind="stable")
@@ -160,9 +164,7 @@ def rank(num: int, device: str) -> Pair:
 
 def rank_product(num: int, device: str) -> Pair:
     """Multiply queries and candidates, and rank the own candidate of each. The peer only multiplies."""
-    random = np.random.default_rng(0)
-    left, right = random.normal(size=(2, num, WIDTH)).astype(np.float32)
-    own = [[i] for i in range(num)]
+    left, right, own = draw_queries(num)
 
     def multiply() -> np.ndarray:
         return left @ right.T
@@ -248,7 +250,8 @@ def step(num: int, device: str, weights: LossWeights = PRESETS["fg_clip"]) -> Pa
         loss = compare(output.image_embeds, captions) + compare(output.image_embeds, descriptions)
         loss = loss + 0.1 * compare(embeds, phrases) + 0.5 * F.cross_entropy(hard, target)
         loss.backward()
-        return [phrases.detach(), output.image_embeds.detach(), embeds.detach()]
+        found = [phrases.detach(), output.image_embeds.detach(), embeds.detach()]
+        return [descriptions.detach(), *found] if weights.description else found
 
     def run_ours():
         model.zero_grad()
@@ -261,6 +264,8 @@ def step(num: int, device: str, weights: LossWeights = PRESETS["fg_clip"]) -> Pa
         with torch.no_grad():
             embeds = encode_batch(model, batch)
         texts = embeds["text_embeds"]
+        if weights.description:
+            checked.append(texts[batch["description_index"]].view(num, -1))
         checked.append(texts[batch["phrase_index"][is_real]])
         checked.extend([embeds["image_embeds"], embeds["region_embeds"][is_real]])
         return checked
@@ -269,7 +274,10 @@ def step(num: int, device: str, weights: LossWeights = PRESETS["fg_clip"]) -> Pa
 
 
 def step_default(num: int, device: str) -> Pair:
-    """Compute the gradients of a step of the default objective. The peer is the same as of `step`."""
+    """Compute the gradients of a step of the default objective. The peer is the same as of `step`.
+
+    The default objective encodes concepts and no descriptions; the peer encodes descriptions and no concepts.
+    """
     return step(num, device, LossWeights())
 
 

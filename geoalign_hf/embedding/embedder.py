@@ -22,6 +22,7 @@ from transformers.utils import logging
 from .. import __version__
 from ..data.views import list_views, resolve_context, resolve_contexts
 from ..images import DEFAULT_OPTIONS, ImageOptions, read_image, sample_to_row
+from ..model.interface_geoalign_clip import is_unit
 from ..model.processing_geoalign_clip import CONCEPT_TEMPLATES
 from ..model.regions_geoalign_clip import check_boxes, check_quads, stack_regions
 from .templates import check_concepts, check_texts, resolve_templates
@@ -373,9 +374,8 @@ class Embedder:
         if not embeds:
             return torch.zeros(0, self.model.config.projection_dim)
         embeds = torch.cat(embeds)
-        is_unit = (embeds.norm(dim=1) - 1).abs() < 0.05  # false for NaN
-        if not is_unit.all():
-            number = f"{int((~is_unit).sum())} of {len(embeds)} embeddings"
+        if not (is_right := is_unit(embeds)).all():
+            number = f"{int((~is_right).sum())} of {len(embeds)} embeddings"
             raise ValueError(f"{number} are zero, NaN or infinite. Look for such weights in the model.")
         return embeds
 

@@ -270,9 +270,9 @@ def name_dataset(source: str | Path) -> str:
 def _name_folder(folder: Path) -> str:
     """Return the name of a folder or, for a checkpoint, the name of its run; also while it is written."""
     folder = folder.resolve()
-    name = (
-        folder.name.removeprefix(".").removesuffix(PARTIAL) if folder.name.endswith(PARTIAL) else folder.name
-    )
+    name = folder.name
+    if name.endswith(PARTIAL):
+        name = name.removeprefix(".").removesuffix(PARTIAL)
     return folder.parent.name if name.startswith((*FINISHED, "checkpoint-")) else name
 
 

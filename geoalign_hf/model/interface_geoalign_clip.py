@@ -40,6 +40,11 @@ class GeoAlignCLIPOutput(CLIPOutput):
     pooler_output: torch.Tensor | None = None
 
 
+def is_unit(embeds: torch.Tensor) -> torch.Tensor:
+    """Return whether each vector of `embeds` (..., D) has a length of about 1; False for NaN."""
+    return (embeds.detach().float().norm(dim=-1) - 1).abs() < 0.05
+
+
 def normalize_features(output: Any, mask: torch.Tensor | None = None, check: bool = False) -> torch.Tensor:
     """Return the pooled features of an output of a tower as unit vectors.
 
@@ -54,7 +59,7 @@ def normalize_features(output: Any, mask: torch.Tensor | None = None, check: boo
     embeds = nn.functional.normalize(output.pooler_output, dim=-1)
     if not check or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return embeds
-    is_wrong = ~((embeds.detach().float().norm(dim=-1) - 1).abs() < 0.05)  # true for NaN
+    is_wrong = ~is_unit(embeds)
     if mask is not None:
         is_wrong &= mask.to(is_wrong.device).bool()
     if is_wrong.any():

@@ -49,9 +49,8 @@ def classify_scene_regions(
     probabilities[~has_ground] = np.nan
     best = np.where(has_ground, np.nan_to_num(probabilities).argmax(axis=1), 0)
     named = regions.copy()
-    named["concept"] = [concepts[i] if ok else None for i, ok in zip(best, has_ground, strict=True)]
-    named["score"] = probabilities[np.arange(len(best)), best]
-    named["valid_ground"] = valid_ground
-    for c, concept in enumerate(concepts):
-        named[f"score: {concept}"] = probabilities[:, c]
+    chosen = [concepts[i] if ok else None for i, ok in zip(best, has_ground, strict=True)]
+    values = [chosen, probabilities[np.arange(len(best)), best], valid_ground, *probabilities.T]
+    for column, of_column in zip(list_columns(concepts), values, strict=True):
+        named[column] = of_column
     return named

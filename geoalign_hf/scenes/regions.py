@@ -48,8 +48,9 @@ def read_regions(path: str | Path, scene: Scene, buffer: float | None = None) ->
     path = Path(path)
     if buffer is not None and not buffer > 0:
         raise ValueError(f"buffer is {buffer}; expected a radius above 0 in metres.")
-    if is_coco(path) or is_results(path):
-        frame = read_coco_regions(path, scene) if is_coco(path) else read_result_regions(path, scene)
+    read_pixels = read_coco_regions if is_coco(path) else read_result_regions if is_results(path) else None
+    if read_pixels:
+        frame = read_pixels(path, scene)
         if not len(frame):
             raise ValueError(f"{path} has no boxes of {Path(scene.path).name}. Give the file of this scene.")
         return frame
@@ -112,15 +113,17 @@ def is_coco(path: Path) -> bool:
     """Check whether a .json file is a COCO detection file and not GeoJSON."""
     if path.suffix.lower() != ".json":
         return False
-    start = path.read_text(encoding="utf-8", errors="replace")[:65536]
+    with path.open(encoding="utf-8", errors="replace") as file:
+        start = file.read(65536)
     return '"annotations"' in start or '"images"' in start
 
 
 def is_results(path: Path) -> bool:
     """Check whether a .json file is a list, as COCO's results are."""
-    return (
-        path.suffix.lower() == ".json" and path.read_bytes()[:64].lstrip(b"\xef\xbb\xbf \r\n\t")[:1] == b"["
-    )
+    if path.suffix.lower() != ".json":
+        return False
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        return file.read(64).lstrip().startswith("[")
 
 
 def read_result_regions(path: Path, scene: Scene) -> geopandas.GeoDataFrame:

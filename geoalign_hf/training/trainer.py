@@ -109,8 +109,8 @@ class GeoAlignTrainer(ResumableTrainer):
             logger.warning("Using one GPU. Start with `accelerate launch` or `torchrun` to use them all.")
             args._n_gpu = 1
         check_processes(args.world_size)
-        for check in (check_tokens, check_text_length):
-            check(processing_class.tokenizer, model)
+        check_tokens(processing_class.tokenizer, model)
+        check_text_length(processing_class.tokenizer, model)
         cut = count_cut_texts(train_dataset, processing_class.tokenizer, self.loss_weights, templates)
         if args.process_index == 0:
             for term, column in dropped.items():

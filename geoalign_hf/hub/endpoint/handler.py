@@ -35,9 +35,12 @@ class EndpointHandler:
         if not isinstance(data, dict):
             raise ValueError(f"a request must be an object with inputs; found a {type(data).__name__}.")
         inputs, parameters = data.get("inputs"), data.get("parameters") or {}
-        if not isinstance(parameters, dict) or (moved := sorted({*KEYS, "images"}.intersection(parameters))):
-            found = f"found {moved}" if isinstance(parameters, dict) else f"found {parameters!r:.60}"
-            raise ValueError(f"parameters must be an object of options, such as top_k; {found}.")
+        if not isinstance(parameters, dict):
+            raise ValueError(
+                f"parameters must be an object of options, such as top_k; found {parameters!r:.60}."
+            )
+        if moved := sorted({*KEYS, "images"} & parameters.keys()):
+            raise ValueError(f"parameters must be options, such as top_k; {moved} belong to inputs.")
         if not isinstance(inputs, dict) or not inputs.keys() >= {"image", "candidate_labels"}:
             raise ValueError(
                 f"inputs must be an object with {', '.join(KEYS)}; give image, boxes and labels."

@@ -114,7 +114,8 @@ class Page:
         if more:
             raise ValueError("Write one phrase, without commas.")
         others = [label for label in others if label != phrase]
-        if picture.mode in ("L", "RGB"):  # the model sees windows at far fewer pixels than a large image has
+        if max(picture.size) > LARGEST_HEAT and picture.mode in ("L", "RGB"):
+            # The model sees each window at far fewer pixels than a large image has.
             picture.thumbnail((LARGEST_HEAT, LARGEST_HEAT))
             image = picture
         boxes = list_windows(*picture.size)
