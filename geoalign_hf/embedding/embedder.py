@@ -25,6 +25,7 @@ from ..images import DEFAULT_OPTIONS, ImageOptions, read_image, sample_to_row
 from ..model.interface_geoalign_clip import is_unit
 from ..model.processing_geoalign_clip import CONCEPT_TEMPLATES
 from ..model.regions_geoalign_clip import check_boxes, check_quads, stack_regions
+from .checkpoints import check_tokens
 from .templates import check_concepts, check_texts, resolve_templates
 
 
@@ -37,8 +38,7 @@ class Embedder:
             `get_patch_features`; or with transformers' `get_image_features` and `get_text_features`. It is
             switched to evaluation mode for each call and back.
         processor: processor of that model.
-        image_size: side of `pixel_values`. None takes the model's own; another size interpolates the position
-            embeddings.
+        image_size: side of `pixel_values`. None takes the model's; another interpolates position embeddings.
         batch_size: number of images or windows per forward pass; eight times as many texts.
         image_options: rules for images that are not 8-bit RGB. The processor's `image_rule` completes them.
         draft_jpeg: whether `embed_images` decodes JPEG files at 1/2, 1/4 or 1/8 of their size where that is
@@ -46,10 +46,9 @@ class Embedder:
 
     Raises:
         TypeError: if the model has neither kind of method.
-        ValueError: if a size is below 1.
+        ValueError: if a size is below 1, or the tokenizer has tokens that the model does not have.
 
-    Example:
-        `Embedder(model, processor).embed_images(["harbor.png"])` gives a tensor of shape (1, D).
+    Example: `Embedder(model, processor).embed_images(["harbor.png"])` gives a tensor of shape (1, D).
     """
 
     model: Any  # a torch.nn.Module; its methods are described above
@@ -66,6 +65,7 @@ class Embedder:
                 f"{type(self.model).__name__} has neither embed_images nor get_image_features, so it cannot "
                 "embed images. Give a GeoAlignCLIPModel or a CLIPModel."
             )
+        check_tokens(self.processor.tokenizer, self.model)
         rule = self.image_options.fallback or getattr(self.processor, "image_rule", None)
         self.image_options = self.image_options.with_fallback(rule)
         self.trained_size = self.model.config.vision_config.image_size

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from geoalign_hf import Embedder
 from geoalign_hf.embedding.checkpoints import load_model, load_processor
 from geoalign_hf.hub.push import check_folder
 from geoalign_hf.training.checkpoints import read_weights
@@ -177,3 +178,10 @@ def test_an_adapter_that_transformers_cannot_load_is_refused_with_the_remedy(fol
     with pytest.raises(ValueError, match="adapter.*PeftModel.from_pretrained.*merge_and_unload") as caught:
         load_model(str(tmp_path / "adapter"))
     assert "damaged" not in str(caught.value)
+
+
+def test_an_embedder_refuses_a_tokenizer_with_tokens_that_the_model_does_not_have(built, copy):
+    processor = load_processor(str(copy))
+    processor.tokenizer.add_special_tokens({"pad_token": "<new>"})
+    with pytest.raises(ValueError, match="'<new>' the number .* Use the tokenizer of this model"):
+        Embedder(built[0], processor)
