@@ -44,7 +44,7 @@ class ConvertOptions:
 
 
 def convert(options: ConvertOptions, view: ViewOptions) -> Path:
-    """Convert a CLIP checkpoint into a GeoAlignCLIP, and compare the embeddings of both."""
+    """Convert a CLIP checkpoint into a GeoAlignCLIP. The embeddings of a transformers CLIP are compared."""
     arguments = dict(vars(options))
     output_dir = Path(arguments.pop("output_dir"))
     if output_dir.is_file() or output_dir.is_dir() and any(output_dir.iterdir()):

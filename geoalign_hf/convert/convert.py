@@ -1,4 +1,4 @@
-"""Converts checkpoints of other CLIPs. Every key is accounted for, and the embeddings are compared.
+"""Converts checkpoints of other CLIPs. Every key is accounted for, and embeddings are compared if possible.
 
     geoalign-hf convert SOURCE OUTPUT_DIR
 
