@@ -37,6 +37,18 @@ def test_the_table_gives_mean_and_spread_and_the_difference_from_full(tmp_path):
     assert (tmp_path / "table.png").exists()
 
 
+def test_what_a_term_adds_has_a_table_of_its_own_with_a_column_for_each_arm(tmp_path):
+    cells = []
+    for arm in ("all", "tenth"):
+        cells += [make_cell("scene + concept", [1, 1, 1, 1], seed, arm) for seed in (0, 1)]
+        cells += [make_cell("concept", [0, 0, 0, 0], seed, arm) for seed in (0, 1)]
+    lines = make_tables(cells, tmp_path / "table.png").splitlines()
+    assert lines[-3] == "| region micro | all | tenth |"
+    assert lines[-1] == (
+        "| scene + concept against concept | +100.0 [+100.0, +100.0] | +100.0 [+100.0, +100.0] |"
+    )
+
+
 def test_rows_with_other_seeds_are_not_compared():
     with pytest.raises(ValueError):
         compare_cells([make_cell("a", [1, 1, 1, 1])], [])

@@ -8,6 +8,13 @@ from matplotlib.figure import Figure
 
 COLUMNS = ("region micro", "region macro", "phrases", "hard negatives", "retrieval")
 NUM_DRAWS = 2000
+PAIRS = (  # what a term adds: the first row has all terms of the second, and one or more besides
+    ("scene + region", "region"),
+    ("scene + concept", "concept"),
+    ("full", "concept"),
+    ("full", "scene + concept"),
+    ("full", "full - hard negatives"),
+)
 
 
 def compare_cells(cells: list[dict], references: list[dict]) -> tuple[float, float, float]:
@@ -47,7 +54,7 @@ def make_tables(cells: list[dict], figure_path: Path) -> str:
 
     Returns:
         The tables. Scores are in percent, with their standard deviation over the seeds. The last column is
-        the difference of `region micro` from the row `full`.
+        the difference of `region micro` from the row `full`. A last table has the differences of `PAIRS`.
     """
     groups: dict[tuple[str, str], list[dict]] = {}
     for cell in sorted(cells, key=lambda cell: cell["seed"]):
@@ -66,10 +73,7 @@ def make_tables(cells: list[dict], figure_path: Path) -> str:
                 values = [100 * cell["scores"][column] for cell in group]
                 texts.append(f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else ""))
                 numbers[row, column] = values
-            difference = ""
-            if (arm, "full") in groups and row != "full":
-                center, low, high = compare_cells(group, groups[arm, "full"])
-                difference = f"{center:+.1f} [{low:+.1f}, {high:+.1f}]"
+            difference = "" if row == "full" else _write_difference(groups, arm, row, "full")
             lines.append(f"| {row} | {' | '.join(texts)} | {difference} |")
         lines.append("")
         for row in rows:
@@ -78,6 +82,23 @@ def make_tables(cells: list[dict], figure_path: Path) -> str:
             panel.plot(values, [row] * len(values), ".", color="black", markersize=4)
         panel.set_title(f"boxes: {arm}")
         panel.set_xlabel("region top-1, micro, percent")
+    lines += _compare_pairs(groups, arms)
     figure.axes[0].invert_yaxis()  # which all panels share
     figure.savefig(figure_path, dpi=100)
     return "\n".join(lines).rstrip()
+
+
+def _compare_pairs(groups: dict, arms: list[str]) -> list[str]:
+    lines = [f"| region micro | {' | '.join(arms)} |", "| --- " * (1 + len(arms)) + "|"]
+    for row, other in PAIRS:
+        differences = [_write_difference(groups, arm, row, other) for arm in arms]
+        if any(differences):
+            lines.append(f"| {row} against {other} | {' | '.join(differences)} |")
+    return lines if len(lines) > 2 else []
+
+
+def _write_difference(groups: dict, arm: str, row: str, other: str) -> str:
+    if not {(arm, row), (arm, other)} <= groups.keys():
+        return ""
+    center, low, high = compare_cells(groups[arm, row], groups[arm, other])
+    return f"{center:+.1f} [{low:+.1f}, {high:+.1f}]"
