@@ -20,7 +20,7 @@ class ColourModel(torch.nn.Module):
         super().__init__()
         self.config = SimpleNamespace(
             vision_config=SimpleNamespace(image_size=size, hidden_act="gelu"),
-            text_config=SimpleNamespace(max_position_embeddings=77),
+            text_config=SimpleNamespace(max_position_embeddings=77, vocab_size=len(processor.tokenizer)),
             dense_mode="last",
             projection_dim=4,
         )
