@@ -21,7 +21,12 @@ def draw_curves(records: list[dict], path: Path, names: Sequence[str]) -> None:
     names = [name for name in names if counts[name] > 1]
     columns = max(1, min(4, len(names)))
     rows = max(1, -(-len(names) // columns))
-    figure = Figure(figsize=(3.6 * columns, 2.4 * rows), layout="constrained")
+    width, height = 3.6 * columns, 2.4 * rows
+    figure = Figure(figsize=(width, height))
+    # Fixed margins, in inches: a layout that measures every label takes longer than a short training.
+    figure.subplots_adjust(
+        0.5 / width, 0.3 / height, 1 - 0.1 / width, 1 - 0.3 / height, wspace=0.25, hspace=0.3
+    )
     for axes, name in zip(figure.subplots(rows, columns, squeeze=False).flat, names, strict=False):
         points = [(record["step"], record[name]) for record in records if name in record]
         axes.plot(
@@ -29,6 +34,7 @@ def draw_curves(records: list[dict], path: Path, names: Sequence[str]) -> None:
         )
         axes.set_title(name, fontsize=9)
         axes.tick_params(labelsize=7)
+        axes.locator_params(nbins=5)
     for axes in figure.axes[len(names) :]:
         axes.set_axis_off()
     figure.savefig(path, dpi=110)
