@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -62,7 +63,7 @@ def list_imports(path: Path) -> list[str]:
     """The absolute names of the modules that a file imports, wherever the statement stands."""
     package = (PACKAGE.name, *path.relative_to(PACKAGE).parent.parts)
     found = []
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in list_nodes(path):
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -70,6 +71,11 @@ def list_imports(path: Path) -> list[str]:
             module = ".".join([*base, *(node.module.split(".") if node.module else [])])
             found += [module] if node.module else [f"{module}.{alias.name}" for alias in node.names]
     return found
+
+
+@cache
+def list_nodes(path: Path) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(path.read_text())))
 
 
 def name_source(path: Path) -> str:
@@ -107,7 +113,7 @@ def test_a_dependency_is_imported_only_where_the_table_says(path):
 @pytest.mark.parametrize("path", sorted((PACKAGE / "model").glob("*_clip.py")), ids=lambda path: path.stem)
 def test_the_package_that_ships_needs_only_torch_and_transformers(path):
     allowed = {"torch", "transformers", "numpy", "PIL", "huggingface_hub"} | sys.stdlib_module_names
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in list_nodes(path):
         if isinstance(node, ast.ImportFrom) and node.level:
             assert node.level == 1 and node.module and "." not in node.module
         elif isinstance(node, ast.ImportFrom):
@@ -124,9 +130,7 @@ def test_one_place_opens_images(path):
     """
     if path.stem in ("image_files_geoalign_clip", "localization") or path.parent.name == "space":
         return
-    calls = [
-        ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)
-    ]
+    calls = [ast.unparse(node.func) for node in list_nodes(path) if isinstance(node, ast.Call)]
     assert not {"Image.open", "PIL.Image.open", "load_image", "image_utils.load_image"} & set(calls)
 
 
