@@ -10,9 +10,9 @@ the arm `all` every box is labelled; in the arm `tenth` only a tenth of the imag
 captions. Cells of one seed start from the same weights and have the same images with boxes.
 
 Regions can be embedded from the whole image, a window or a crop; each score uses the source that is best on
-the validation images. A cell is one file, and is not run again. The default takes about five minutes per cell
-on one core; `--device cuda` trains a larger model, and `--quick` tries the script out. Writes `table.md`,
-`table.png` and `cells/*.json`.
+the validation images. A cell is one file, and is not run again. The default takes three to four minutes per
+cell on one core; `--device cuda` trains a larger model, and `--quick` tries the script out. Writes
+`table.md`, `table.png` and `cells/*.json`.
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -42,7 +42,7 @@ SOURCES = ("image", "window", "crop")
 ON_REGIONS = ("region", "concept", "crop_concept", "hard_negative")
 CONSISTENCY = ("crop_consistency", "image_consistency", "text_consistency")
 SETTINGS = {
-    "cpu": {"image_size": 96, "patch_size": 16, "width": 128, "depth": 4, "max_steps": 600, "batch_size": 64},
+    "cpu": {"image_size": 96, "patch_size": 16, "width": 128, "depth": 4, "max_steps": 300, "batch_size": 64},
     "cuda": {
         "image_size": 224,
         "patch_size": 16,
