@@ -229,7 +229,7 @@ def rank_in_blocks(
         query_embeds: (Q, D), unit vectors.
         candidate_embeds: (N, D), unit vectors.
         own: for each query the indices of the candidates that belong to it.
-        block_size: number of scores held at once. Memory is about ten bytes for each and does not grow with
+        block_size: number of scores held at once. Memory is about five bytes for each and does not grow with
             Q.
 
     Returns:
@@ -239,11 +239,13 @@ def rank_in_blocks(
         >>> rank_in_blocks(torch.eye(2), torch.tensor([[0.6, 0.8], [0.8, 0.6]]), [[0], [0]]).tolist()
         [2, 1]
     """
-    ranks, num_queries = [], max(1, block_size // max(len(candidate_embeds), 1))
+    ranks = np.empty(len(query_embeds), dtype=np.int64)
+    num_queries = max(1, block_size // max(len(candidate_embeds), 1))
     for start in range(0, len(query_embeds), num_queries):
-        scores = query_embeds[start : start + num_queries] @ candidate_embeds.T  # (q, N)
-        ranks.append(rank_own(scores.numpy(), own[start : start + num_queries]))
-    return np.concatenate(ranks)
+        block = slice(start, start + num_queries)
+        scores = query_embeds[block] @ candidate_embeds.T  # (q, N)
+        ranks[block] = rank_own(scores.numpy(), own[block])
+    return ranks
 
 
 def find_copies(images: Iterable) -> list[int]:
