@@ -39,7 +39,7 @@ def run_lines(first: str, archive, **names) -> dict:
     folder, query = archive
     lines = GUIDE.read_text().split(f"\n{first}")[1].split("\n\n")[0].split("\n```")[0]
     names |= {"query": query}
-    exec(first + lines.replace("outputs/archive", str(folder)), names)
+    exec(first + lines.replace("outputs/tiles", str(folder)), names)
     return names
 
 
