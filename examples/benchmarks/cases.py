@@ -21,6 +21,7 @@ from transformers import CLIPImageProcessorPil, pipeline
 from geoalign_hf.convert.from_scratch import build_model, train_tokenizer
 from geoalign_hf.data.collator import RowCollator
 from geoalign_hf.evaluation.metrics.retrieval import rank_own
+from geoalign_hf.evaluation.retrieval import rank_in_blocks
 from geoalign_hf.losses.contrastive import contrast_pairs
 from geoalign_hf.losses.objective import PRESETS, LossWeights
 from geoalign_hf.model.masks_geoalign_clip import _overlap_pixels, masks_to_coverage
@@ -142,15 +143,10 @@ def contrast(num: int, device: str) -> Pair:
     )
 
 
-def draw_queries(num: int) -> tuple[np.ndarray, np.ndarray, list[list[int]]]:
-    """Draw embeddings of queries and of candidates, and the own candidate of each query."""
-    left, right = np.random.default_rng(0).normal(size=(2, num, WIDTH)).astype(np.float32)
-    return left, right, [[i] for i in range(num)]
-
-
 def rank(num: int, device: str) -> Pair:
     """Rank the own candidate of each query, with the scores. The peer sorts all scores."""
-    left, right, own = draw_queries(num)
+    left, right = np.random.default_rng(0).normal(size=(2, num, WIDTH)).astype(np.float32)
+    own = [[i] for i in range(num)]
 
     def sort():
         order = np.argsort(-(left @ right.T), axis=1, kind="stable")
@@ -163,18 +159,17 @@ def rank(num: int, device: str) -> Pair:
 
 
 def rank_product(num: int, device: str) -> Pair:
-    """Multiply queries and candidates, and rank the own candidate of each. The peer only multiplies."""
-    left, right, own = draw_queries(num)
+    """Rank the own candidate of each query, as the evaluators do. The peer only multiplies."""
+    numbers = np.random.default_rng(0).integers(-4, 5, (2, num, WIDTH))  # whole, so that products are exact
+    left, right = torch.from_numpy(numbers.astype(np.float32))
+    own, scores = [[i] for i in range(num)], left @ right.T
+    expected = (scores >= scores.diagonal()[:, None]).sum(dim=1)
 
-    def multiply() -> np.ndarray:
-        return left @ right.T
+    def multiply() -> list[torch.Tensor]:
+        torch.mm(left, right.T)
+        return [expected]
 
-    def rank_ours() -> list[torch.Tensor]:
-        scores = multiply()
-        rank_own(scores, own)
-        return [torch.from_numpy(scores.diagonal().copy())]
-
-    return Pair(rank_ours, lambda: [torch.from_numpy(multiply().diagonal().copy())], 0)
+    return Pair(lambda: [torch.from_numpy(rank_in_blocks(left, right, own))], multiply, 0)
 
 
 def name_images(num: int, device: str) -> Pair:
