@@ -80,6 +80,14 @@ def folder(built, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def modules_folder(tmp_path_factory):
+    """evaluate copies metrics below this folder, and imports them from the first folder it was given."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("evaluate.config.HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
+        yield
+
+
+@pytest.fixture(scope="session")
 def clip_folder(processor, tmp_path_factory):
     """A stock CLIP of two layers with fresh weights, as transformers saves one."""
     from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor

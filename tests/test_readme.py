@@ -34,7 +34,9 @@ def make_quickstart(folder: Path, toy_rows: list[dict]) -> None:
     toy_rows[0]["image"].resize((207, 237)).save("outputs/quickstart/scene.png")
 
 
-def test_the_python_blocks_of_each_guide_run(folder, coco_folder, hub, toy_rows, tmp_path, monkeypatch):
+def test_the_python_blocks_of_each_guide_run(
+    folder, coco_folder, hub, toy_rows, modules_folder, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     make_quickstart(folder, toy_rows)
     shutil.copytree(coco_folder, "images")

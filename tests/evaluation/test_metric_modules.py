@@ -69,12 +69,7 @@ CASES = {
 }
 
 
-@pytest.fixture(autouse=True, scope="module")
-def modules_folder(tmp_path_factory):
-    """evaluate copies what it loads below this folder."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("evaluate.config.HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
-        yield
+pytestmark = pytest.mark.usefixtures("modules_folder")
 
 
 def test_every_metric_is_tested_here_and_an_unknown_one_is_refused():
