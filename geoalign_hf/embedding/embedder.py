@@ -46,7 +46,7 @@ class Embedder:
 
     Raises:
         TypeError: if the model has neither kind of method.
-        ValueError: if a size is below 1, or the tokenizer has tokens that the model does not have.
+        ValueError: if a size is below 1.
 
     Example: `Embedder(model, processor).embed_images(["harbor.png"])` gives a tensor of shape (1, D).
     """
@@ -65,7 +65,6 @@ class Embedder:
                 f"{type(self.model).__name__} has neither embed_images nor get_image_features, so it cannot "
                 "embed images. Give a GeoAlignCLIPModel or a CLIPModel."
             )
-        check_tokens(self.processor.tokenizer, self.model)
         rule = self.image_options.fallback or getattr(self.processor, "image_rule", None)
         self.image_options = self.image_options.with_fallback(rule)
         self.trained_size = self.model.config.vision_config.image_size
@@ -111,9 +110,10 @@ class Embedder:
             (N, D), unit vectors.
 
         Raises:
-            ValueError: if `texts` is a single string, or an entry is not a string or has no word.
+            ValueError: if `texts` is one string, an entry has no word, or the tokenizer has unknown tokens.
         """
         check_texts(texts, "texts")
+        check_tokens(self.processor.tokenizer, self.model)
         # Texts of similar length form a batch, so that short ones are not padded to long ones.
         unique = sorted(set(texts), key=lambda text: (len(text), text))
         batches = [unique[i : i + 8 * self.batch_size] for i in range(0, len(unique), 8 * self.batch_size)]

@@ -184,4 +184,4 @@ def test_an_embedder_refuses_a_tokenizer_with_tokens_that_the_model_does_not_hav
     processor = load_processor(str(copy))
     processor.tokenizer.add_special_tokens({"pad_token": "<new>"})
     with pytest.raises(ValueError, match="'<new>' the number .* Use the tokenizer of this model"):
-        Embedder(built[0], processor)
+        Embedder(built[0], processor).embed_text(["a ship"])
