@@ -1,4 +1,6 @@
-"""Converts checkpoints of other CLIPs. Every key is accounted for, and embeddings are compared if possible.
+"""Converts checkpoints of other CLIPs. Every key is accounted for.
+
+The embeddings of a converted transformers CLIP are compared with those of its source.
 
     geoalign-hf convert SOURCE OUTPUT_DIR
 

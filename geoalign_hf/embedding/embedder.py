@@ -110,7 +110,7 @@ class Embedder:
             (N, D), unit vectors.
 
         Raises:
-            ValueError: if `texts` is one string, an entry has no word, or the tokenizer has unknown tokens.
+            ValueError: for one string, an entry that is no text or has no word, or tokens the model lacks.
         """
         check_texts(texts, "texts")
         check_tokens(self.processor.tokenizer, self.model)
