@@ -4,6 +4,7 @@ A case is a function of a size and a device. It returns our call, the peer's cal
 which their results, lists of tensors, must be equal.
 """
 
+import json
 import sys
 import tempfile
 from collections.abc import Callable
@@ -28,6 +29,7 @@ from geoalign_hf.model.masks_geoalign_clip import _overlap_pixels, masks_to_cove
 from geoalign_hf.model.packing_geoalign_clip import pack_texts
 from geoalign_hf.model.processing_geoalign_clip import GeoAlignCLIPProcessor
 from geoalign_hf.model.regions_geoalign_clip import pool_regions, weigh_boxes
+from geoalign_hf.readers.coco import read_coco
 from geoalign_hf.training.step import compute_gradients, encode_batch
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # the folder of the examples
@@ -80,6 +82,32 @@ def prepare_files(num: int, device: str) -> Pair:
         lambda: [stock(stock.fetch_images(list(map(str, paths))), return_tensors="pt")["pixel_values"]],
         0.02,
     )
+
+
+def read_boxes(num: int, device: str) -> Pair:
+    """Read COCO boxes of one image into a row. The peer parses the file and checks nothing."""
+    folder = Path(tempfile.mkdtemp())
+    draw_pictures(1)[0].save(folder / "0.png")
+    numbers = np.random.default_rng(0).integers(1, 200, (num, 4)).tolist()
+    content = {
+        "images": [{"id": 1, "file_name": "0.png", "width": 512, "height": 512}],
+        "annotations": [
+            {"id": i, "image_id": 1, "category_id": i, "bbox": box} for i, box in enumerate(numbers)
+        ],
+        "categories": [{"id": i, "name": f"kind {i}"} for i in range(num)],
+    }
+    path = folder / "boxes.json"
+    path.write_text(json.dumps(content))
+
+    def parse() -> list[torch.Tensor]:
+        boxes = [annotation["bbox"] for annotation in json.loads(path.read_text())["annotations"]]
+        return [torch.tensor([[x, y, x + w, y + h] for x, y, w, h in boxes])]
+
+    def read() -> list[torch.Tensor]:
+        (row,) = read_coco(path, folder)
+        return [torch.tensor(row["boxes"])]
+
+    return Pair(read, parse, 0)
 
 
 def resample_masks(num: int, device: str) -> Pair:

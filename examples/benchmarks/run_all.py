@@ -27,6 +27,13 @@ MEMORY = "memory bandwidth"
 TITLES = {
     "prepare_images": ("prepare images in memory", "images", (4, 8, 16, 32), (32, 64, 128, 256), MEMORY),
     "prepare_files": ("prepare JPEG files", "images", (4, 8, 16, 32), (32, 64, 128, 256), "decoding"),
+    "read_boxes": (
+        "read COCO boxes, checked",
+        "boxes",
+        (500, 1000, 2000, 4000),
+        (500, 1000, 2000, 4000),
+        "Python",
+    ),
     "resample_masks": ("resample masks", "masks", (4, 8, 16, 32), (16, 32, 64, 128), MEMORY),
     "pool_boxes": ("pool regions, with gradients", "regions", (8, 16, 32, 64), (16, 32, 64, 128), "FLOPs"),
     "encode_texts": ("texts of a step, with gradients", "images", (1, 2, 4, 8), (16, 32, 64, 128), "FLOPs"),
