@@ -421,7 +421,7 @@ def test_all_benchmarks_agree_with_their_peers_and_write_one_table(tmp_path):
     run("benchmarks/run_all.py", "--tiny", "--rounds", 1, "--output", "out", cwd=tmp_path)
     results = json.loads((tmp_path / "out" / "benchmarks.json").read_text())
     table = (tmp_path / "out" / "benchmarks.md").read_text()
-    assert len(results["cases"]) == 15
+    assert len(results["cases"]) == 16
     for case in results["cases"].values():
         assert len(case["measured"]) == 4 and case["title"] in table
     assert results["training"]["images_per_second"] > 0
