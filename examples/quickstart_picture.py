@@ -12,18 +12,18 @@ GREEN, RED, GRAY = (90, 225, 110), (245, 90, 80), (170, 170, 170)
 
 def draw_tile(row: dict, title: str, labels: list[str], colours: list[tuple]) -> Image.Image:
     """Enlarge a scene, and write a title above it and a label at each box."""
-    tile, zoom = (
-        Image.new("RGB", (500, 430), "white"),
-        min(490 / row["image"].width, 390 / row["image"].height),
-    )
+    zoom = min(490 / row["image"].width, 390 / row["image"].height)
     size = [round(length * zoom) for length in row["image"].size]
-    place = ((500 - size[0]) // 2, 35)
+    tile, place = Image.new("RGB", (500, size[1] + 45), "white"), ((500 - size[0]) // 2, 35)
     tile.paste(row["image"].resize(size, Image.Resampling.LANCZOS), place)
     pen, font = ImageDraw.Draw(tile), ImageFont.load_default(16)
     pen.text((place[0], 8), title, fill="black", font=ImageFont.load_default(19))
-    for box, label, colour in zip(row["boxes"], labels, colours, strict=True):
-        x0, y0, x1, y1 = (zoom * value + offset for value, offset in zip(box, place * 2, strict=True))
-        pen.rectangle((x0, y0, x1, y1), outline=colour, width=3)
+    boxes = [
+        [zoom * value + offset for value, offset in zip(box, place * 2, strict=True)] for box in row["boxes"]
+    ]
+    for box, colour in zip(boxes, colours, strict=True):
+        pen.rectangle(box, outline=colour, width=3)
+    for (x0, y0, _, y1), label, colour in zip(boxes, labels, colours, strict=True):  # over all boxes
         width = pen.textlength(label, font) + 6
         left, top = max(min(x0, place[0] + size[0] - width), place[0]), y0 - 20 if y0 > 56 else y1
         pen.rectangle((left, top, left + width, top + 20), fill=colour)
@@ -58,8 +58,11 @@ def draw_picture(folder: Path, classify, embedder: Embedder, scenes: list[dict])
         colours = [GRAY if i != best else GREEN if i == r else RED for i in range(len(cosines))]
         tiles.append(draw_tile(row, title, [f"{cosine:.2f}" for cosine in cosines], colours))
         right["phrases"].append(best == r)
-    picture = Image.new("RGB", (1500, 860), "white")
-    for i, tile in enumerate(tiles):
-        picture.paste(tile, (i % 3 * 500, i // 3 * 430))
+    lines = [tiles[:3], tiles[3:]]
+    heights = [max(tile.height for tile in line) for line in lines]
+    picture = Image.new("RGB", (1500, sum(heights)), "white")
+    for number, line in enumerate(lines):
+        for i, tile in enumerate(line):
+            picture.paste(tile, (500 * i, sum(heights[:number])))
     picture.save(folder / "quickstart.png")
     return right
