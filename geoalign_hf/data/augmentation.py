@@ -7,6 +7,7 @@ in `region_windows.py`. Texts that may be untrue of a part of an image are dropp
 import re
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from PIL import Image, ImageEnhance
 
@@ -33,6 +34,9 @@ class Augmentation:
         shift: largest distance between the centres of window and region, as a fraction of the window's side.
         stretch_sides: largest change of a window's width and height, as a fraction.
         light: largest change of brightness, contrast and saturation, as a fraction.
+        erase: share of the windows in which one rectangle is painted over with one colour, both drawn at
+            random. Its sides are 0.15 to 0.45 of the window's (random erasing,
+            https://arxiv.org/abs/1708.04896).
         balance: exponent b of the balance of concepts. A region whose concept has n regions is drawn with a
             probability proportional to n ** -b. 0 draws all regions equally often.
         min_visible: smallest fraction of another region's area inside the window with which that region is
@@ -65,6 +69,9 @@ class Augmentation:
     light: float = option(
         default=0.3, help="Largest change of brightness, contrast and saturation, as a fraction."
     )
+    erase: float = option(
+        default=0.0, help="Share of the windows in which a random rectangle is painted over."
+    )
     balance: float = option(
         default=0.5,
         help="Exponent by which regions of rare concepts are drawn more often. 0 draws all alike.",
@@ -78,7 +85,8 @@ class Augmentation:
     views_per_row: int = option(default=1, help="Number of views per row and epoch.")
 
     def __post_init__(self):
-        for name in ("whole_share", "shift", "stretch_sides", "light", "min_visible", "min_region_side"):
+        shares = ("whole_share", "shift", "stretch_sides", "light", "erase", "min_visible", "min_region_side")
+        for name in shares:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must lie between 0 and 1.")
         if not 1 <= self.min_context <= self.max_context:
@@ -113,6 +121,22 @@ def change_light(image: Image.Image, light: float, generator: torch.Generator) -
     enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
     for enhancer, factor in zip(enhancers, factors.tolist(), strict=True):
         image = enhancer(image).enhance(factor)
+    return image
+
+
+def erase_rectangle(image: Image.Image, share: float, generator: torch.Generator) -> Image.Image:
+    """Paint a random rectangle over an RGB image, in the given share of the calls; see `Augmentation`."""
+    if not share:
+        return image
+    numbers = torch.rand(8, generator=generator).numpy()
+    if numbers[0] >= share:
+        return image
+    sides = np.round(image.size * (0.15 + 0.3 * numbers[1:3])).astype(int)
+    corner = ((image.size - sides) * numbers[3:5]).astype(int)
+    image = image.copy()
+    image.paste(
+        tuple((256 * numbers[5:]).astype(int).tolist()), (*corner.tolist(), *(corner + sides).tolist())
+    )
     return image
 
 

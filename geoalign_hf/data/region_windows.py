@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .augmentation import Augmentation, change_light
+from .augmentation import Augmentation, change_light, erase_rectangle
 from .schema import REGION_COLUMNS
 from .windows import drop_context, measure_visible
 
@@ -83,7 +83,8 @@ def view_region(
     result["boxes"] = np.clip(result["boxes"], 0, size).tolist()
     hidden = {row["concepts"][s] for s, share in enumerate(shares) if share > 0 and s not in kept}
     result["unboxed"] = sorted(hidden.union(row.get("unboxed") or []))
-    result["image"] = change_light(_resample(pyramid, matrix, center, size), augment.light, generator)
+    image = change_light(_resample(pyramid, matrix, center, size), augment.light, generator)
+    result["image"] = erase_rectangle(image, augment.erase, generator)
     return result
 
 

@@ -108,6 +108,25 @@ def test_the_same_seed_gives_the_same_window_and_another_one_another(toy_rows):
     assert images[0] == images[1] != images[2]
 
 
+def test_a_share_of_the_windows_loses_one_rectangle_of_one_colour():
+    row, sides = paint_row([(100, 60, 130, 80)], size=(400, 400)), []
+    row["image"] = Image.new("RGB", (400, 400), (7, 7, 7))
+    for number in range(200):
+        window = view(row, 0, number, erase=0.5, light=0.0)
+        plain = view(row, 0, number, light=0.0)
+        assert {key: value for key, value in window.items() if key != "image"} == {
+            key: value for key, value in plain.items() if key != "image"
+        }
+        pixels = np.asarray(window["image"])
+        ys, xs = np.nonzero((pixels != np.asarray(plain["image"])).any(axis=2))
+        if len(ys):
+            painted = pixels[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1]
+            assert (painted == painted[0, 0]).all()
+            sides.append(painted.shape[:2])
+    assert 70 < len(sides) < 130
+    assert 0.15 * 64 - 1 < np.min(sides) < 14 and 24 < np.max(sides) < 0.45 * 64 + 1
+
+
 def test_windows_are_rows_that_the_processor_takes(toy_rows, processor):
     for number in range(40):
         row = toy_rows[number % 8]
