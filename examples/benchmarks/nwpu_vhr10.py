@@ -67,7 +67,7 @@ class Options:
         default="concept", help="Terms of the objective: the concept term alone, or all with default weights."
     )
     baseline: bool = HfArg(default=True, help="Score of the classical baseline beside the model's.")
-    max_steps: int = HfArg(default=900, help="Number of training steps.")
+    max_steps: int = HfArg(default=1800, help="Number of training steps.")
     batch_size: int = HfArg(default=96, help="Number of windows of a step.")
     image_size: int = HfArg(default=96, help="Side of a window in pixels.")
     patch_size: int = HfArg(default=16, help="Side of a patch in pixels.")
@@ -77,6 +77,7 @@ class Options:
     label_smoothing: float = HfArg(default=0.1, help="Label smoothing of the concept term.")
     min_context: float = HfArg(default=1.1, help="Smallest side of a training window in sides of its region.")
     max_context: float = HfArg(default=2.0, help="Largest side of a training window.")
+    erase: float = HfArg(default=0.5, help="Share of the training windows that lose a random rectangle.")
     views: list[float] = HfArg(
         default_factory=lambda: [1.25, 1.6, 2.0], help="Sides of the windows whose embeddings are averaged."
     )
@@ -134,6 +135,7 @@ def train(rows: Dataset, seed: int, folder: Path, options: Options) -> None:
             whole_share=0 if options.objective == "concept" else 0.15,
             min_context=options.min_context,
             max_context=options.max_context,
+            erase=options.erase,
             views_per_row=50,
         ),
     )
