@@ -237,8 +237,9 @@ def test_the_classical_baseline_runs_on_a_coco_file(coco_folder, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("objective", ["full", "concept"])
 def test_the_vhr10_benchmark_trains_each_seed_once_and_writes_mean_and_spread(
-    coco_folder, tmp_path, run_here
+    objective, coco_folder, tmp_path, run_here
 ):
     for split in ("train", "test"):
         shutil.copy(coco_folder / "rows.json", coco_folder / f"{split}.json")
@@ -252,6 +253,8 @@ def test_the_vhr10_benchmark_trains_each_seed_once_and_writes_mean_and_spread(
         "--seeds",
         0,
         1,
+        "--objective",
+        objective,
         *small,
     ]
     run_here(*command)

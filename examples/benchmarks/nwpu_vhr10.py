@@ -8,13 +8,13 @@ writes them. The model is trained on everything but the test images. Settings ar
 validation`, which trains on `train.json` alone and scores `validation.json`. Beside the model it scores
 histograms of gradients and colour with a linear SVM (`classical_baseline.py`) on the same boxes.
 
-`--objective full` trains with the default weights of the whole objective on the same images. Texts and hard
-negatives then come from `geoalign_hf.dataset_builder`. Both objectives are also scored on hard negatives
-(accuracy in balanced pairs, chance 50 %) and retrieval (mean recall) of the test images.
+The whole objective has its default weights, and its texts and hard negatives come from
+`geoalign_hf.dataset_builder`. `--objective concept` trains with the concept term alone. Both are also scored
+on hard negatives (accuracy in balanced pairs, chance 50 %) and retrieval (mean recall) of the test images.
 
 Prints micro and macro top-1 as mean and standard deviation over the seeds, and writes `seed_*.json`,
 `baseline.json`, `table.md`, and one model folder per seed. Seeds that are complete are not trained again, and
-an interrupted one continues. A seed takes about 12 minutes on two cores, the baseline 3 to 7.
+an interrupted one continues. A seed takes 10 to 20 minutes on two cores, the baseline 3 to 7.
 """
 
 import json
@@ -64,7 +64,7 @@ class Options:
     seeds: list[int] = HfArg(default_factory=lambda: [0, 1, 2], help="Seeds, each a training of its own.")
     split: Literal["test", "validation"] = HfArg(default="test", help="Split that is scored.")
     objective: Literal["concept", "full"] = HfArg(
-        default="concept", help="Terms of the objective: the concept term alone, or all with default weights."
+        default="full", help="Terms of the objective: all with default weights, or the concept term alone."
     )
     baseline: bool = HfArg(default=True, help="Score of the classical baseline beside the model's.")
     max_steps: int = HfArg(default=1800, help="Number of training steps.")
