@@ -169,11 +169,11 @@ def sample_to_row(sample: Mapping) -> dict:
     """Make a row of a sample of torchgeo; rows stay as they are.
 
     Args:
-        sample: dictionary with `image`, a tensor (bands, height, width), and `bbox_xyxy`, a tensor (R, 4) of
-            pixels, if there are regions. Other entries, such as `crs` and `bounds`, are kept.
+        sample: dictionary with `image`, a tensor (bands, height, width) or an image, and `bbox_xyxy`, a
+            tensor (R, 4) of pixels, if there are regions. Other entries, such as `crs`, are kept.
 
     Returns:
-        The sample with `image` as an array (height, width, bands), and with `boxes`.
+        The sample with a tensor as an array (height, width, bands), and with `boxes`.
 
     Raises:
         ValueError: if the image has another number of dimensions, as in a stacked batch.
@@ -188,14 +188,28 @@ def sample_to_row(sample: Mapping) -> dict:
         raise ValueError(f"The sample has {list(sample)}, but no image. Give a tensor as its image.")
     if "boxes" in sample:
         return dict(sample)
-    image = np.asarray(sample["image"])
-    if image.ndim != 3:
-        raise ValueError(
-            f"The image of a sample has the shape {image.shape}; expected bands, height and width. Give "
-            "single samples; torchgeo.datasets.unbind_samples splits a batch."
-        )
+    image = sample["image"]
+    if hasattr(image, "ndim"):  # an array or a tensor, with its bands first
+        if image.ndim != 3:
+            raise ValueError(
+                f"The image of a sample has the shape {tuple(image.shape)}; expected bands, height, width. "
+                "Give single samples; torchgeo.datasets.unbind_samples splits a batch."
+            )
+        image = np.moveaxis(np.asarray(image), 0, -1)
     boxes = np.asarray(sample.get("bbox_xyxy", np.zeros((0, 4)))).tolist()
-    return {**sample, "image": np.moveaxis(image, 0, -1), "boxes": boxes}
+    return {**sample, "image": image, "boxes": boxes}
+
+
+def check_image_list(images) -> None:
+    """Refuse a single image where many are expected: iterating over an array would give strips of it.
+
+    Raises:
+        ValueError: with what was found.
+    """
+    is_array = getattr(images, "ndim", 4) in (2, 3)
+    if is_array or isinstance(images, (str, Path, bytes, Image.Image, Mapping)):
+        found = f"an array of the shape {tuple(images.shape)}" if is_array else f"{images!r:.80}"
+        raise ValueError(f"Expected a list of images, but found {found}. Give a list, also of one image.")
 
 
 def is_plain(content: bytes | str | Path) -> bool:

@@ -1,13 +1,21 @@
 """Opening images of every depth, number of bands and kind of file: right, or refused with the name."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from geoalign_hf.images import ImageOptions, has_natural_colour, read_image, read_size
+from geoalign_hf.images import (
+    ImageOptions,
+    check_image_list,
+    has_natural_colour,
+    read_image,
+    read_size,
+    sample_to_row,
+)
 from geoalign_hf.model.images_geoalign_clip import scale_to_8_bits
 
 RAMP = np.tile(np.arange(0, 256, 4, dtype=np.uint8), (48, 1))  # 48 x 64
@@ -147,6 +155,48 @@ def test_chosen_bands_and_grey_pictures_have_no_natural_colour(tmp_path):
     assert not has_natural_colour(read_image(deep, ImageOptions(limits=(0, 255))))
 
 
+@pytest.mark.parametrize("rule", [{"limits": [0, 0.3]}, {"limits": [-0.5, 1]}, {"stretch": [2, 98]}])
+@pytest.mark.parametrize("brightest", [0.25, 1.0, 1.2])
+def test_the_scale_of_a_model_holds_for_floats_whether_or_not_they_could_be_read_without(rule, brightest):
+    array = (RAMP / 252 * brightest).astype(np.float32)  # also from 0 to 1
+    expected = read_image(array, ImageOptions(**{name: tuple(pair) for name, pair in rule.items()}))
+    found = read_image(array, ImageOptions().with_fallback(rule))
+    assert np.array_equal(np.asarray(found), np.asarray(expected))
+    assert not has_natural_colour(found)
+
+
+def test_limits_in_another_unit_do_not_blacken_floats_from_0_to_1_and_nothing_changes_8_bits():
+    options = ImageOptions().with_fallback({"limits": [0, 3000]})
+    assert np.array_equal(np.asarray(read_image((RAMP / 255).astype(np.float32), options))[..., 0], RAMP)
+    for rule in ({"limits": [0, 0.3]}, {"stretch": [2, 98]}, {"limits": [0, 3000]}):
+        options = ImageOptions().with_fallback(rule)
+        assert np.array_equal(np.asarray(read_image(RAMP, options))[..., 0], RAMP)
+
+
+def test_an_image_in_the_place_of_a_list_is_refused():
+    image = Image.fromarray(RAMP)
+    singles = (
+        image,
+        RAMP,
+        np.dstack([RAMP] * 3),
+        torch.zeros(3, 8, 8),
+        "a.png",
+        Path("a.png"),
+        b"a",
+        {"image": 1},
+    )
+    for single in singles:
+        with refuses("list of images"):
+            check_image_list(single)
+    for many in ([image], iter([image]), np.zeros((2, 8, 8, 3)), np.array(["a.png"]), (image,)):
+        check_image_list(many)
+
+
+def test_a_sample_with_an_image_that_is_no_tensor_keeps_it():
+    image = Image.fromarray(RAMP)
+    assert sample_to_row({"image": image, "label": 3}) == {"image": image, "label": 3, "boxes": []}
+
+
 # Files
 
 
@@ -160,6 +210,24 @@ def test_the_size_in_the_header_is_that_of_the_pixels(tmp_path, suffix, orientat
     image.save(path, exif=exif)
     expected = (20, 30) if orientation >= 5 else (30, 20)
     assert read_size(path) == read_image(path).size == expected
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_opened_image_is_turned_upright_as_its_file_is(tmp_path, suffix, orientation):
+    image = Image.fromarray(np.dstack([RAMP, RAMP[::-1] // 2, np.full_like(RAMP, 9)]))
+    image.putpixel((0, 0), (255, 255, 255))  # no turn leaves the picture as it is
+    exif = image.getexif()
+    exif[274] = orientation
+    path = tmp_path / f"a.{suffix}"
+    image.save(path, exif=exif)
+    opened, loaded = Image.open(path), Image.open(path)
+    loaded.load()
+    expected = np.asarray(read_image(path))
+    for other in (opened, loaded, path.read_bytes()):
+        assert np.array_equal(np.asarray(read_image(other)), expected)
+    upright = read_image(loaded)
+    assert np.array_equal(np.asarray(read_image(upright)), expected)  # and not turned twice
 
 
 def test_jpeg_2000_is_read(tmp_path):

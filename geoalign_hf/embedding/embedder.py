@@ -21,7 +21,7 @@ from transformers.utils import logging
 
 from .. import __version__
 from ..data.views import list_views, resolve_context, resolve_contexts
-from ..images import DEFAULT_OPTIONS, ImageOptions, read_image, sample_to_row
+from ..images import DEFAULT_OPTIONS, ImageOptions, check_image_list, read_image, sample_to_row
 from ..model.interface_geoalign_clip import is_unit
 from ..model.processing_geoalign_clip import CONCEPT_TEMPLATES
 from ..model.regions_geoalign_clip import check_boxes, check_quads, stack_regions
@@ -91,8 +91,7 @@ class Embedder:
         Returns:
             (N, D), unit vectors.
         """
-        if isinstance(images, str):
-            raise ValueError(f"Expected a list of images; found the string {images!r}. Give [{images!r}].")
+        check_image_list(images)
         if isinstance(images, Sized):
             images = logging.tqdm(images, desc=noun, total=len(images), leave=False)
         draft_side = self.image_size if self.draft_jpeg else None

@@ -24,7 +24,11 @@ class ReaderNeeded(ValueError):
 
 
 def read_by_rule(read, rule: tuple, fallback: dict | None) -> Image.Image:
-    """Read an image by the options that are given or, where it needs others, by those and the fallback.
+    """Read an image by the options that are given and, where it needs others, by the fallback.
+
+    The fallback's scale holds for all images of more than 8 bits, as in training. Only floats from 0 to 1 can
+    be read without it; where its limits go beyond 1, they are in another unit, and become 0 to 255. The
+    fallback's bands hold for images that cannot be read without a choice.
 
     Args:
         read: function of `stretch`, `limits` and `bands`, which raises `OptionNeeded` or `ReaderNeeded`.
@@ -34,9 +38,13 @@ def read_by_rule(read, rule: tuple, fallback: dict | None) -> Image.Image:
     Raises:
         ValueError: in place of both.
     """
+    fallback = fallback or {}
+    limits = fallback.get("limits")
+    is_same_unit = limits is None or max(limits) <= 1
+    scale = {name: fallback.get(name) for name in ("stretch", "limits")} if is_same_unit else {}
     try:
         try:
-            return read(*rule)
+            return read(*merge_options(*rule, scale))
         except OptionNeeded:
             if not fallback:
                 raise

@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 
 from .image_files_geoalign_clip import (
     ONE_PICTURE,
+    ORIENTATION,
     WIDE_MODES,
     Header,
     describe_image,
@@ -60,8 +61,8 @@ def read_image(
 
     Args:
         image: a path, a URL, a `data:` URL, the bytes of a file, a PIL image, an array or a tensor. The shape
-            is (H, W), (H, W, bands) or (bands, H, W). Masked pixels of a masked array have no data. A file is
-            turned upright by its orientation tag.
+            is (H, W), (H, W, bands) or (bands, H, W). Masked pixels of a masked array have no data. A file
+            or PIL image is turned upright by its orientation tag.
         name: name of the image in messages.
         stretch: two percentiles of the picture, over all chosen bands together, that become 0 and 255.
         limits: two values that become 0 and 255. Neither option changes pictures of 8 bits.
@@ -187,7 +188,7 @@ def _read_file(source, name: str, stretch, limits, bands, max_pixels, draft_side
         except Exception as error:  # a damaged file makes PIL raise almost any exception
             raise ValueError(f"{name} cannot be read as an image ({error}). Replace it.") from error
         if image.mode not in WIDE_MODES:
-            result = _convert_image(image, name, stretch, limits, bands)
+            result = _convert_image(image, name, stretch, limits, bands, is_upright=True)
             if draft_side is not None and result.size != header.size:
                 result.info[FULL_SIZE] = header.size
             return result
@@ -214,12 +215,16 @@ def _convert_wide(
     return to_rgb(array[..., None], name, stretch, limits, bands, header.is_inverted, is_valid)
 
 
-def _convert_image(image: Image.Image, name: str, stretch, limits, bands) -> Image.Image:
+def _convert_image(
+    image: Image.Image, name: str, stretch, limits, bands, is_upright: bool = False
+) -> Image.Image:
     if 0 in image.size:
         raise ValueError(f"{name} has {image.width} x {image.height} pixels (width x height). Remove it.")
     try:
         header = describe_opened(image, name)
         load_pixels(image)
+        if not is_upright and image.getexif().get(ORIENTATION, 1) != 1:
+            image = ImageOps.exif_transpose(image)
     except Exception as error:  # a damaged file makes PIL raise almost any exception
         raise ValueError(f"{name} cannot be read as an image ({error}). Replace it.") from error
     if header is not None and header.problem and header.remedy != ONE_PICTURE:  # the frame is chosen already
