@@ -22,8 +22,8 @@ from geoalign_hf.data.loading import read_rows
 from geoalign_hf.data.schema import list_concepts
 from geoalign_hf.data.training_dataset import EpochSampler, TrainingDataset
 from geoalign_hf.training.checkpoints import load_tree, resolve_checkpoint, save_tree, write_folder
-from geoalign_hf.training.identity import checksum_rows, describe_model
-from geoalign_hf.training.launch import check_processes
+from geoalign_hf.training.identity import check_same_run, describe_loop
+from geoalign_hf.training.launch import check_batch, check_processes
 from geoalign_hf.training.step import compute_gradients
 
 
@@ -54,7 +54,7 @@ def main() -> None:
     # 1. Data. The order and the augmentation follow from the seed, the epoch and the index.
     rows = read_rows(options.dataset, options.images)
     eval_rows = options.eval_dataset and read_rows(options.eval_dataset, options.images, None, "test")
-    model = AutoModel.from_pretrained(options.model)
+    model = AutoModel.from_pretrained(options.model, dtype=torch.float32)
     processor = AutoProcessor.from_pretrained(options.model)
     weights, max_regions = LossWeights(), max(1, max(map(len, rows["boxes"])))
     size, crops = processor.image_processor.size["height"], 2 if weights.reads_crops else None
@@ -63,28 +63,29 @@ def main() -> None:
     texts = {"text_kinds": weights.text_kinds, "vocabulary": list_concepts(rows)}
     collator = RowCollator(processor, max_regions, **texts)
     batch_size = options.per_device_train_batch_size
+    check_batch(len(dataset), batch_size, accelerator.num_processes)
     loader = DataLoader(dataset, batch_size, sampler=sampler, collate_fn=collator, drop_last=True)
 
     # 2. Optimizer and schedule. Matrices decay, vectors and scales do not.
     matrices = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
     others = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
-    identity = {"rows": checksum_rows(rows), "model": describe_model(model)}
+    decisive = ("num_train_epochs", "per_device_train_batch_size", "learning_rate", "seed")
+    identity = describe_loop(accelerator, model, rows) | {name: getattr(options, name) for name in decisive}
     groups = [{"params": matrices, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, options.learning_rate, betas=(0.9, 0.98))
-    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    prepared, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     num_steps = options.num_train_epochs * len(loader)
     schedule = get_cosine_schedule_with_warmup(optimizer.optimizer, -(-num_steps // 20), num_steps)
 
-    # 3. The newest checkpoint. It is read without unpickling anything.
+    # 3. The newest checkpoint, if it is of the same run. It is read without unpickling anything.
     output_dir, first_epoch = Path(options.output_dir), 0
     whole = states.StateDictOptions(full_state_dict=True)
     if newest := resolve_checkpoint(output_dir, "last"):
         if not options.resume:
             raise SystemExit(f"{output_dir} holds {newest.name}. Add --resume, or give another --output_dir.")
         state = load_tree(newest / "state" / "loop.safetensors")
-        if state["identity"] != identity:
-            raise SystemExit(f"{newest} is of a run with other rows or another model. Use another folder.")
-        accelerator.unwrap_model(model).load_state_dict(state["model"])
+        check_same_run(newest, state["identity"], identity)
+        model.load_state_dict(state["model"])
         states.set_optimizer_state_dict(model, optimizer.optimizer, state["optimizer"], options=whole)
         schedule.load_state_dict(state["schedule"])
         first_epoch = state["epoch"] + 1
@@ -93,25 +94,24 @@ def main() -> None:
     # 4. The loop.
     for epoch in range(first_epoch, options.num_train_epochs):
         dataset.epoch = sampler.epoch = epoch
-        model.train()
+        prepared.train()
         for batch in loader:
-            terms = compute_gradients(accelerator, model, batch, weights, None, options.mini_batch_size)
+            terms = compute_gradients(accelerator, prepared, batch, weights, None, options.mini_batch_size)
             accelerator.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
             accelerator.print(f"epoch {epoch}: loss {terms['loss'].item():.6f}")
-        trained = accelerator.unwrap_model(model)
         if eval_rows and accelerator.is_main_process:
-            scores = RegionClassificationEvaluator(eval_rows)(trained, processor)
+            scores = RegionClassificationEvaluator(eval_rows)(model, processor)
             print(f"epoch {epoch}: region top-1 macro {scores['top1_macro']:.4f}")
         state = {"identity": identity, "epoch": epoch, "schedule": schedule.state_dict()}
         state["optimizer"] = states.get_optimizer_state_dict(model, optimizer.optimizer, options=whole)
         with write_folder(accelerator, output_dir / f"checkpoint-{epoch + 1}") as folder:
             if accelerator.is_main_process:
-                trained.save_pretrained(folder)
+                model.save_pretrained(folder)
                 processor.save_pretrained(folder)
-                save_tree(state | {"model": trained.state_dict()}, folder / "state" / "loop.safetensors")
+                save_tree(state | {"model": model.state_dict()}, folder / "state" / "loop.safetensors")
     accelerator.end_training()
 
 

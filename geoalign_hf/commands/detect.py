@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from datasets import Dataset
 from transformers.utils import logging
 
 from ..detection.detector import DetectionOptions, Detector
@@ -103,7 +104,8 @@ class DetectionTaskOptions:
     proposals: str | None = option(
         default=None,
         help="JSON file of proposals in COCO's format of results. An image_id is that of a COCO file in "
-        "--dataset, or else the source of a row. By default, --proposer makes proposals.",
+        "--dataset, or else the source of a row, which must be a whole image. By default, --proposer makes "
+        "proposals.",
     )
     oriented: bool = option(
         default=False, help="Scores of oriented boxes, by the overlap of the quads of rows and proposals."
@@ -126,6 +128,7 @@ class DetectionTaskOptions:
         """Load the rows and the proposals, and build the evaluator."""
         rows, given = row_options.load(image_options), None
         if self.proposals:
+            check_sources(rows)
             image_ids: dict = {source: source for source in rows["source"]}
             if row_options.dataset.endswith(".json"):
                 folder = Path(str(row_options.images))
@@ -142,3 +145,30 @@ class DetectionTaskOptions:
             proposal_name=Path(self.proposals).name if self.proposals else None,
             arrays_path=Path(self.output_dir) / "detections.npz" if self.save_boxes else None,
         )
+
+
+def check_sources(rows: Dataset) -> None:
+    """Check that rows can be told apart by their sources, so that each finds its own proposals.
+
+    Raises:
+        ValueError: If a row has no source, is only a part of it, or shares it with another row.
+    """
+    advice = "omit --proposals, or pass the proposals of each row to DetectionEvaluator in Python."
+    seen: dict[str, int] = {}
+    columns = [
+        rows[name] if name in rows.column_names else [None] * len(rows) for name in ("source", "window")
+    ]
+    for i, (source, window) in enumerate(zip(*columns, strict=True)):
+        if source is None:
+            raise ValueError(f"row {i} has no source by which its proposals are found. Add it, {advice}")
+        if window:
+            raise ValueError(
+                f"row {i} is the window {window} of {source!r}, but proposals are in pixels of the whole "
+                f"image. Build the rows without --tile, {advice}"
+            )
+        if source in seen:
+            raise ValueError(
+                f"rows {seen[source]} and {i} have the same source {source!r}, so its proposals could be of "
+                f"either. Give rows with different sources, {advice}"
+            )
+        seen[source] = i

@@ -21,7 +21,8 @@ def list_sources(images: str | Path, coco: str | Path | None = None) -> dict[int
         Paths by the ids of the COCO file, or by the names of the files, relative to the folder.
 
     Raises:
-        ValueError: if there is no image, the COCO file lists none, or one of its images is missing.
+        ValueError: if there is no image, the COCO file lists none, one of its images is missing, or two of
+            them have the same id.
     """
     folder = Path(images)
     if not folder.exists():
@@ -40,6 +41,9 @@ def list_sources(images: str | Path, coco: str | Path | None = None) -> dict[int
     for entry in entries:
         path = finder.find(entry["file_name"], f"{coco}: image {entry['id']!r}", report)
         assert path is not None  # the report stops at the first missing image
+        if entry["id"] in found:
+            names = f"{found[entry['id']].name!r} and to {path.name!r}"
+            raise ValueError(f"{coco} gives the id {entry['id']!r} to {names}. Give every image its own id.")
         found[entry["id"]] = path
     return found
 

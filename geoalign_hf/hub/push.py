@@ -289,11 +289,17 @@ def explain_errors(repo_id: str, token: str | None, state: str = "the push faile
 
     Raises:
         ValueError: If `repo_id` is no name of a repository.
-        RuntimeError: In place of the original errors.
+        RuntimeError: If there is no token, or the token is malformed; and in place of the original errors.
     """
     validate_repo_id(repo_id)
-    if not re.fullmatch(r"\w+", token or get_token() or ""):
+    found = token or get_token()
+    if not found:
         raise RuntimeError(f"pushing to {repo_id} needs a token, but none was found. Run `hf auth login`.")
+    if not re.fullmatch("[!-~]+", found):  # an HTTP header could not carry it
+        raise RuntimeError(
+            f"pushing to {repo_id} needs a token, but the one that was found has a space, or a character "
+            "that is not printable ASCII. Run `hf auth login`, or correct HF_TOKEN or the argument token."
+        )
     if is_offline_mode():
         raise RuntimeError(f"pushing to {repo_id} needs the network, but HF_HUB_OFFLINE is set. Unset it.")
     try:

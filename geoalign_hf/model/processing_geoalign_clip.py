@@ -169,7 +169,7 @@ class GeoAlignCLIPProcessor(ProcessorMixin):
         shape = (len(concepts), len(templates), -1)
         return BatchFeature({key: tokens[key].view(shape) for key in ("input_ids", "attention_mask")})
 
-    def check_regions(self, form: str, regions, size: tuple[int, int], name: str, clip: bool = True):
+    def check_regions(self, form: str, regions, size: tuple[int, int], name: str, clip_boxes: bool = True):
         """Check the regions of one image.
 
         Args:
@@ -177,7 +177,7 @@ class GeoAlignCLIPProcessor(ProcessorMixin):
             regions: regions of one image, as in a call.
             size: (width, height) of the image.
             name: name of the regions in messages.
-            clip: whether to cut boxes that are partly outside.
+            clip_boxes: whether to cut boxes that are partly outside.
 
         Returns:
             a tensor (R, 4) or (R, 4, 2) in pixels, float64, or (R, height, width), bool.
@@ -189,8 +189,8 @@ class GeoAlignCLIPProcessor(ProcessorMixin):
         if form == "masks":
             return check_masks(stack_regions(regions, (height, width), name), name)
         if form == "quads":
-            return check_quads(stack_regions(regions, (4, 2), name), width, height, name, clip)
-        return check_boxes(stack_regions(regions, (4,), name), width, height, name, clip)
+            return check_quads(stack_regions(regions, (4, 2), name), width, height, name, clip_boxes)
+        return check_boxes(stack_regions(regions, (4,), name), width, height, name, clip_boxes)
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """Save the processor as every processor does."""
@@ -254,11 +254,13 @@ class GeoAlignCLIPProcessor(ProcessorMixin):
         pixels = resize_fast(images, settings)
         return _convert({"pixel_values": pixels}, options.get("return_tensors"))
 
-    def _prepare_regions(self, form, regions, sizes, size, max_regions, clip) -> dict[str, torch.Tensor]:
+    def _prepare_regions(
+        self, form, regions, sizes, size, max_regions, clip_boxes
+    ) -> dict[str, torch.Tensor]:
         """Check the regions of all images, bring them into the frame of `pixel_values`, and pad them."""
         regions = _check_lists(form, regions, len(sizes))
         checked = [
-            self.check_regions(form, image_regions, image_size, f"{form}[{i}]", clip)
+            self.check_regions(form, image_regions, image_size, f"{form}[{i}]", clip_boxes)
             for i, (image_regions, image_size) in enumerate(zip(regions, sizes, strict=True))
         ]
         R = _check_counts(form, [len(image_regions) for image_regions in checked], max_regions)

@@ -10,7 +10,7 @@ SMALLEST_SIDE = 1e-6  # of the image: shorter sides are widened to this, since f
 LARGEST_QUAD = 100.0  # in sides of the image: corners further away are too inexact in float32
 
 
-def check_box(box: list[float], width: int, height: int, name: str = "the box", clip: bool = True):
+def check_box(box: list[float], width: int, height: int, name: str = "the box", clip_boxes: bool = True):
     """Check a box.
 
     Args:
@@ -18,10 +18,11 @@ def check_box(box: list[float], width: int, height: int, name: str = "the box", 
         width: width of the image in pixels.
         height: height of the image in pixels.
         name: name of the box in messages.
-        clip: whether to allow a box that is partly outside; False refuses it.
+        clip_boxes: whether to allow a box that is partly outside; False refuses it.
 
     Raises:
-        ValueError: if the box is not finite, empty, completely outside or, with `clip=False`, partly outside.
+        ValueError: if the box is not finite, empty or completely outside; with `clip_boxes=False` also if
+            it is partly outside.
     """
     place = f"{name} = {box}"
     if not all(map(math.isfinite, box)):
@@ -37,14 +38,16 @@ def check_box(box: list[float], width: int, height: int, name: str = "the box", 
                 f"{place} is completely outside its image of {width} x {height} pixels (width x height). "
                 "Boxes are xyxy pixels of the image as given, before any resizing; remove this one."
             )
-    if not clip and (min(box) < 0 or box[2] > width or box[3] > height):
+    if not clip_boxes and (min(box) < 0 or box[2] > width or box[3] > height):
         raise ValueError(
             f"{place} reaches outside its image of {width} x {height} pixels (width x height). "
-            "Cut it, or allow cutting with clip=True."
+            "Cut it, or allow cutting with clip_boxes=True."
         )
 
 
-def check_quad(quad: list[list[float]], width: int, height: int, name: str = "the quad", clip: bool = True):
+def check_quad(
+    quad: list[list[float]], width: int, height: int, name: str = "the quad", clip_boxes: bool = True
+):
     """Check an oriented box.
 
     Args:
@@ -52,7 +55,7 @@ def check_quad(quad: list[list[float]], width: int, height: int, name: str = "th
         width: width of the image in pixels.
         height: height of the image in pixels.
         name: name of the quad in messages.
-        clip: whether to allow a quad that is partly outside; False refuses it.
+        clip_boxes: whether to allow a quad that is partly outside; False refuses it.
 
     Raises:
         ValueError: if the quad is not finite, has no area or crossing sides, is outside the image, or reaches
@@ -72,7 +75,7 @@ def check_quad(quad: list[list[float]], width: int, height: int, name: str = "th
         )
     xs, ys = zip(*quad, strict=True)
     box = [min(xs), min(ys), max(xs), max(ys)]
-    check_box(box, width, height, f"the box around {name}", clip)
+    check_box(box, width, height, f"the box around {name}", clip_boxes)
     is_inside = box[0] >= 0 and box[1] >= 0 and box[2] <= width and box[3] <= height
     if not is_inside and measure_area(clip_polygon(quad, (0, 0, width, height))) <= 0:
         raise ValueError(

@@ -66,7 +66,7 @@ def quads_to_xyxy(quads: torch.Tensor) -> torch.Tensor:
 
 
 def check_boxes(
-    boxes: torch.Tensor, width: int, height: int, name: str = "boxes", clip: bool = True
+    boxes: torch.Tensor, width: int, height: int, name: str = "boxes", clip_boxes: bool = True
 ) -> torch.Tensor:
     """Check boxes, and cut them at the edge of their image.
 
@@ -75,13 +75,14 @@ def check_boxes(
         width: width of the image in pixels.
         height: height of the image in pixels.
         name: name of the boxes in messages.
-        clip: whether to cut a box that is partly outside; False refuses it.
+        clip_boxes: whether to cut a box that is partly outside; False refuses it.
 
     Returns:
         (R, 4), float64, inside the image.
 
     Raises:
-        ValueError: if a box is not finite, empty, completely outside or, with `clip=False`, partly outside.
+        ValueError: if a box is not finite, empty or completely outside; with `clip_boxes=False` also if
+            it is partly outside.
 
     Example:
         >>> check_boxes(torch.tensor([[-5.0, 0.0, 10.0, 10.0]]), width=20, height=20).tolist()
@@ -89,13 +90,13 @@ def check_boxes(
     """
     boxes = boxes.double()
     for r, box in enumerate(boxes.tolist()):
-        check_box(box, width, height, f"{name}[{r}]", clip)
+        check_box(box, width, height, f"{name}[{r}]", clip_boxes)
     limit = torch.tensor([width, height, width, height], dtype=torch.float64)
     return torch.minimum(boxes.clamp(min=0), limit)
 
 
 def check_quads(
-    quads: torch.Tensor, width: int, height: int, name: str = "quads", clip: bool = True
+    quads: torch.Tensor, width: int, height: int, name: str = "quads", clip_boxes: bool = True
 ) -> torch.Tensor:
     """Check oriented boxes. A quad that is partly outside stays as it is: only its part inside gets weights.
 
@@ -104,7 +105,7 @@ def check_quads(
         width: width of the image in pixels.
         height: height of the image in pixels.
         name: name of the quads in messages.
-        clip: whether to allow a quad that is partly outside; False refuses it.
+        clip_boxes: whether to allow a quad that is partly outside; False refuses it.
 
     Returns:
         (R, 4, 2), float64.
@@ -120,7 +121,7 @@ def check_quads(
     """
     quads = quads.double()
     for r, quad in enumerate(quads.tolist()):
-        check_quad(quad, width, height, f"{name}[{r}]", clip)
+        check_quad(quad, width, height, f"{name}[{r}]", clip_boxes)
     return quads
 
 

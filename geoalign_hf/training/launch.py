@@ -106,6 +106,25 @@ def check_processes(num_processes: int) -> None:
         )
 
 
+def check_batch(num_views: int, batch_size: int, num_processes: int) -> None:
+    """Check that an epoch has at least one batch, where an incomplete last batch is dropped.
+
+    Args:
+        num_views: number of views of an epoch.
+        batch_size: number of views per process and step.
+        num_processes: number of processes.
+
+    Raises:
+        ValueError: if it has none.
+    """
+    if num_views < batch_size * num_processes:
+        raise ValueError(
+            f"an epoch has {num_views} views of the rows, fewer than one batch of "
+            f"{batch_size * num_processes} ({batch_size} on each of {num_processes} processes). "
+            "Lower per_device_train_batch_size."
+        )
+
+
 def prepare_model(model: Any, accelerator: Accelerator) -> None:
     """Make the trained weights float32, and bring the model into the form that its wrappers need."""
     is_mixed = accelerator.mixed_precision != "no"

@@ -1,6 +1,5 @@
 """Saves and restores the state of a run beside the model: optimizer, schedule, averages and scores."""
 
-import json
 from pathlib import Path
 
 from peft import PeftModel
@@ -13,6 +12,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 from ..storage import read_json, write_json
 from .checkpoints import STATE, get_random_state, load_tree, read_weights, save_tree
+from .identity import check_same_run
 from .launch import collect_weights, copy_weights, reshard
 
 
@@ -66,14 +66,7 @@ def restore_state(trainer, checkpoint: Path) -> None:
     """
     folder = checkpoint / STATE
     run = read_json(folder / "run.json")
-    here = json.loads(json.dumps(trainer.describe_run()))
-    there = run["settings"]
-    if changed := {name: (there.get(name), here[name]) for name in here if there.get(name) != here[name]}:
-        listed = "; ".join(f"{name} was {old!r} and is {new!r}" for name, (old, new) in changed.items())
-        raise ValueError(
-            f"{checkpoint} is a checkpoint of a run with other settings: {listed}. Resume with the same "
-            "settings, or start a new run from its weights."
-        )
+    check_same_run(checkpoint, run["settings"], trainer.describe_run())
     trainer.scores = run["scores"]
     model = trainer.accelerator.unwrap_model(trainer.model)
     copy_weights(model, read_weights(checkpoint))

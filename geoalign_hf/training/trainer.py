@@ -27,7 +27,7 @@ from .arguments import GeoAlignTrainingArguments
 from .checkpoints import write_folder
 from .identity import checksum_rows, describe_model
 from .inputs import check_rows, choose_metric, count_cut_texts, drop_terms_without_data, prepare_data
-from .launch import check_processes, prepare_model
+from .launch import check_batch, check_processes, prepare_model
 from .layer_rates import decay_rates
 from .resumable import ResumableTrainer
 from .scores import check_scores
@@ -151,13 +151,8 @@ class GeoAlignTrainer(ResumableTrainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """Return the loader of training batches, whose order follows from the seed and the epoch alone."""
-        batch = self._train_batch_size * self.args.world_size
-        if len(self.train_dataset) < batch and self.args.dataloader_drop_last:
-            raise ValueError(
-                f"there are {len(self.train_dataset)} rows, fewer than one batch of {batch} "
-                f"({self._train_batch_size} on each of {self.args.world_size} processes). "
-                "Lower per_device_train_batch_size."
-            )
+        if self.args.dataloader_drop_last:
+            check_batch(len(self.train_dataset), self._train_batch_size, self.args.world_size)
         self._sampler = EpochSampler(len(self.train_dataset), self._seed)
         loader = DataLoader(
             self.train_dataset,

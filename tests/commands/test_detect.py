@@ -7,6 +7,8 @@ import json
 import pytest
 from pycocotools.coco import COCO
 
+from geoalign_hf.data.schema import build_rows
+
 LABELS = ("ship", "airplane", "no such thing")
 
 
@@ -83,6 +85,51 @@ def test_detections_are_scored_and_calibrated(geoalign, folder, coco_folder, tmp
         printed = geoalign("evaluate", "detection", "--calibrate", "--proposals", "proposals.json", *rows)
         words = printed.split()
         assert words[0] == "--temperature" and float(words[1]) > 0 and words[2] == "--background_bias"
+
+
+@pytest.fixture
+def refuse_proposals(geoalign_refuses, folder, tmp_path):
+    """Score a proposal of one image on rows for which it cannot be used; returns the message."""
+
+    def run(image_id: int | str, dataset, *options) -> str:
+        (tmp_path / "proposals.json").write_text(json.dumps([{"image_id": image_id, "bbox": [1, 2, 30, 40]}]))
+        rows = ("--dataset", dataset, *options, "--model", folder)
+        return geoalign_refuses("evaluate", "detection", "--proposals", "proposals.json", *rows)
+
+    return run
+
+
+def test_proposals_of_whole_images_are_not_taken_for_those_of_tiles(geoalign, refuse_proposals, coco_folder):
+    geoalign("build", "--coco", coco_folder / "rows.json", "--tile", 60, "--overlap", 20)
+    line = refuse_proposals("0.png", "outputs/rows")
+    assert all(fact in line for fact in ("row 0 is the window [", ".png'", "--tile", "--proposals")), line
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"source": ["a.png", "b.png", "c.png", "b.png"]}, "rows 1 and 3 have the same source 'b.png'"),
+        ({"source": ["a.png", "b.png", None, "c.png"]}, "row 2 has no source"),
+        ({}, "row 0 has no source"),
+    ],
+)
+def test_proposals_need_rows_with_different_sources(refuse_proposals, toy_rows, tmp_path, columns, message):
+    rows = build_rows(toy_rows[:4]).remove_columns("source")
+    for name, values in columns.items():
+        rows = rows.add_column(name, values)
+    (tmp_path / "rows").mkdir()
+    rows.to_parquet(tmp_path / "rows" / "test.parquet")
+    line = refuse_proposals("b.png", "rows")
+    assert message in line and "proposals" in line
+
+
+def test_two_images_of_one_id_are_refused(geoalign_refuses, folder, coco_folder):
+    content = read(coco_folder / "rows.json")
+    content["images"][5]["id"] = 2
+    (coco_folder / "twice.json").write_text(json.dumps(content))
+    coco = ("--coco", coco_folder / "twice.json", "--labels", "ship")
+    line = geoalign_refuses("detect", coco_folder, *coco, "--model", folder)
+    assert "twice.json gives the id 2 to '2.png' and to '5.png'" in line
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import huggingface_hub
 import pytest
 import torch
 from absent import ABSENT
-from hub_server import Fault
+from hub_server import TOKENS, Fault
 from huggingface_hub import HfApi
 
 from geoalign_hf.hub.cards import UNNAMED, write_card
@@ -142,8 +142,9 @@ def test_options_that_do_not_fit_are_refused_before_anything_is_sent(hub, saved)
 @pytest.mark.parametrize(
     ("token", "message"),
     [
-        ("two words", "you/harbors needs a token.*`hf auth login`"),
-        (None, "you/harbors needs a token.*`hf auth login`"),
+        ("two words", "you/harbors needs a token, but the one that was found has a space.*`hf auth login`"),
+        ("hf_wr\u0131ter", "you/harbors needs a token, but the one that was found .*`hf auth login`"),
+        (None, "you/harbors needs a token, but none was found.*`hf auth login`"),
         ("hf_wrong", "^you/harbors: .*token is not valid.*`hf auth login`"),
         ("hf_reader", "^you/harbors: .*token may not write"),
         ("hf_other", "^you/harbors: .*token may not write"),
@@ -158,6 +159,13 @@ def test_without_the_right_token_nothing_is_pushed(
     monkeypatch.setenv("HF_TOKEN", token or "")
     monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
     check_refusal(hub, RuntimeError, message, lambda: push(saved, "you/harbors"))
+
+
+def test_a_token_of_a_login_in_the_browser_pushes(hub, saved, monkeypatch):
+    token = "hf_oauth_eyJhbGciOiJFZERTQSJ9.eyJzdWIiOiJ5b3UifQ.s-g_n~t+r/e=="  # OAuth: a JWT, or other signs
+    monkeypatch.setitem(TOKENS, token, ("you", True))
+    monkeypatch.setenv("HF_TOKEN", token)
+    assert push(saved, "you/harbors").oid
 
 
 @pytest.mark.parametrize("what", [500, "cut"])

@@ -66,7 +66,7 @@ def test_a_box_partly_outside_is_cut_at_the_edge_unless_that_is_forbidden(proces
     torch.testing.assert_close(processor(**inputs)["region_boxes"], torch.tensor([[[0, 0.5, 0.5, 1.0]]]))
     with refuses(
         "boxes[0][0] = [-30.0, 50.0, 75.0, 130.0] reaches outside its image of 150 x 100 pixels "
-        "(width x height). Cut it, or allow cutting with clip=True."
+        "(width x height). Cut it, or allow cutting with clip_boxes=True."
     ):
         processor(**inputs, clip_boxes=False)
 

@@ -480,7 +480,7 @@ def test_pooling_refuses_weights_of_another_batch_or_grid(num_images, num_patche
 
 def test_a_box_inside_its_image_passes_unchanged_in_float64():
     boxes = torch.tensor([[0, 0, 200, 100], [3, 4, 5, 6]])
-    checked = check_boxes(boxes, width=200, height=100, clip=False)
+    checked = check_boxes(boxes, width=200, height=100, clip_boxes=False)
     assert checked.dtype == torch.float64 and torch.equal(checked, boxes.double())
 
 
@@ -527,9 +527,9 @@ def test_a_box_wholly_outside_its_image_is_refused(box):
 def test_a_box_partly_outside_is_refused_where_cutting_is_not_allowed():
     with refuses(
         "boxes[0] = [0.0, 0.0, 20.5, 10.0] reaches outside its image of 20 x 10 pixels (width x height). "
-        "Cut it, or allow cutting with clip=True."
+        "Cut it, or allow cutting with clip_boxes=True."
     ):
-        check_boxes(torch.tensor([[0.0, 0.0, 20.5, 10.0]]), width=20, height=10, clip=False)
+        check_boxes(torch.tensor([[0.0, 0.0, 20.5, 10.0]]), width=20, height=10, clip_boxes=False)
 
 
 # Checks of oriented boxes
@@ -592,6 +592,6 @@ def test_a_quad_that_passes_a_corner_of_its_image_is_refused_though_the_box_roun
 def test_a_quad_partly_outside_is_refused_where_cutting_is_not_allowed():
     with refuses(
         "the box around quads[0] = [-1.0, 0.0, 3.0, 4.0] reaches outside its image of 20 x 10 pixels "
-        "(width x height). Cut it, or allow cutting with clip=True."
+        "(width x height). Cut it, or allow cutting with clip_boxes=True."
     ):
-        check_quads(torch.tensor([[[1, 0], [3, 2], [1, 4], [-1, 2]]]), width=20, height=10, clip=False)
+        check_quads(torch.tensor([[[1, 0], [3, 2], [1, 4], [-1, 2]]]), width=20, height=10, clip_boxes=False)

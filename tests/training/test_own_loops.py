@@ -11,6 +11,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
+from accelerate import Accelerator
 from runs import build_trainer, list_losses
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor, Trainer, TrainingArguments
@@ -81,16 +83,44 @@ def test_the_accelerate_script_resumes_only_its_own_run(run_script, folder, coco
     other = json.loads((coco_folder / "rows.json").read_text())
     other["annotations"] = other["annotations"][1:]
     (coco_folder / "fewer.json").write_text(json.dumps(other))
-    with pytest.raises(SystemExit, match="checkpoint-1 is of a run with other rows or another model"):
+    with pytest.raises(ValueError, match="checkpoint-1 is a checkpoint of a run .*: rows was"):
         run_script(
-            tmp_path / "loop", "--num_train_epochs", 2, "--resume", "--dataset", coco_folder / "fewer.json"
+            tmp_path / "loop", "--num_train_epochs", 1, "--resume", "--dataset", coco_folder / "fewer.json"
         )
     changed = AutoModel.from_pretrained(folder)
     changed.config.dense_mode = "value"
     changed.save_pretrained(tmp_path / "changed")
     AutoProcessor.from_pretrained(folder).save_pretrained(tmp_path / "changed")
-    with pytest.raises(SystemExit, match="other rows or another model"):
-        run_script(tmp_path / "loop", "--num_train_epochs", 2, "--resume", "--model", tmp_path / "changed")
+    with pytest.raises(ValueError, match="other settings: dense_mode was"):
+        run_script(tmp_path / "loop", "--num_train_epochs", 1, "--resume", "--model", tmp_path / "changed")
+
+
+def test_the_accelerate_script_resumes_only_with_the_same_schedule(
+    run_script, coco_folder, tmp_path, monkeypatch
+):
+    run_script(tmp_path / "loop", "--num_train_epochs", 1)
+    changes = {"num_train_epochs": 2, "per_device_train_batch_size": 2, "learning_rate": 1e-4, "seed": 1}
+    for name, value in changes.items():
+        with pytest.raises(ValueError, match=f"other settings: {name} was .* and is {value}\\. Resume with"):
+            run_script(tmp_path / "loop", "--num_train_epochs", 1, "--resume", f"--{name}", value)
+    monkeypatch.setattr(Accelerator, "num_processes", 2)
+    monkeypatch.setattr("geoalign_hf.training.launch.check_processes", lambda num_processes: None)
+    with pytest.raises(ValueError, match="other settings: num_processes was 1 and is 2"):
+        run_script(tmp_path / "loop", "--num_train_epochs", 1, "--resume")
+
+
+def test_the_accelerate_script_refuses_an_epoch_without_a_batch(run_script, tmp_path):
+    with pytest.raises(ValueError, match="8 views .* one batch of 9 .*per_device_train_batch_size"):
+        run_script(tmp_path / "loop", "--per_device_train_batch_size", 9)
+    assert not (tmp_path / "loop").exists()
+
+
+def test_the_accelerate_script_trains_a_checkpoint_in_half_precision_in_float32(run_script, folder, tmp_path):
+    AutoModel.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(tmp_path / "half")
+    AutoProcessor.from_pretrained(folder).save_pretrained(tmp_path / "half")
+    run_script(tmp_path / "loop", "--num_train_epochs", 1, "--model", tmp_path / "half")
+    weights = load_file(tmp_path / "loop" / "checkpoint-1" / "model.safetensors")
+    assert {weight.dtype for weight in weights.values()} == {torch.float32}
 
 
 LAUNCHERS = {

@@ -312,7 +312,7 @@ def test_arguments_of_a_stock_trainer_are_refused(model, processor, rows, tmp_pa
 
 
 def test_fewer_rows_than_a_batch_are_refused(start):
-    with refuses("8 rows", "one batch of 9", "1 processes", "per_device_train_batch_size"):
+    with refuses("8 views", "one batch of 9", "1 processes", "per_device_train_batch_size"):
         start(per_device_train_batch_size=9).train()
 
 
