@@ -170,8 +170,7 @@ class ZeroShotRegionClassificationPipeline(GeoAlignCLIPPipeline):
         (image,) = load_images([inputs["image"]], fallback=self.processor.image_rule, **image_options)
         if self.model.config.region_view == "window":
             checked = self.processor.check_regions(form, inputs[form], image.size, form)
-            regions = list(checked if form == "masks" else inputs[form])
-            batch = {"views": self._prepare_windows(image, regions, form)}
+            batch = {"views": self._prepare_windows(image, list(checked), form)}
         else:
             options: dict[str, Any] = {form: [inputs[form]], "return_tensors": "pt"}
             batch = self.processor(images=[image], **options)

@@ -8,11 +8,12 @@ import torch
 from PIL import Image
 from transformers import AutoModel, AutoProcessor, CLIPModel, CLIPProcessor, pipeline
 
+from geoalign_hf import GeoAlignCLIPDetectionPipeline
 from geoalign_hf.embedding.concept_bank import ConceptBank
 from geoalign_hf.embedding.embedder import Embedder
 from geoalign_hf.model import pipeline_geoalign_clip
 from geoalign_hf.model.processing_geoalign_clip import CONCEPT_TEMPLATES
-from geoalign_hf.model.regions_geoalign_clip import xyxy_to_quads
+from geoalign_hf.model.regions_geoalign_clip import check_boxes, xyxy_to_quads
 
 TASK = "zero-shot-region-classification"
 CONCEPTS = ["airplane", "ship", "storage tank"]
@@ -63,6 +64,43 @@ def test_a_model_of_windows_is_given_the_window_around_each_box(built, toy_rows,
         ]
         for scores, wanted in zip(found, expected, strict=True):
             assert [scores[concept] for concept in CONCEPTS] == pytest.approx(wanted, abs=1e-5)
+
+
+@pytest.mark.parametrize("view", ["image", "window"])
+@pytest.mark.parametrize("form", ["boxes", "quads"])
+def test_a_region_that_reaches_outside_has_one_score_everywhere(model, processor, toy_rows, view, form):
+    """The region pipeline, the detection pipeline and the embedder; the part inside has the same score."""
+    model.config.region_view = view
+    image, boxes = toy_rows[0]["image"], [[-300.0, 10.0, 30.0, 40.0], [40.0, 40.0, 500.0, 500.0]]
+    inside = check_boxes(torch.tensor(boxes), *image.size)
+    named = {"boxes": boxes, "quads": xyxy_to_quads(torch.tensor(boxes)).tolist()}
+    cut = {"boxes": inside.tolist(), "quads": xyxy_to_quads(inside).tolist()}
+    classify = pipeline(TASK, model=model, processor=processor)
+    answers = {
+        "as given": classify(image, **{form: named[form]}, candidate_labels=CONCEPTS),
+        "inside": classify(image, **{form: cut[form]}, candidate_labels=CONCEPTS),
+    }
+    found = {
+        name: [{entry["label"]: entry["score"] for entry in region} for region in answer]
+        for name, answer in answers.items()
+    }
+    detect = GeoAlignCLIPDetectionPipeline(model=model, processor=processor)
+    options = {"background_labels": [], "threshold": 0, "max_iou": 1, "candidate_labels": CONCEPTS}
+    if form == "boxes":
+        found["detection"] = [
+            {entry["label"]: entry["score"] for entry in detect(image, boxes=[box], **options)}
+            for box in boxes
+        ]
+    embedder = Embedder(model, processor)
+    cosines = (
+        embedder.embed_regions([{"image": image} | named], form=form)
+        @ embedder.embed_concepts(CONCEPTS, CONCEPT_TEMPLATES).T
+    )
+    scores = (cosines * model.region_scale().detach()).softmax(dim=-1).tolist()
+    found["embedder"] = [dict(zip(CONCEPTS, region, strict=True)) for region in scores]
+    for name, regions in found.items():
+        for region, expected in zip(regions, found["inside"], strict=True):
+            assert region == pytest.approx(expected, abs=1e-5), name
 
 
 def test_no_more_windows_are_held_than_one_pass_takes(built, toy_rows, tmp_path, monkeypatch):
