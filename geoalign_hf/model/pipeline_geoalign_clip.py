@@ -139,23 +139,26 @@ class ZeroShotRegionClassificationPipeline(GeoAlignCLIPPipeline):
             templates = [hypothesis_template]
         labels = candidate_concepts if candidate_labels is None else candidate_labels
         bank_embeds = getattr(labels, "embeds", None)
-        if bank_embeds is not None:
-            if templates is not None:
-                raise ValueError("a bank of concepts already has its templates. Give no templates with it.")
-            labels = list(labels.concepts)
+        if labels is None:  # then a call uses those of the construction
+            bank_embeds = getattr(self, "_forward_params", {}).get("bank_embeds")
+        if bank_embeds is not None and templates is not None:
+            raise ValueError("a bank of concepts already has its templates. Give no templates with it.")
+        labels = list(labels.concepts) if hasattr(labels, "embeds") else labels
         if isinstance(labels, str):
             labels = [label.strip() for label in labels.split(",") if label.strip()]
         if labels is not None and len(set(map(str, labels))) < len(labels):
             raise ValueError(f"candidate_labels has a name twice: {list(labels)}. Give every name once.")
         if top_k is not None and (not isinstance(top_k, int) or top_k < 1):
             raise ValueError(f"top_k is {top_k!r}; it must be a whole number, 1 or more.")
-        forward = {"labels": labels, "templates": templates, "bank_embeds": bank_embeds}
+        forward = {"labels": labels, "templates": templates}
         post = {"labels": labels, "top_k": top_k}
-        return (
-            {key: value for key, value in kwargs.items() if value is not None},
-            {key: value for key, value in forward.items() if value is not None},
-            {key: value for key, value in post.items() if value is not None},
-        )
+        steps = [
+            {key: value for key, value in step.items() if value is not None}
+            for step in (kwargs, forward, post)
+        ]
+        if labels is not None:
+            steps[1]["bank_embeds"] = bank_embeds  # None too: it replaces the bank of the construction
+        return tuple(steps)
 
     def preprocess(self, inputs, **image_options):
         """Read an image and bring its regions into the frame of `pixel_values`."""

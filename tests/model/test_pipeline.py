@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from refusals import refuses
 from transformers import AutoModel, AutoProcessor, CLIPModel, CLIPProcessor, pipeline
 
 from geoalign_hf import GeoAlignCLIPDetectionPipeline
@@ -314,6 +315,39 @@ def test_a_bank_of_another_width_or_with_templates_is_refused(classify, toy_rows
         classify(**inputs, candidate_labels=ConceptBank(CONCEPTS, torch.ones(3, width + 1)))
     with pytest.raises(ValueError, match="templates"):
         classify(**inputs, candidate_labels=ConceptBank(CONCEPTS, torch.ones(3, width)), templates=["{}"])
+
+
+def test_labels_of_a_call_replace_those_of_the_construction_whatever_their_kind(built, toy_rows):
+    """Words or a bank, with or without templates."""
+    row, model, processor = toy_rows[0], *built
+    words, template = ["road", "pier"], {"templates": ["a photo of a {}."]}
+    bank, other_bank = (ConceptBank.build(model, processor, names) for names in (CONCEPTS, words))
+    plain = pipeline(TASK, model=model, processor=processor)
+
+    def classify(construction: dict, **call):
+        pipe = pipeline(TASK, model=model, processor=processor, **construction)
+        return pipe(row["image"], boxes=row["boxes"], **call)
+
+    for labels in (bank, CONCEPTS):
+        for call in (
+            {"candidate_labels": words},
+            {"candidate_labels": words, **template},
+            {"candidate_concepts": other_bank},
+        ):
+            expected = plain(row["image"], boxes=row["boxes"], **call)
+            assert classify({"candidate_labels": labels}, **call) == expected
+    # Templates of the construction are for words; those of a call need words.
+    expected = plain(row["image"], boxes=row["boxes"], candidate_labels=bank)
+    assert classify({"candidate_labels": bank}) == expected
+    assert classify(template, candidate_labels=bank) == expected
+    assert classify(template | {"candidate_labels": words}, candidate_labels=bank) == expected
+    expected = plain(row["image"], boxes=row["boxes"], candidate_labels=CONCEPTS, **template)
+    assert classify(template, candidate_labels=CONCEPTS) == expected
+    assert classify({"candidate_labels": CONCEPTS}, **template) == expected
+    with refuses("bank", "templates"):
+        classify({"candidate_labels": bank}, **template)
+    with refuses("no candidate_labels"):
+        classify({"candidate_labels": bank}, candidate_labels=[])
 
 
 def test_cached_texts_give_the_same_answers_and_are_encoded_once(folder, toy_rows, monkeypatch):
