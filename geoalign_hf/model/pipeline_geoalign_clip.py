@@ -8,6 +8,7 @@ from transformers import Pipeline
 
 from .images_geoalign_clip import load_images
 from .processing_geoalign_clip import GeoAlignCLIPProcessor
+from .text_cache_geoalign_clip import describe_text_weights
 from .views_geoalign_clip import cut_windows
 
 FORMS = {"boxes": "box", "quads": "quad", "masks": "mask"}  # the argument, and the key of a result
@@ -28,7 +29,7 @@ class GeoAlignCLIPPipeline(Pipeline):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self._concept_embeds = {}
+        self._concepts: tuple[Any, Any, Any] = (None, None, None)  # words, weights and their embeddings
 
     def save_pretrained(self, save_directory, **kwargs):
         """Save the model, its processor and their code, so that the folder loads without geoalign_hf."""
@@ -36,16 +37,18 @@ class GeoAlignCLIPPipeline(Pipeline):
         self.processor.save_pretrained(save_directory, **kwargs)
 
     def _embed_concepts(self, labels, templates) -> torch.Tensor:
-        """Embed concepts. The result is kept for further calls with the same words."""
+        """Embed concepts. The result is kept for further calls with the same words and weights."""
         if not labels:
             raise ValueError("no candidate_labels are given. Pass a list of at least one concept.")
-        key = (tuple(labels), None if templates is None else tuple(templates))
-        if key not in self._concept_embeds:
+        words = (tuple(labels), None if templates is None else tuple(templates))
+        known_words, known_weights, embeds = self._concepts
+        if words != known_words or describe_text_weights(self.model) != known_weights:
             options = {} if templates is None else {"templates": templates}
             tokens = self.processor.tokenize_concepts(list(labels), **options).to(self.device)
+            embeds = self.model.embed_concepts(**tokens)
             # Only the last set of words is kept: a service with ever new concepts must not grow for ever.
-            self._concept_embeds = {key: self.model.embed_concepts(**tokens)}
-        return self._concept_embeds[key]
+            self._concepts = words, describe_text_weights(self.model), embeds
+        return embeds
 
 
 class ZeroShotRegionClassificationPipeline(GeoAlignCLIPPipeline):

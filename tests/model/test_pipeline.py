@@ -5,7 +5,6 @@ import re
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from refusals import refuses
 from transformers import AutoModel, AutoProcessor, CLIPModel, CLIPProcessor, pipeline
 
@@ -223,21 +222,6 @@ def test_the_task_of_a_saved_model_is_inferred_as_without_the_package(folder):
     assert pipeline(model=str(folder)).task == TASK
 
 
-def test_concepts_are_embedded_once_for_all_images_and_calls(classify, toy_rows, monkeypatch):
-    calls = []
-    embed_concepts = type(classify.model).embed_concepts
-
-    def count(self, *args, **kwargs):
-        calls.append(kwargs["input_ids"].shape)
-        return embed_concepts(self, *args, **kwargs)
-
-    monkeypatch.setattr(type(classify.model), "embed_concepts", count)
-    images, boxes = [row["image"] for row in toy_rows], [row["boxes"] for row in toy_rows]
-    for _ in range(2):
-        classify(images, boxes=boxes, candidate_concepts=["pier", "road"])
-    assert [shape[0] for shape in calls] == [2]
-
-
 @pytest.mark.parametrize(
     "inputs, message",
     [
@@ -348,38 +332,6 @@ def test_labels_of_a_call_replace_those_of_the_construction_whatever_their_kind(
         classify({"candidate_labels": bank}, **template)
     with refuses("no candidate_labels"):
         classify({"candidate_labels": bank}, candidate_labels=[])
-
-
-def test_cached_texts_give_the_same_answers_and_are_encoded_once(folder, toy_rows, monkeypatch):
-    classify = pipeline("zero-shot-image-classification", model=str(folder))
-    images, model = [row["image"] for row in toy_rows[:3]], classify.model
-    expected = [classify(images, candidate_labels=labels) for labels in (CONCEPTS, ["road", "ship"])]
-    calls, encode = [], model.get_text_features
-
-    def count(*args, **kwargs):
-        calls.append(args)
-        return encode(*args, **kwargs)
-
-    monkeypatch.setattr(model, "get_text_features", count)
-    model.cache_texts()
-    assert [classify(images, candidate_labels=labels) for labels in (CONCEPTS, ["road", "ship"])] == expected
-    assert len(calls) == 2
-    model.cache_texts(False)
-    classify(images, candidate_labels=CONCEPTS)
-    assert len(calls) == 5
-
-
-def test_cached_texts_do_not_outlive_a_call_with_gradients(model, processor):
-    inputs = processor(images=Image.new("RGB", (64, 64)), text=["a ship"], return_tensors="pt")
-    model.cache_texts()
-    with torch.no_grad():
-        before = model(**inputs).text_embeds
-    model(**inputs)
-    with torch.no_grad():
-        for parameter in model.text_model.parameters():
-            parameter.mul_(1.1)
-        after = model(**inputs).text_embeds
-    assert not torch.allclose(before, after)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
