@@ -51,9 +51,13 @@ class TextCache:
         inputs = (input_ids, attention_mask, position_ids)
         if torch.is_grad_enabled():
             return self.encode(*inputs, **options)
-        is_known = self.inputs is not None and options == self.options
-        is_known = is_known and all(map(_are_equal, inputs, self.inputs))
-        if not (is_known and describe_text_weights(self.model) == self.weights):
+        is_known = (
+            self.inputs is not None
+            and options == self.options
+            and all(map(_are_equal, inputs, self.inputs))
+            and describe_text_weights(self.model) == self.weights
+        )
+        if not is_known:
             self.output = self.encode(*inputs, **options)
             # The description is made afterwards, since offloaded tensors are replaced in every pass.
             self.inputs, self.options, self.weights = inputs, options, describe_text_weights(self.model)

@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from refusals import refuses
 from transformers import AutoModel, AutoProcessor, CLIPModel, CLIPProcessor, pipeline
 
@@ -148,6 +149,74 @@ def test_one_image_many_images_batches_and_streams_answer_alike(classify, toy_ro
                 assert found == pytest.approx({entry["label"]: entry["score"] for entry in wanted}, abs=1e-5)
 
 
+@pytest.fixture(scope="module")
+def few(toy_rows):
+    """A dataset of three images and their boxes, with an empty column of quads."""
+    rows = [{"image": row["image"], "boxes": row["boxes"], "quads": None} for row in toy_rows[:3]]
+    return Dataset.from_list(rows)
+
+
+def test_columns_and_arrays_are_read_as_lists_and_datasets_and_iterators_as_streams(classify, few):
+    options = {"candidate_labels": CONCEPTS}
+    images, boxes = few["image"][:], few["boxes"][:]
+    expected = classify(images, boxes=boxes, **options)
+    rows = [{"image": image, "boxes": part} for image, part in zip(images, boxes, strict=True)]
+    array = np.empty(3, dtype=object)
+    array[:] = images
+    for name, lists in {
+        "columns": (few["image"], few["boxes"]),
+        "a tuple": (tuple(images), tuple(boxes)),
+        "an array of objects, and a generator of boxes": (array, (part for part in boxes)),
+    }.items():
+        answers = classify(lists[0], boxes=lists[1], **options)
+        assert isinstance(answers, list) and answers == expected, name
+    for name, stream in {
+        "an iterator": iter(rows),
+        "a map": map(dict, rows),
+        "a dataset": few,
+        "an iterable dataset": few.to_iterable_dataset(),
+    }.items():
+        answers = classify(stream, **options)
+        assert not isinstance(answers, list) and list(answers) == expected, name
+    assert classify(tuple(rows), **options) == expected
+    assert [classify(few[0], **options)] == [classify(few.select([0])[0], **options)] == expected[:1]
+    stack = np.stack([np.asarray(image.resize((64, 64))) for image in images])
+    found = classify(stack, boxes=[[[0, 0, 30, 30]]] * 3, **options)
+    assert found == classify(list(stack), boxes=[[[0, 0, 30, 30]]] * 3, **options)
+
+
+def test_no_images_give_no_answers(classify):
+    for nothing in ([], (), np.zeros((0, 8, 8, 3))):
+        assert classify(nothing, boxes=[], candidate_labels=CONCEPTS) == []
+    assert classify([], candidate_labels=CONCEPTS) == []
+    assert list(classify(iter([]), candidate_labels=CONCEPTS)) == []
+
+
+def test_boxes_apart_from_a_stream_of_images_are_refused(classify, toy_rows):
+    images = (row["image"] for row in toy_rows[:2])
+    with refuses("generator", "boxes", "list of images", '{"image": ...'):
+        classify(images, boxes=[[], []], candidate_labels=CONCEPTS)
+
+
+@pytest.mark.parametrize(
+    "make", [tuple, np.array, iter, dict.fromkeys, lambda names: dict.fromkeys(names).keys(), ",".join]
+)
+def test_labels_are_any_iterable(classify, toy_rows, make):
+    row = toy_rows[0]
+    expected = classify(row["image"], boxes=row["boxes"], candidate_labels=CONCEPTS)
+    assert classify(row["image"], boxes=row["boxes"], candidate_labels=make(CONCEPTS)) == expected
+    made_once = pipeline(
+        TASK, model=classify.model, processor=classify.processor, candidate_labels=make(CONCEPTS)
+    )
+    for _ in range(2):
+        assert made_once(row["image"], boxes=row["boxes"]) == expected
+
+
+def test_labels_that_are_no_words_are_refused(classify, toy_rows):
+    with refuses("candidate_labels is a int", "list of words"):
+        classify(toy_rows[0]["image"], boxes=[], candidate_labels=3)
+
+
 def test_top_k_keeps_the_best(classify, toy_rows):
     row = toy_rows[1]
     inputs = {"boxes": row["boxes"], "candidate_concepts": CONCEPTS}
@@ -252,8 +321,8 @@ def test_a_call_that_cannot_be_answered_is_refused(classify, toy_rows, inputs, m
 
 def test_boxes_for_another_number_of_images_are_refused(classify, toy_rows):
     message = (
-        "boxes are given for 1 images, but there are 2 images. "
-        "Give one list per image, an empty one where there are no regions."
+        "boxes has 1 entries, but there are 2 images. "
+        "Give one list for each image, an empty one where there are no regions."
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         classify([toy_rows[0]["image"]] * 2, boxes=[[]], candidate_concepts=CONCEPTS)
