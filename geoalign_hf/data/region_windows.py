@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..model.views_geoalign_clip import cut_box
 from .augmentation import Augmentation, change_light, erase_rectangle
 from .schema import REGION_COLUMNS
 from .windows import drop_context, measure_visible
@@ -97,7 +98,7 @@ def list_corners(box: list[float]) -> list[list[float]]:
 def _draw_frame(row, r, size, augment, generator) -> tuple[np.ndarray, np.ndarray]:
     """Draw the matrix (2, 2) from pixels of the window to pixels of the image, and the centre (2,)."""
     context, angle, mirror, x, y, stretch = torch.rand(6, generator=generator).tolist()
-    x0, y0, x1, y1 = row["boxes"][r]
+    x0, y0, x1, y1 = cut_box(row["boxes"][r], row["image"].size)
     side = (
         max(x1 - x0, y1 - y0) * augment.min_context * (augment.max_context / augment.min_context) ** context
     )

@@ -5,7 +5,7 @@ import torch
 
 from .detection_geoalign_clip import build_vocabulary, choose_detections, list_windows, score_labels
 from .images_geoalign_clip import load_images
-from .pipeline_geoalign_clip import WINDOWS_PER_PASS, GeoAlignCLIPPipeline
+from .pipeline_geoalign_clip import WINDOWS_PER_PASS, GeoAlignCLIPPipeline, list_labels
 from .views_geoalign_clip import cut_windows
 
 # The options of a call, by the step that takes them.
@@ -32,11 +32,11 @@ class GeoAlignCLIPDetectionPipeline(GeoAlignCLIPPipeline):
         """Detect objects.
 
         Args:
-            image: one image (PIL image, array, path or URL), a list of them, or an iterable of
-                `{"image": ..., "candidate_labels": [...]}`, which is read as a stream. Its entries may also
-                have `boxes` and `objectness`.
-            candidate_labels: names to look for: a list, or a string with commas between the names. For a list
-                of images it may be one list per image.
+            image: one image (PIL image, array, path or URL), a list of them, or an iterable of images or of
+                `{"image": ..., "candidate_labels": [...]}`, such as a dataset or a generator, which is read
+                as a stream. Its entries may also have `boxes` and `objectness`.
+            candidate_labels: names to look for: any iterable, or a string with commas between the names. For
+                a list of images it may be one list per image.
             images: another name for `image`.
             boxes: proposals: the boxes of one image, or for a list of images one list of boxes per image. A
                 box is xyxy in pixels of the image as given. None takes a grid of windows.
@@ -61,26 +61,11 @@ class GeoAlignCLIPDetectionPipeline(GeoAlignCLIPPipeline):
             raise ValueError("give the images once, as image= or as images=.")
         images = image if images is None else images
         of_images = {"boxes": boxes, "objectness": objectness}
-        if candidate_labels is not None and any(
-            isinstance(entry, (list, tuple)) for entry in candidate_labels
-        ):
-            of_images["candidate_labels"], candidate_labels = candidate_labels, None
+        labels = None if candidate_labels is None else list_labels(candidate_labels)
+        if labels and any(isinstance(entry, (list, tuple)) for entry in labels):
+            of_images["candidate_labels"], labels = labels, None
         of_images = {name: value for name, value in of_images.items() if value is not None}
-        if isinstance(images, (list, tuple)):
-            for name, value in of_images.items():
-                if len(value) != len(images):
-                    raise ValueError(
-                        f"{name} has {len(value)} entries, but there are {len(images)} images. "
-                        "Give one list per image."
-                    )
-            images = [
-                (entry if isinstance(entry, dict) else {"image": entry})
-                | {name: value[i] for name, value in of_images.items()}
-                for i, entry in enumerate(images)
-            ]
-        elif of_images:
-            images = {"image": images} | of_images
-        return super().__call__(images, candidate_labels=candidate_labels, **kwargs)
+        return self._answer(images, of_images, candidate_labels=labels, **kwargs)
 
     def _sanitize_parameters(self, candidate_labels=None, hypothesis_template=None, **kwargs):
         if hypothesis_template is not None:
@@ -98,7 +83,7 @@ class GeoAlignCLIPDetectionPipeline(GeoAlignCLIPPipeline):
             for names in (IMAGE_OPTIONS, LABEL_OPTIONS, CHOICE_OPTIONS)
         ]
         if candidate_labels is not None:
-            steps[1]["candidate_labels"] = candidate_labels
+            steps[1]["candidate_labels"] = list_labels(candidate_labels)
         return tuple(steps)
 
     def preprocess(self, inputs, sides=None, overlap=0.5, **options):
@@ -117,6 +102,7 @@ class GeoAlignCLIPDetectionPipeline(GeoAlignCLIPPipeline):
                 "number from 0 to 1 for each box."
             )
         labels = inputs.get("candidate_labels")
+        labels = None if labels is None else list_labels(labels)
         return {"image": image, "boxes": boxes.tolist(), "objectness": objectness.tolist(), "labels": labels}
 
     def _forward(self, model_inputs, candidate_labels=None, **options):
@@ -144,8 +130,6 @@ class GeoAlignCLIPDetectionPipeline(GeoAlignCLIPPipeline):
     ):  # fmt: skip
         """Return the scores of the labels for each box of one image, (R, C), and the labels."""
         labels = candidate_labels if own_labels is None else own_labels
-        if isinstance(labels, str):
-            labels = [label.strip() for label in labels.split(",") if label.strip()]
         vocabulary = build_vocabulary(labels or [], synonyms, background_labels)
         word_embeds = self._embed_concepts(vocabulary.words, templates)
         embeds = [self._embed_boxes(image, part) for part in self._split(boxes)]

@@ -279,9 +279,9 @@ class GeoAlignCLIPModel(StrictAdapterMixin, CLIPModel):
         """Keep the text embeddings of each call of `forward` for the next call with the same texts.
 
         It makes the pipeline `zero-shot-image-classification` encode its labels only once. Only calls without
-        gradients are kept. Call it again after the weights were changed.
+        gradients are kept. Changed weights and adapters are noticed.
         """
-        self.text_cache = TextCache(self.get_text_features) if is_on else None
+        self.text_cache = TextCache(self.get_text_features, self) if is_on else None
 
     def embed_concepts(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None

@@ -1,18 +1,51 @@
 # Copyright 2026 The geoalign_hf authors. Licensed under the Apache License, Version 2.0.
 """The pipeline for zero-shot classification of regions: it scores the regions of images against concepts."""
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+from PIL import Image
+from torch.utils.data import Dataset
 from transformers import Pipeline
 
-from .images_geoalign_clip import load_images
+from .images_geoalign_clip import FILES, load_images
 from .processing_geoalign_clip import GeoAlignCLIPProcessor
+from .text_cache_geoalign_clip import describe_text_weights
 from .views_geoalign_clip import cut_windows
 
 FORMS = {"boxes": "box", "quads": "quad", "masks": "mask"}  # the argument, and the key of a result
 IMAGE_OPTIONS = {"timeout", "stretch", "limits", "bands", "max_pixels"}
 WINDOWS_PER_PASS = 64
+
+
+def is_many(images) -> bool:
+    """Whether an argument is several images: a list, a column of a dataset, a stream, or an array of them."""
+    if isinstance(images, (*FILES, Mapping, Image.Image)):
+        return False
+    if hasattr(images, "ndim"):
+        return images.ndim in (1, 4)
+    return hasattr(images, "__iter__") or hasattr(images, "__getitem__")
+
+
+def list_labels(labels) -> list:
+    """Return labels as a list: of a string with commas between them, of an array, or of any iterable."""
+    labels = labels.tolist() if hasattr(labels, "tolist") else labels
+    if isinstance(labels, str):
+        return [label.strip() for label in labels.split(",") if label.strip()]
+    if not isinstance(labels, Iterable):
+        raise ValueError(
+            f"candidate_labels is a {type(labels).__name__}. Give a list of words, or one string with commas "
+            "between them."
+        )
+    return list(labels)
+
+
+def _join(entry, parts: dict):
+    """Make one dictionary of an image, or its dictionary, and what is given apart for it."""
+    if isinstance(entry, Mapping):
+        return {**entry, **parts}
+    return {"image": entry, **parts} if parts else entry
 
 
 class GeoAlignCLIPPipeline(Pipeline):
@@ -28,7 +61,46 @@ class GeoAlignCLIPPipeline(Pipeline):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self._concept_embeds = {}
+        self._concepts: tuple[Any, Any, Any] = (None, None, None)  # words, weights and their embeddings
+
+    def _answer(self, images, parts: dict, **kwargs):
+        """Answer for one image, for a list of images, or for a stream.
+
+        Args:
+            images: as in a call.
+            parts: what is given apart from the images by its name in their dictionaries, such as boxes: for
+                one image its own, for a list of images one entry per image.
+            **kwargs: further arguments of the call.
+
+        Returns:
+            one answer; for lists, and for all that has parts, a list of answers; for a stream an iterator.
+        """
+        is_list = isinstance(images, (list, tuple))
+        if not is_many(images):
+            return super().__call__(_join(images, parts), **kwargs)
+        if not parts and not is_list:  # a stream
+            stream = images if isinstance(images, Dataset) else (entry for entry in images)
+            return super().__call__(stream, **kwargs)
+        if not hasattr(images, "__len__"):
+            raise ValueError(
+                f"the images are a {type(images).__name__} of unknown length, but {' and '.join(parts)} are "
+                'given apart. Give a list of images, or a stream of {"image": ..., "boxes": [...]}.'
+            )
+        parts = {name: value if hasattr(value, "__len__") else list(value) for name, value in parts.items()}
+        for name, value in parts.items():
+            if len(value) != len(images):
+                raise ValueError(
+                    f"{name} has {len(value)} entries, but there are {len(images)} images. Give one list for "
+                    "each image, an empty one where there are no regions."
+                )
+        if not len(images):
+            return []
+        entries = (
+            _join(image, dict(zip(parts, own, strict=True)))
+            for image, *own in zip(images, *parts.values(), strict=True)
+        )
+        # Several workers can read from a list. The images of a column need not all be in memory.
+        return list(super().__call__(list(entries) if is_list else entries, **kwargs))
 
     def save_pretrained(self, save_directory, **kwargs):
         """Save the model, its processor and their code, so that the folder loads without geoalign_hf."""
@@ -36,16 +108,18 @@ class GeoAlignCLIPPipeline(Pipeline):
         self.processor.save_pretrained(save_directory, **kwargs)
 
     def _embed_concepts(self, labels, templates) -> torch.Tensor:
-        """Embed concepts. The result is kept for further calls with the same words."""
+        """Embed concepts. The result is kept for further calls with the same words and weights."""
         if not labels:
             raise ValueError("no candidate_labels are given. Pass a list of at least one concept.")
-        key = (tuple(labels), None if templates is None else tuple(templates))
-        if key not in self._concept_embeds:
+        words = (tuple(labels), None if templates is None else tuple(templates))
+        known_words, known_weights, embeds = self._concepts
+        if words != known_words or describe_text_weights(self.model) != known_weights:
             options = {} if templates is None else {"templates": templates}
             tokens = self.processor.tokenize_concepts(list(labels), **options).to(self.device)
+            embeds = self.model.embed_concepts(**tokens)
             # Only the last set of words is kept: a service with ever new concepts must not grow for ever.
-            self._concept_embeds = {key: self.model.embed_concepts(**tokens)}
-        return self._concept_embeds[key]
+            self._concepts = words, describe_text_weights(self.model), embeds
+        return embeds
 
 
 class ZeroShotRegionClassificationPipeline(GeoAlignCLIPPipeline):
@@ -72,11 +146,12 @@ class ZeroShotRegionClassificationPipeline(GeoAlignCLIPPipeline):
         """Score every region of every image against every candidate label.
 
         Args:
-            images: one image (PIL image, array, path or URL), a list of them, or an iterable of
-                `{"image": ..., "boxes": [...]}` (or `"quads"`, `"masks"`), which is read as a stream.
+            images: one image (PIL image, array, path or URL), a list of them or a column of a dataset, or an
+                iterable of `{"image": ..., "boxes": [...]}` (or `"quads"`, `"masks"`), such as a dataset or a
+                generator, which is read as a stream.
             boxes: the boxes of one image, or for a list of images one list of boxes per image. A box is xyxy
                 in pixels of the image as given.
-            candidate_labels: concepts to choose from: a list, a string with commas between the concepts, or a
+            candidate_labels: concepts to choose from: any iterable, a string with commas between them, or a
                 `geoalign_hf.ConceptBank` of this model, whose embeddings are used as they are.
             quads: oriented boxes instead of boxes, four corners x, y each.
             masks: masks instead of boxes, arrays of the height and width of the image.
@@ -104,18 +179,7 @@ class ZeroShotRegionClassificationPipeline(GeoAlignCLIPPipeline):
         given = {form: regions for form, regions in given.items() if regions is not None}
         if len(given) > 1:
             raise ValueError(f"regions are given as {' and '.join(given)}. Give one form in a call.")
-        if not given:
-            return super().__call__(images, **kwargs)
-        ((form, regions),) = given.items()
-        if not isinstance(images, (list, tuple)):
-            return super().__call__({"image": images, form: regions}, **kwargs)
-        if len(regions) != len(images):
-            raise ValueError(
-                f"{form} are given for {len(regions)} images, but there are {len(images)} images. "
-                "Give one list per image, an empty one where there are no regions."
-            )
-        pairs = [{"image": image, form: part} for image, part in zip(images, regions, strict=True)]
-        return super().__call__(pairs, **kwargs)
+        return self._answer(images, given, **kwargs)
 
     def _sanitize_parameters(
         self,
@@ -139,27 +203,29 @@ class ZeroShotRegionClassificationPipeline(GeoAlignCLIPPipeline):
             templates = [hypothesis_template]
         labels = candidate_concepts if candidate_labels is None else candidate_labels
         bank_embeds = getattr(labels, "embeds", None)
-        if bank_embeds is not None:
-            if templates is not None:
-                raise ValueError("a bank of concepts already has its templates. Give no templates with it.")
-            labels = list(labels.concepts)
-        if isinstance(labels, str):
-            labels = [label.strip() for label in labels.split(",") if label.strip()]
+        if labels is None:  # then a call uses those of the construction
+            bank_embeds = getattr(self, "_forward_params", {}).get("bank_embeds")
+        if bank_embeds is not None and templates is not None:
+            raise ValueError("a bank of concepts already has its templates. Give no templates with it.")
+        if labels is not None:
+            labels = list_labels(getattr(labels, "concepts", labels))
         if labels is not None and len(set(map(str, labels))) < len(labels):
             raise ValueError(f"candidate_labels has a name twice: {list(labels)}. Give every name once.")
         if top_k is not None and (not isinstance(top_k, int) or top_k < 1):
             raise ValueError(f"top_k is {top_k!r}; it must be a whole number, 1 or more.")
-        forward = {"labels": labels, "templates": templates, "bank_embeds": bank_embeds}
+        forward = {"labels": labels, "templates": templates}
         post = {"labels": labels, "top_k": top_k}
-        return (
-            {key: value for key, value in kwargs.items() if value is not None},
-            {key: value for key, value in forward.items() if value is not None},
-            {key: value for key, value in post.items() if value is not None},
-        )
+        steps = [
+            {key: value for key, value in step.items() if value is not None}
+            for step in (kwargs, forward, post)
+        ]
+        if labels is not None:
+            steps[1]["bank_embeds"] = bank_embeds  # None too: it replaces the bank of the construction
+        return tuple(steps)
 
     def preprocess(self, inputs, **image_options):
         """Read an image and bring its regions into the frame of `pixel_values`."""
-        forms = [form for form in FORMS if form in inputs] if isinstance(inputs, dict) else []
+        forms = [form for form in FORMS if inputs.get(form) is not None] if isinstance(inputs, dict) else []
         if len(forms) != 1 or "image" not in inputs:
             found = sorted(inputs) if isinstance(inputs, dict) else type(inputs).__name__
             raise ValueError(
@@ -170,8 +236,7 @@ class ZeroShotRegionClassificationPipeline(GeoAlignCLIPPipeline):
         (image,) = load_images([inputs["image"]], fallback=self.processor.image_rule, **image_options)
         if self.model.config.region_view == "window":
             checked = self.processor.check_regions(form, inputs[form], image.size, form)
-            regions = list(checked if form == "masks" else inputs[form])
-            batch = {"views": self._prepare_windows(image, regions, form)}
+            batch = {"views": self._prepare_windows(image, list(checked), form)}
         else:
             options: dict[str, Any] = {form: [inputs[form]], "return_tensors": "pt"}
             batch = self.processor(images=[image], **options)

@@ -9,23 +9,35 @@ from PIL import Image
 from .regions_geoalign_clip import quads_to_xyxy
 
 
+def cut_box(box: list[float], size: tuple[int, int]) -> list[float]:
+    """Cut a box (xyxy pixels) at the edge of an image of this width and height.
+
+    Example:
+        >>> cut_box([-5, 2, 10, 90], (300, 80))
+        [0, 2, 10, 80]
+    """
+    return [min(max(number, 0), limit) for number, limit in zip(box, (*size, *size), strict=True)]
+
+
 def find_window(box: list[float], size: tuple[int, int], context: float) -> tuple[int, int, int, int]:
-    """Choose a square around a box, moved or cut so that it lies inside the image.
+    """Choose a square around the part of a box in the image, moved or cut so that it lies inside the image.
 
     Args:
-        box: xyxy, pixels of the image as given.
+        box: xyxy, pixels of the image as given. What is outside the image is cut first.
         size: (width, height) of the image.
         context: side of the square as a multiple of the longer side of the box.
 
     Returns:
-        xyxy, whole pixels.
+        xyxy, whole pixels. For a box beside the image it is the nearest place.
 
     Example:
         >>> find_window([100, 60, 120, 70], (300, 200), 3.0)
         (80, 35, 140, 95)
+        >>> find_window([-500, 60, 20, 70], (300, 200), 3.0)
+        (0, 35, 60, 95)
     """
-    x0, y0, x1, y1 = box
-    side = context * max(x1 - x0, y1 - y0)
+    x0, y0, x1, y1 = cut_box(box, size)
+    side = context * max(x1 - x0, y1 - y0) or 1.0
     window = []
     for low, high, length in ((x0, x1, size[0]), (y0, y1, size[1])):
         extent = min(side, length)

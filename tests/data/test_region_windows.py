@@ -57,12 +57,13 @@ def test_a_region_at_the_border_stays_in_its_window_at_every_angle(box, processo
         processor(images=[window["image"]], quads=[window["quads"]], return_tensors="pt")
 
 
-def test_a_window_without_chance_is_the_window_of_inference():
-    row = paint_row([(100, 60, 132, 80)])
+@pytest.mark.parametrize("box", [(100, 60, 132, 80), (-90, 60, 32, 80)], ids=["inside", "reaching outside"])
+def test_a_window_without_chance_is_the_window_of_inference(box):
+    row = paint_row([box])
     window = view(row, 0, size=64, min_context=2.0, max_context=2.0, **PLAIN)
     (expected,), (box,) = cut_windows(row["image"], row["boxes"], 2.0)
     assert window["image"].size == expected.size == (64, 64)
-    assert window["boxes"][0] == pytest.approx(box)
+    assert window["boxes"][0] == pytest.approx(box.clamp(0, 64))
     differences = np.abs(np.asarray(window["image"], int) - np.asarray(expected, int))
     assert differences.max() <= 1
 

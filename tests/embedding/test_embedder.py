@@ -337,6 +337,14 @@ def test_windows_are_those_worked_out_by_hand():
     assert find_window([10, 10, 110, 60], (300, 200), 3.0) == (0, 0, 300, 200)  # cut to the image
 
 
+def test_the_window_of_a_box_that_reaches_outside_is_that_of_the_part_inside():
+    assert find_window([-90, 10, 20, 30], (300, 200), 2.0) == find_window([0, 10, 20, 30], (300, 200), 2.0)
+    assert find_window([280, 190, 999, 400], (300, 200), 2.0) == (260, 160, 300, 200)
+    for beside in ([-90, -50, -9, -2], [400, 300, 410, 310]):  # a scene's regions may be there
+        left, top, right, bottom = find_window(beside, (300, 200), 2.0)
+        assert 0 <= left < right <= 300 and 0 <= top < bottom <= 200
+
+
 # State
 
 

@@ -2,13 +2,15 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from refusals import refuses
 from transformers import OwlViTConfig, OwlViTForObjectDetection, OwlViTImageProcessorPil, pipeline
 from transformers.pipelines.zero_shot_object_detection import ZeroShotObjectDetectionPipeline
 
-from geoalign_hf import Embedder, GeoAlignCLIPDetectionPipeline
+from geoalign_hf import ConceptBank, Embedder, GeoAlignCLIPDetectionPipeline
 from geoalign_hf.model.detection_geoalign_clip import build_vocabulary, list_windows, score_labels
 from geoalign_hf.model.processing_geoalign_clip import CONCEPT_TEMPLATES
 
@@ -93,6 +95,31 @@ def test_one_image_lists_batches_and_streams_answer_alike(detect_in, toy_rows):
     }
     for way, answers in ways.items():
         assert answers == alone, way
+
+
+def test_datasets_iterators_columns_and_other_iterables_are_taken(detect, toy_rows):
+    rows = [
+        {"image": row["image"], "boxes": row["boxes"], "candidate_labels": LABELS} for row in toy_rows[:3]
+    ]
+    few = Dataset.from_list(rows)
+    images, boxes, options = few["image"][:], few["boxes"][:], {"threshold": 0.05}
+    expected = detect(images, LABELS, boxes=boxes, **options)
+    assert detect(few["image"], LABELS, boxes=few["boxes"], **options) == expected
+    assert detect(tuple(images), candidate_labels=few["candidate_labels"], boxes=boxes, **options) == expected
+    for stream in (few, iter(rows), map(dict, rows), few.to_iterable_dataset()):
+        answers = detect(stream, **options)
+        assert not isinstance(answers, list) and list(answers) == expected
+    for labels in (np.array(LABELS), iter(LABELS), dict.fromkeys(LABELS).keys(), tuple(LABELS)):
+        assert detect(images, labels, boxes=boxes, **options) == expected
+        assert detect([rows[0] | {"candidate_labels": tuple(LABELS)}], **options) == expected[:1]
+    windows = detect(images, LABELS)
+    assert list(detect(iter(images), candidate_labels=LABELS)) == windows
+    assert list(detect(few["image"], candidate_labels=LABELS)) == windows
+    assert detect([], LABELS) == detect([], LABELS, boxes=[]) == []
+    with refuses("generator", "boxes"):
+        detect((image for image in images), LABELS, boxes=boxes)
+    with refuses("candidate_labels is a ConceptBank"):
+        detect(images[0], ConceptBank(LABELS, torch.ones(2, 32)))
 
 
 def test_a_threshold_and_top_k_keep_the_best(detect, toy_rows):

@@ -5,14 +5,16 @@ import re
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from datasets import Dataset
+from refusals import refuses
 from transformers import AutoModel, AutoProcessor, CLIPModel, CLIPProcessor, pipeline
 
+from geoalign_hf import GeoAlignCLIPDetectionPipeline
 from geoalign_hf.embedding.concept_bank import ConceptBank
 from geoalign_hf.embedding.embedder import Embedder
 from geoalign_hf.model import pipeline_geoalign_clip
 from geoalign_hf.model.processing_geoalign_clip import CONCEPT_TEMPLATES
-from geoalign_hf.model.regions_geoalign_clip import xyxy_to_quads
+from geoalign_hf.model.regions_geoalign_clip import check_boxes, xyxy_to_quads
 
 TASK = "zero-shot-region-classification"
 CONCEPTS = ["airplane", "ship", "storage tank"]
@@ -65,6 +67,43 @@ def test_a_model_of_windows_is_given_the_window_around_each_box(built, toy_rows,
             assert [scores[concept] for concept in CONCEPTS] == pytest.approx(wanted, abs=1e-5)
 
 
+@pytest.mark.parametrize("view", ["image", "window"])
+@pytest.mark.parametrize("form", ["boxes", "quads"])
+def test_a_region_that_reaches_outside_has_one_score_everywhere(model, processor, toy_rows, view, form):
+    """The region pipeline, the detection pipeline and the embedder; the part inside has the same score."""
+    model.config.region_view = view
+    image, boxes = toy_rows[0]["image"], [[-300.0, 10.0, 30.0, 40.0], [40.0, 40.0, 500.0, 500.0]]
+    inside = check_boxes(torch.tensor(boxes), *image.size)
+    named = {"boxes": boxes, "quads": xyxy_to_quads(torch.tensor(boxes)).tolist()}
+    cut = {"boxes": inside.tolist(), "quads": xyxy_to_quads(inside).tolist()}
+    classify = pipeline(TASK, model=model, processor=processor)
+    answers = {
+        "as given": classify(image, **{form: named[form]}, candidate_labels=CONCEPTS),
+        "inside": classify(image, **{form: cut[form]}, candidate_labels=CONCEPTS),
+    }
+    found = {
+        name: [{entry["label"]: entry["score"] for entry in region} for region in answer]
+        for name, answer in answers.items()
+    }
+    detect = GeoAlignCLIPDetectionPipeline(model=model, processor=processor)
+    options = {"background_labels": [], "threshold": 0, "max_iou": 1, "candidate_labels": CONCEPTS}
+    if form == "boxes":
+        found["detection"] = [
+            {entry["label"]: entry["score"] for entry in detect(image, boxes=[box], **options)}
+            for box in boxes
+        ]
+    embedder = Embedder(model, processor)
+    cosines = (
+        embedder.embed_regions([{"image": image} | named], form=form)
+        @ embedder.embed_concepts(CONCEPTS, CONCEPT_TEMPLATES).T
+    )
+    scores = (cosines * model.region_scale().detach()).softmax(dim=-1).tolist()
+    found["embedder"] = [dict(zip(CONCEPTS, region, strict=True)) for region in scores]
+    for name, regions in found.items():
+        for region, expected in zip(regions, found["inside"], strict=True):
+            assert region == pytest.approx(expected, abs=1e-5), name
+
+
 def test_no_more_windows_are_held_than_one_pass_takes(built, toy_rows, tmp_path, monkeypatch):
     model, processor = built
     model.save_pretrained(tmp_path)
@@ -108,6 +147,74 @@ def test_one_image_many_images_batches_and_streams_answer_alike(classify, toy_ro
                 assert [entry["box"] for entry in entries] == [entry["box"] for entry in wanted]
                 found = {entry["label"]: entry["score"] for entry in entries}
                 assert found == pytest.approx({entry["label"]: entry["score"] for entry in wanted}, abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def few(toy_rows):
+    """A dataset of three images and their boxes, with an empty column of quads."""
+    rows = [{"image": row["image"], "boxes": row["boxes"], "quads": None} for row in toy_rows[:3]]
+    return Dataset.from_list(rows)
+
+
+def test_columns_and_arrays_are_read_as_lists_and_datasets_and_iterators_as_streams(classify, few):
+    options = {"candidate_labels": CONCEPTS}
+    images, boxes = few["image"][:], few["boxes"][:]
+    expected = classify(images, boxes=boxes, **options)
+    rows = [{"image": image, "boxes": part} for image, part in zip(images, boxes, strict=True)]
+    array = np.empty(3, dtype=object)
+    array[:] = images
+    for name, lists in {
+        "columns": (few["image"], few["boxes"]),
+        "a tuple": (tuple(images), tuple(boxes)),
+        "an array of objects, and a generator of boxes": (array, (part for part in boxes)),
+    }.items():
+        answers = classify(lists[0], boxes=lists[1], **options)
+        assert isinstance(answers, list) and answers == expected, name
+    for name, stream in {
+        "an iterator": iter(rows),
+        "a map": map(dict, rows),
+        "a dataset": few,
+        "an iterable dataset": few.to_iterable_dataset(),
+    }.items():
+        answers = classify(stream, **options)
+        assert not isinstance(answers, list) and list(answers) == expected, name
+    assert classify(tuple(rows), **options) == expected
+    assert [classify(few[0], **options)] == [classify(few.select([0])[0], **options)] == expected[:1]
+    stack = np.stack([np.asarray(image.resize((64, 64))) for image in images])
+    found = classify(stack, boxes=[[[0, 0, 30, 30]]] * 3, **options)
+    assert found == classify(list(stack), boxes=[[[0, 0, 30, 30]]] * 3, **options)
+
+
+def test_no_images_give_no_answers(classify):
+    for nothing in ([], (), np.zeros((0, 8, 8, 3))):
+        assert classify(nothing, boxes=[], candidate_labels=CONCEPTS) == []
+    assert classify([], candidate_labels=CONCEPTS) == []
+    assert list(classify(iter([]), candidate_labels=CONCEPTS)) == []
+
+
+def test_boxes_apart_from_a_stream_of_images_are_refused(classify, toy_rows):
+    images = (row["image"] for row in toy_rows[:2])
+    with refuses("generator", "boxes", "list of images", '{"image": ...'):
+        classify(images, boxes=[[], []], candidate_labels=CONCEPTS)
+
+
+@pytest.mark.parametrize(
+    "make", [tuple, np.array, iter, dict.fromkeys, lambda names: dict.fromkeys(names).keys(), ",".join]
+)
+def test_labels_are_any_iterable(classify, toy_rows, make):
+    row = toy_rows[0]
+    expected = classify(row["image"], boxes=row["boxes"], candidate_labels=CONCEPTS)
+    assert classify(row["image"], boxes=row["boxes"], candidate_labels=make(CONCEPTS)) == expected
+    made_once = pipeline(
+        TASK, model=classify.model, processor=classify.processor, candidate_labels=make(CONCEPTS)
+    )
+    for _ in range(2):
+        assert made_once(row["image"], boxes=row["boxes"]) == expected
+
+
+def test_labels_that_are_no_words_are_refused(classify, toy_rows):
+    with refuses("candidate_labels is a int", "list of words"):
+        classify(toy_rows[0]["image"], boxes=[], candidate_labels=3)
 
 
 def test_top_k_keeps_the_best(classify, toy_rows):
@@ -184,21 +291,6 @@ def test_the_task_of_a_saved_model_is_inferred_as_without_the_package(folder):
     assert pipeline(model=str(folder)).task == TASK
 
 
-def test_concepts_are_embedded_once_for_all_images_and_calls(classify, toy_rows, monkeypatch):
-    calls = []
-    embed_concepts = type(classify.model).embed_concepts
-
-    def count(self, *args, **kwargs):
-        calls.append(kwargs["input_ids"].shape)
-        return embed_concepts(self, *args, **kwargs)
-
-    monkeypatch.setattr(type(classify.model), "embed_concepts", count)
-    images, boxes = [row["image"] for row in toy_rows], [row["boxes"] for row in toy_rows]
-    for _ in range(2):
-        classify(images, boxes=boxes, candidate_concepts=["pier", "road"])
-    assert [shape[0] for shape in calls] == [2]
-
-
 @pytest.mark.parametrize(
     "inputs, message",
     [
@@ -229,8 +321,8 @@ def test_a_call_that_cannot_be_answered_is_refused(classify, toy_rows, inputs, m
 
 def test_boxes_for_another_number_of_images_are_refused(classify, toy_rows):
     message = (
-        "boxes are given for 1 images, but there are 2 images. "
-        "Give one list per image, an empty one where there are no regions."
+        "boxes has 1 entries, but there are 2 images. "
+        "Give one list for each image, an empty one where there are no regions."
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         classify([toy_rows[0]["image"]] * 2, boxes=[[]], candidate_concepts=CONCEPTS)
@@ -278,36 +370,37 @@ def test_a_bank_of_another_width_or_with_templates_is_refused(classify, toy_rows
         classify(**inputs, candidate_labels=ConceptBank(CONCEPTS, torch.ones(3, width)), templates=["{}"])
 
 
-def test_cached_texts_give_the_same_answers_and_are_encoded_once(folder, toy_rows, monkeypatch):
-    classify = pipeline("zero-shot-image-classification", model=str(folder))
-    images, model = [row["image"] for row in toy_rows[:3]], classify.model
-    expected = [classify(images, candidate_labels=labels) for labels in (CONCEPTS, ["road", "ship"])]
-    calls, encode = [], model.get_text_features
+def test_labels_of_a_call_replace_those_of_the_construction_whatever_their_kind(built, toy_rows):
+    """Words or a bank, with or without templates."""
+    row, model, processor = toy_rows[0], *built
+    words, template = ["road", "pier"], {"templates": ["a photo of a {}."]}
+    bank, other_bank = (ConceptBank.build(model, processor, names) for names in (CONCEPTS, words))
+    plain = pipeline(TASK, model=model, processor=processor)
 
-    def count(*args, **kwargs):
-        calls.append(args)
-        return encode(*args, **kwargs)
+    def classify(construction: dict, **call):
+        pipe = pipeline(TASK, model=model, processor=processor, **construction)
+        return pipe(row["image"], boxes=row["boxes"], **call)
 
-    monkeypatch.setattr(model, "get_text_features", count)
-    model.cache_texts()
-    assert [classify(images, candidate_labels=labels) for labels in (CONCEPTS, ["road", "ship"])] == expected
-    assert len(calls) == 2
-    model.cache_texts(False)
-    classify(images, candidate_labels=CONCEPTS)
-    assert len(calls) == 5
-
-
-def test_cached_texts_do_not_outlive_a_call_with_gradients(model, processor):
-    inputs = processor(images=Image.new("RGB", (64, 64)), text=["a ship"], return_tensors="pt")
-    model.cache_texts()
-    with torch.no_grad():
-        before = model(**inputs).text_embeds
-    model(**inputs)
-    with torch.no_grad():
-        for parameter in model.text_model.parameters():
-            parameter.mul_(1.1)
-        after = model(**inputs).text_embeds
-    assert not torch.allclose(before, after)
+    for labels in (bank, CONCEPTS):
+        for call in (
+            {"candidate_labels": words},
+            {"candidate_labels": words, **template},
+            {"candidate_concepts": other_bank},
+        ):
+            expected = plain(row["image"], boxes=row["boxes"], **call)
+            assert classify({"candidate_labels": labels}, **call) == expected
+    # Templates of the construction are for words; those of a call need words.
+    expected = plain(row["image"], boxes=row["boxes"], candidate_labels=bank)
+    assert classify({"candidate_labels": bank}) == expected
+    assert classify(template, candidate_labels=bank) == expected
+    assert classify(template | {"candidate_labels": words}, candidate_labels=bank) == expected
+    expected = plain(row["image"], boxes=row["boxes"], candidate_labels=CONCEPTS, **template)
+    assert classify(template, candidate_labels=CONCEPTS) == expected
+    assert classify({"candidate_labels": CONCEPTS}, **template) == expected
+    with refuses("bank", "templates"):
+        classify({"candidate_labels": bank}, **template)
+    with refuses("no candidate_labels"):
+        classify({"candidate_labels": bank}, candidate_labels=[])
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
