@@ -2,7 +2,7 @@
 
     python examples/quickstart.py
 
-Runs offline in about six minutes on two cores. Prints how many boxes of unseen scenes are named
+Runs offline, in two to six minutes on two cores. Prints how many boxes of unseen scenes are named
 correctly, and leaves in `outputs/quickstart/`: `final/`, a model folder that could be pushed to the Hub,
 `curves.png`, `quickstart.json` with the numbers, `scene.png`, an unseen scene to try the model on, and
 `quickstart.png`, a picture of what the model says.
