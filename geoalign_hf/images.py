@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -200,15 +201,16 @@ def sample_to_row(sample: Mapping) -> dict:
     return {**sample, "image": image, "boxes": boxes}
 
 
-def check_image_list(images) -> None:
+def check_image_list(images: Any) -> None:
     """Refuse a single image where many are expected: iterating over an array would give strips of it.
 
     Raises:
         ValueError: with what was found.
     """
-    is_array = getattr(images, "ndim", 4) in (2, 3)
+    shape = tuple(getattr(images, "shape", ()))
+    is_array = len(shape) in (2, 3)
     if is_array or isinstance(images, (str, Path, bytes, Image.Image, Mapping)):
-        found = f"an array of the shape {tuple(images.shape)}" if is_array else f"{images!r:.80}"
+        found = f"an array of the shape {shape}" if is_array else f"{images!r:.80}"
         raise ValueError(f"Expected a list of images, but found {found}. Give a list, also of one image.")
 
 

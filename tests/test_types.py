@@ -12,7 +12,7 @@ import geoalign_hf
 
 ROOT = Path(__file__).parents[1]
 USAGE = Path(__file__).with_name("typed_usage.py")
-CEILING = 170  # errors in the package; most are attributes that transformers does not type. Only lower it.
+CEILING = 167  # errors in the package; most are attributes that transformers does not type. Only lower it.
 
 
 def count_errors(*paths: Path) -> tuple[int, str]:

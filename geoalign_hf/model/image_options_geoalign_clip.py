@@ -26,29 +26,28 @@ class ReaderNeeded(ValueError):
 def read_by_rule(read, rule: tuple, fallback: dict | None) -> Image.Image:
     """Read an image by the options that are given and, where it needs others, by the fallback.
 
-    The fallback's scale holds for all images of more than 8 bits, as in training. Only floats from 0 to 1 can
-    be read without it; where its limits go beyond 1, they are in another unit, and become 0 to 255. The
+    The fallback's scale holds for all images of more than 8 bits, as in training. There is one exception:
+    where its limits go beyond 1, floats from 0 to 1 have another unit, and are multiplied by 255. The
     fallback's bands hold for images that cannot be read without a choice.
 
     Args:
         read: function of `stretch`, `limits` and `bands`, which raises `OptionNeeded` or `ReaderNeeded`.
-        rule: dictionary of these three, or None in their place.
+        rule: the options that are given, or None in the place of each.
         fallback: rule for an image that cannot be read without one, see `read_image`.
 
     Raises:
         ValueError: in place of both.
     """
-    fallback = fallback or {}
-    limits = fallback.get("limits")
-    is_same_unit = limits is None or max(limits) <= 1
+    (stretch, limits, bands), fallback = rule, fallback or {}
+    is_same_unit = max(fallback.get("limits") or (0,)) <= 1
     scale = {name: fallback.get(name) for name in ("stretch", "limits")} if is_same_unit else {}
     try:
         try:
-            return read(*merge_options(*rule, scale))
+            return read(*merge_options(stretch, limits, bands, scale))
         except OptionNeeded:
             if not fallback:
                 raise
-        return read(*merge_options(*rule, fallback))
+        return read(*merge_options(stretch, limits, bands, fallback))
     except (OptionNeeded, ReaderNeeded) as error:
         raise ValueError(str(error)) from error
 
