@@ -1,6 +1,6 @@
 """Measures our way and a peer's way of every piece of work, and how the cost of each grows.
 
-    OMP_NUM_THREADS=1 python examples/benchmarks/run_all.py            # about ten minutes on two cores
+    OMP_NUM_THREADS=1 python examples/benchmarks/run_all.py            # three to eight minutes on one core
     python examples/benchmarks/run_all.py --device cuda                # larger sizes and a ViT-B/16 in bf16
 
 Ours and the peer's take turns, so that other work on the machine slows both. A benchmark fails if their

@@ -71,8 +71,8 @@ def read_image(
             `PIL.Image.MAX_IMAGE_PIXELS`.
         timeout: longest silence of a server in seconds; None means 60.
         layout: `channels_first` or `channels_last`, for arrays whose shape is ambiguous.
-        fallback: `stretch`, `limits` and `bands` for an image that cannot be read without them. What is given
-            directly replaces them.
+        fallback: `stretch`, `limits` and `bands` of a model, see `read_by_rule`. What is given directly
+            replaces them.
         draft_side: smallest side, in pixels, to which a JPEG file may be reduced by decoding it at 1/2, 1/4
             or 1/8 of its size. `get_full_size` returns the size of the file. None decodes all pixels.
 

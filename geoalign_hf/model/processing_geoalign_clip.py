@@ -41,8 +41,9 @@ class GeoAlignCLIPProcessor(ProcessorMixin):
         tokenizer: a CLIP tokenizer.
         patch_size: side of a patch of the model in pixels. With it, masks are returned with one number per
             patch, which is all that the model uses; None returns one number per pixel.
-        image_rule: the `stretch`, `limits` and `bands` with which the images of the training were read. They
-            are used for an image that cannot be read without them, if a call does not give others.
+        image_rule: the `stretch`, `limits` and `bands` with which the images of the training were read. If a
+            call gives no others, the scale is used for all images of more than 8 bits (but floats from 0 to 1
+            are multiplied by 255 where `limits` go beyond 1), and `bands` for images that need a choice.
     """
 
     _auto_class = "AutoProcessor"
