@@ -25,7 +25,7 @@ from .model.image_options_geoalign_clip import (
     merge_options,
     read_by_rule,
 )
-from .model.images_geoalign_clip import read_once, to_rgb
+from .model.images_geoalign_clip import is_single, read_once, to_rgb
 from .options import option
 
 try:
@@ -207,10 +207,9 @@ def check_image_list(images: Any) -> None:
     Raises:
         ValueError: with what was found.
     """
-    shape = tuple(getattr(images, "shape", ()))
-    is_array = len(shape) in (2, 3)
-    if is_array or isinstance(images, (str, Path, bytes, Image.Image, Mapping)):
-        found = f"an array of the shape {shape}" if is_array else f"{images!r:.80}"
+    if is_single(images) or isinstance(images, Mapping):
+        shape = getattr(images, "shape", None)
+        found = f"{images!r:.80}" if shape is None else f"an array of the shape {tuple(shape)}"
         raise ValueError(f"Expected a list of images, but found {found}. Give a list, also of one image.")
 
 

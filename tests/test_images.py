@@ -183,6 +183,7 @@ def test_an_image_in_the_place_of_a_list_is_refused():
         "a.png",
         Path("a.png"),
         b"a",
+        bytearray(b"a"),
         {"image": 1},
     )
     for single in singles:

@@ -8,9 +8,9 @@ writes them. The model is trained on everything but the test images. Settings ar
 validation`, which trains on `train.json` alone and scores `validation.json`. Beside the model it scores
 histograms of gradients and colour with a linear SVM (`classical_baseline.py`) on the same boxes.
 
-The whole objective has its default weights, and its texts and hard negatives come from
-`geoalign_hf.dataset_builder`. `--objective concept` trains with the concept term alone. Both are also scored
-on hard negatives (accuracy in balanced pairs, chance 50 %) and retrieval (mean recall) of the test images.
+Training uses all terms of the objective with their default weights. Texts and hard negatives come from
+`geoalign_hf.dataset_builder`. `--objective concept` uses the concept term alone. Models of both kinds are
+also scored on hard negatives (accuracy in balanced pairs, chance 50 %) and on retrieval (mean recall).
 
 Prints micro and macro top-1 as mean and standard deviation over the seeds, and writes `seed_*.json`,
 `baseline.json`, `table.md`, and one model folder per seed. Seeds that are complete are not trained again, and

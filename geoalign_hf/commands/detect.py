@@ -148,7 +148,7 @@ class DetectionTaskOptions:
 
 
 def check_sources(rows: Dataset) -> None:
-    """Check that rows can be told apart by their sources, so that each finds its own proposals.
+    """Check that every row is a whole image with a source of its own, by which its proposals are found.
 
     Raises:
         ValueError: If a row has no source, is only a part of it, or shares it with another row.

@@ -106,6 +106,11 @@ def read_once(
     return _convert_array(image, name, stretch, limits, bands, layout)
 
 
+def is_single(images) -> bool:
+    """Whether an argument is one image: a path, a file, a PIL image, or an array of 2 or 3 dimensions."""
+    return isinstance(images, (*FILES, Image.Image)) or getattr(images, "ndim", 4) in (2, 3)
+
+
 def load_images(images, do_rescale: bool = True, layout=None, **options) -> list[Image.Image]:
     """Read one image or many as 8-bit RGB.
 
@@ -122,7 +127,7 @@ def load_images(images, do_rescale: bool = True, layout=None, **options) -> list
     Raises:
         ValueError: with the image's index or path, if there is no image or one cannot be read.
     """
-    if isinstance(images, (*FILES, Image.Image)) or getattr(images, "ndim", 4) in (2, 3):
+    if is_single(images):
         images = [images]
     elif not hasattr(images, "__iter__"):
         raise ValueError(f"images is a {type(images).__name__}. Give an image or a list of images.")

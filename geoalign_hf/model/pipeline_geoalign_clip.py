@@ -5,11 +5,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from PIL import Image
 from torch.utils.data import Dataset
 from transformers import Pipeline
 
-from .images_geoalign_clip import FILES, load_images
+from .images_geoalign_clip import is_single, load_images
 from .processing_geoalign_clip import GeoAlignCLIPProcessor
 from .text_cache_geoalign_clip import describe_text_weights
 from .views_geoalign_clip import cut_windows
@@ -21,7 +20,7 @@ WINDOWS_PER_PASS = 64
 
 def is_many(images) -> bool:
     """Whether an argument is several images: a list, a column of a dataset, a stream, or an array of them."""
-    if isinstance(images, (*FILES, Mapping, Image.Image)):
+    if is_single(images) or isinstance(images, Mapping):
         return False
     if hasattr(images, "ndim"):
         return images.ndim in (1, 4)

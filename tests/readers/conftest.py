@@ -1,7 +1,10 @@
 """Two images of 20 x 10 pixels, a.png and b.png, that annotations refer to."""
 
 import pytest
+from call_counts import CountedKey
 from PIL import Image
+
+from geoalign_hf.readers import base
 
 
 @pytest.fixture
@@ -23,3 +26,10 @@ def draw():
         return path
 
     return save
+
+
+@pytest.fixture
+def counted_keys(monkeypatch):
+    """Let the search for repeated regions be seen by `count_calls`."""
+    identify = base._identify
+    monkeypatch.setattr(base, "_identify", lambda *region: CountedKey(identify(*region)))
